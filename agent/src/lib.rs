@@ -1,0 +1,2 @@
+//! Warden: a sidecar for unmodified Patroni on ZooKeeper behind HAProxy.
+pub mod watch;

@@ -1,0 +1,2 @@
+//! Turns the world into events.
+pub mod zookeeper;
