@@ -1,0 +1,517 @@
+//! Everything that can happen: a closed enum, produced by `watch/`, applied to the view.
+//!
+//! These are Warden's own types. Patroni's JSON, znodes and HAProxy's text are turned into them in
+//! `watch/`, where a value nobody has heard of becomes `Unknown` rather than an error.
+
+use crate::fact::{Reading, Source};
+use crate::types::{AgentName, Lsn, MemberName, Moment, SessionId, SystemId, Timeline, UnixMillis, Zxid};
+use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+/// Something that happened, and when it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// When the question was asked (an answer is as old as its question).
+    pub at: Moment,
+    /// What happened.
+    pub event: Event,
+}
+
+/// What can happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Time passed.
+    Tick,
+    /// A ZooKeeper session began.
+    SessionStarted(Session),
+    /// The ZooKeeper session is gone, or can no longer be trusted.
+    SessionLost {
+        /// Short, from a closed set, used as a metric label.
+        reason: &'static str,
+        /// For people.
+        detail: String,
+    },
+    /// One whole pass over the tree: everything read before is confirmed as of `at`.
+    TreeRead {
+        /// Round trip of one read.
+        latency: Duration,
+    },
+    /// A znode of Patroni's tree was read.
+    Znode(Znode),
+    /// A linearizable read of the leader znode ended.
+    Barrier(Barrier),
+    /// Another agent's znode (or our own, read back).
+    Agent {
+        /// Whose.
+        name: AgentName,
+        /// What it says.
+        record: Reading<AgentRecord>,
+    },
+    /// Another agent runs under our name, at this address.
+    NameTaken {
+        /// The other's address.
+        by: String,
+    },
+    /// A member's Patroni was asked.
+    Patroni {
+        /// Which member's.
+        member: MemberName,
+        /// What it answered.
+        answer: PatroniAnswer,
+    },
+    /// A member's PostgreSQL was asked.
+    Postgres {
+        /// Which member's.
+        member: MemberName,
+        /// By the socket or over TCP.
+        via: Source,
+        /// What it answered.
+        answer: PostgresAnswer,
+    },
+    /// What the alive lock of the local Patroni says.
+    AliveLock(AliveLock),
+    /// HAProxy's runtime socket was asked.
+    Haproxy(HaproxyAnswer),
+    /// An action was started.
+    Started(Started),
+}
+
+/// An action whose start the view has to remember, so that it is not started again at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Started {
+    /// A barrier read was asked for.
+    Verification,
+    /// This was handed over to be written to our own znode.
+    Announcement(Box<AgentRecord>),
+}
+
+/// A ZooKeeper session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Its id.
+    pub id: SessionId,
+    /// The server it is connected to, name and address.
+    pub server: String,
+    /// The timeout we asked for (Patroni's ttl).
+    pub requested: Duration,
+    /// The timeout the server granted.
+    pub negotiated: Duration,
+}
+
+/// A znode of Patroni's tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Znode {
+    /// `leader`.
+    Leader(Reading<LeaderKey>),
+    /// `config`.
+    Config(Reading<ClusterConfig>),
+    /// `sync`.
+    Sync(Reading<SyncState>),
+    /// `status`: the leader's position when it last wrote it.
+    Status(Reading<Lsn>),
+    /// `history`: the timeline that the last entry ended.
+    History(Reading<Timeline>),
+    /// `failover`: a switchover or failover was asked for.
+    Failover(Reading<FailoverRequest>),
+    /// `failsafe`: the members that a leader without ZooKeeper would ask.
+    Failsafe(Reading<BTreeSet<MemberName>>),
+    /// `initialize`: the cluster's system identifier; empty while it is being bootstrapped.
+    Initialize(Reading<SystemId>),
+    /// `members/<name>`.
+    Member(MemberName, Reading<MemberRecord>),
+}
+
+/// The leader znode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaderKey {
+    /// Who holds it.
+    pub holder: MemberName,
+    /// The transaction that created it.
+    pub czxid: Zxid,
+    /// The transaction that last changed it.
+    pub mzxid: Zxid,
+    /// The session that owns it.
+    pub owner: SessionId,
+    /// When it was created, by ZooKeeper's clock.
+    pub created: UnixMillis,
+}
+
+/// How a barrier read ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Barrier {
+    /// The leader znode as it was at some moment between `Observed::at` and `finished`.
+    Verified {
+        /// What it said.
+        leader: Reading<LeaderKey>,
+        /// In which session.
+        session: SessionId,
+        /// When the answer was there.
+        finished: Moment,
+    },
+    /// Nothing is known; the text says why.
+    Unknown(String),
+}
+
+/// Patroni's dynamic configuration, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// Lease of the leader key.
+    pub ttl: Duration,
+    /// Longest pause between two runs of Patroni's HA loop.
+    pub loop_wait: Duration,
+    /// How long Patroni retries ZooKeeper and PostgreSQL before it demotes.
+    pub retry_timeout: Duration,
+    /// Maintenance mode: Patroni holds still, and so does Warden.
+    pub pause: bool,
+    /// The leader may go on without ZooKeeper while all members answer it.
+    pub failsafe_mode: bool,
+    /// Commits wait for a standby.
+    pub synchronous_mode: bool,
+    /// The whole cluster follows another one.
+    pub standby_cluster: bool,
+}
+
+/// The `sync` znode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyncState {
+    /// The leader that wrote it.
+    pub leader: Option<MemberName>,
+    /// The synchronous (or quorum) standbys.
+    pub standbys: BTreeSet<MemberName>,
+    /// Quorum commit: how many of the standbys have to confirm; 0 for plain synchronous mode.
+    pub quorum: u32,
+}
+
+/// The `failover` znode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailoverRequest {
+    /// The leader to leave; absent for a failover without one.
+    pub leader: Option<MemberName>,
+    /// The member to go to; absent where any will do.
+    pub candidate: Option<MemberName>,
+    /// Scheduled for later.
+    pub scheduled: bool,
+}
+
+/// A member's own znode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberRecord {
+    /// PostgreSQL's host, from `conn_url`.
+    pub host: Option<String>,
+    /// PostgreSQL's port, from `conn_url`.
+    pub port: Option<u16>,
+    /// Patroni's REST API, without path, from `api_url`.
+    pub api: Option<String>,
+    /// What Patroni last wrote there.
+    pub role: Role,
+    /// What Patroni last wrote there.
+    pub state: State,
+    /// Its timeline.
+    pub timeline: Option<Timeline>,
+    /// Its position.
+    pub lsn: Option<Lsn>,
+    /// Patroni's version.
+    pub version: Option<String>,
+}
+
+/// A member's role. `master` (Patroni 3.x) and `primary` (4.x) are one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Takes writes.
+    Primary,
+    /// Leads a cluster that follows another one.
+    StandbyLeader,
+    /// Follows, asynchronously.
+    Replica,
+    /// Follows; commits wait for it.
+    SyncStandby,
+    /// Follows; one of those of which commits wait for some.
+    QuorumStandby,
+    /// Was primary and has been taken out of it.
+    Demoted,
+    /// Has no data directory yet.
+    Uninitialized,
+    /// Not said, or not understood.
+    Unknown,
+}
+
+impl Role {
+    /// The name shown to people and in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::StandbyLeader => "standby_leader",
+            Self::Replica => "replica",
+            Self::SyncStandby => "sync_standby",
+            Self::QuorumStandby => "quorum_standby",
+            Self::Demoted => "demoted",
+            Self::Uninitialized => "uninitialized",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Whether a member in this role leads its cluster.
+    pub const fn leads(self) -> bool {
+        matches!(self, Self::Primary | Self::StandbyLeader)
+    }
+}
+
+/// What Patroni says its PostgreSQL is doing (`PostgresqlState` in Patroni, plus the replication states).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)] // each says what it is
+pub enum State {
+    Initializing,
+    InitFailed,
+    CustomBootstrap,
+    CustomBootstrapFailed,
+    CreatingReplica,
+    Running,
+    Streaming,
+    InArchiveRecovery,
+    Starting,
+    BootstrapStarting,
+    StartFailed,
+    Restarting,
+    RestartFailed,
+    Stopping,
+    Stopped,
+    StopFailed,
+    Crashed,
+    Unknown,
+}
+
+impl State {
+    /// Patroni's own words, which are also what is shown.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Initializing => "initializing new cluster",
+            Self::InitFailed => "initdb failed",
+            Self::CustomBootstrap => "running custom bootstrap script",
+            Self::CustomBootstrapFailed => "custom bootstrap failed",
+            Self::CreatingReplica => "creating replica",
+            Self::Running => "running",
+            Self::Streaming => "streaming",
+            Self::InArchiveRecovery => "in archive recovery",
+            Self::Starting => "starting",
+            Self::BootstrapStarting => "starting after custom bootstrap",
+            Self::StartFailed => "start failed",
+            Self::Restarting => "restarting",
+            Self::RestartFailed => "restart failed",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::StopFailed => "stop failed",
+            Self::Crashed => "crashed",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Every state, so that text can be looked up.
+    pub const ALL: [Self; 18] = [
+        Self::Initializing,
+        Self::InitFailed,
+        Self::CustomBootstrap,
+        Self::CustomBootstrapFailed,
+        Self::CreatingReplica,
+        Self::Running,
+        Self::Streaming,
+        Self::InArchiveRecovery,
+        Self::Starting,
+        Self::BootstrapStarting,
+        Self::StartFailed,
+        Self::Restarting,
+        Self::RestartFailed,
+        Self::Stopping,
+        Self::Stopped,
+        Self::StopFailed,
+        Self::Crashed,
+        Self::Unknown,
+    ];
+
+    /// The state that Patroni calls `text`; [`State::Unknown`] for anything else.
+    pub fn from_patroni(text: &str) -> Self {
+        Self::ALL.into_iter().find(|state| state.as_str() == text).unwrap_or(Self::Unknown)
+    }
+}
+
+/// How a Patroni answered. Refused, silent and answering are three different facts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PatroniAnswer {
+    /// It answered, with this.
+    Answering(PatroniStatus),
+    /// Its host answered that nobody listens.
+    Refused(String),
+    /// No answer within the limit, or no way to its host.
+    Silent(String),
+    /// It answered something that cannot be used (not JSON, TLS trouble, another cluster's Patroni).
+    Unusable(String),
+}
+
+/// What `GET /patroni` said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PatroniStatus {
+    /// PostgreSQL's state.
+    pub state: State,
+    /// The member's role.
+    pub role: Role,
+    /// From a query that PostgreSQL answered for this very request: out of recovery or not.
+    /// `None` where Patroni could not ask it.
+    pub writable: Option<bool>,
+    /// Its timeline.
+    pub timeline: Option<Timeline>,
+    /// Written (primary) or replayed (standby) up to here.
+    pub lsn: Option<Lsn>,
+    /// The server's system identifier.
+    pub system_id: Option<SystemId>,
+    /// Maintenance mode, as this Patroni sees it.
+    pub pause: bool,
+    /// The leader goes on without ZooKeeper.
+    pub failsafe_active: bool,
+    /// No leader key, as this Patroni sees it.
+    pub cluster_unlocked: bool,
+    /// Whether the HA loop turns, from `GET /liveness`; `None` where that was not answered.
+    pub loop_turns: Option<bool>,
+    /// Patroni's last contact with ZooKeeper, by its own clock.
+    pub dcs_last_seen: Option<UnixMillis>,
+    /// Patroni's version.
+    pub version: Option<String>,
+}
+
+/// How a PostgreSQL answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PostgresAnswer {
+    /// Out of recovery: takes writes.
+    Writable(Server),
+    /// In recovery: refuses writes.
+    InRecovery(Server),
+    /// Nobody listens, or the server turns sessions away (starting up, shutting down).
+    Refused(String),
+    /// No answer within the limit, or no way to its host.
+    Silent(String),
+    /// It answers, but not to us (authentication, too many connections): nothing is known.
+    Unknown(String),
+}
+
+impl PostgresAnswer {
+    /// The name shown to people and in JSON.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Writable(_) => "writable",
+            Self::InRecovery(_) => "in_recovery",
+            Self::Refused(_) => "refused",
+            Self::Silent(_) => "silent",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+
+    /// What the server told, if it did.
+    pub const fn server(&self) -> Option<&Server> {
+        match self {
+            Self::Writable(server) | Self::InRecovery(server) => Some(server),
+            Self::Refused(_) | Self::Silent(_) | Self::Unknown(_) => None,
+        }
+    }
+
+    /// Why it told nothing, if it did not.
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Writable(_) | Self::InRecovery(_) => None,
+            Self::Refused(why) | Self::Silent(why) | Self::Unknown(why) => Some(why),
+        }
+    }
+}
+
+/// What a PostgreSQL server tells about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Server {
+    /// Its timeline (the one it receives, in recovery).
+    pub timeline: Option<Timeline>,
+    /// Written (primary) or replayed (standby) up to here.
+    pub lsn: Option<Lsn>,
+    /// Its system identifier.
+    pub system_id: Option<SystemId>,
+    /// Its archiver; `None` where it archives nothing or did not say.
+    pub archiver: Option<Archiver>,
+}
+
+/// `pg_stat_archiver`.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Archiver {
+    /// Segments archived since the statistics were reset.
+    pub archived: i64,
+    /// Failures since then.
+    pub failed: i64,
+    /// The segment that fails now: the last attempt failed, and nothing has been archived since.
+    pub failing: Option<String>,
+}
+
+/// What the alive lock says about the local Patroni.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AliveLock {
+    /// Somebody holds it.
+    Alive,
+    /// Nobody holds it: the process that held it is gone.
+    Gone,
+    /// Not configured, no such file, replaced; the text says which.
+    Unknown(String),
+}
+
+impl AliveLock {
+    /// The name shown to people and in JSON.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Gone => "gone",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+}
+
+/// How HAProxy's runtime socket answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HaproxyAnswer {
+    /// The servers of the write backend.
+    Servers(Vec<HaproxyServer>),
+    /// No answer that can be used; the text says why.
+    Unusable(String),
+}
+
+/// A server of HAProxy's write backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HaproxyServer {
+    /// Its name in HAProxy's configuration.
+    pub name: String,
+    /// `host:port` as HAProxy has resolved it.
+    pub address: String,
+    /// The member at that address; `None` if no member is there.
+    pub member: Option<MemberName>,
+    /// HAProxy's word: UP, DOWN, MAINT, ...
+    pub status: String,
+    /// Takes new connections.
+    pub up: bool,
+    /// Sessions open now.
+    pub sessions: u64,
+}
+
+/// What an agent says of itself and of its neighbour in its znode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentRecord {
+    /// Its version.
+    pub version: String,
+    /// Its roles, `node` and `router`.
+    pub roles: Vec<String>,
+    /// Where its HTTP API answers, `host:port`.
+    pub address: String,
+    /// The member it stands beside.
+    pub member: Option<MemberName>,
+    /// Whom it takes for the leader.
+    pub leader: Option<MemberName>,
+    /// Its neighbour's PostgreSQL, and how old that was when it wrote it.
+    pub postgres: Option<(PostgresAnswer, Duration)>,
+    /// Its neighbour's alive lock.
+    pub alive_lock: Option<AliveLock>,
+    /// Its neighbour's HAProxy, and how old that was when it wrote it.
+    pub haproxy: Option<(HaproxyAnswer, Duration)>,
+}

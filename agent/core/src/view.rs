@@ -1,0 +1,331 @@
+//! What is believed: the newest fact of each kind, with its source and age.
+//!
+//! [`View::apply`] is the only way in. It keeps what was said and when; it draws no conclusions: those are
+//! [`crate::assess`]'s. A fact is never replaced by one that was asked for earlier.
+
+use crate::event::{
+    AgentRecord, AliveLock, Barrier, ClusterConfig, Event, FailoverRequest, HaproxyAnswer, LeaderKey, MemberRecord,
+    Observed, PatroniAnswer, PostgresAnswer, Session, Started, SyncState, Znode,
+};
+use crate::fact::{Fact, Reading, Source};
+use crate::types::{AgentName, Lsn, MemberName, Moment, SystemId, Timeline};
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+/// How long a member without a znode stays in the view after its last sign of life.
+///
+/// A frozen Patroni loses its member znode while its PostgreSQL may go on taking writes: forgetting the
+/// member at once would hide the very thing that has to be seen. Twice the usual ttl.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+
+/// Who we are; fixed for the life of the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Patroni's scope.
+    pub scope: String,
+    /// Our own name.
+    pub agent: AgentName,
+    /// The member we stand beside, if any.
+    pub member: Option<MemberName>,
+    /// Our roles, `node` and `router`.
+    pub roles: Vec<String>,
+    /// Where our HTTP API answers, `host:port`.
+    pub address: String,
+    /// Our version.
+    pub version: String,
+    /// Whether an alive lock is configured.
+    pub has_alive_lock: bool,
+    /// The timeout asked of ZooKeeper until Patroni's configuration has been read.
+    pub session_timeout: Duration,
+}
+
+/// The connection to ZooKeeper.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// No session yet.
+    Never,
+    /// In this session since `since`.
+    Connected {
+        /// The session.
+        session: Session,
+        /// When it began.
+        since: Moment,
+    },
+    /// The last session is over.
+    Lost {
+        /// For people.
+        detail: String,
+        /// When it was lost.
+        since: Moment,
+    },
+}
+
+/// A finished barrier read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verification {
+    /// What the leader znode said.
+    pub leader: Reading<LeaderKey>,
+    /// The session it was read in.
+    pub session: crate::types::SessionId,
+    /// When it was asked for.
+    pub started: Moment,
+    /// When the answer was there: the leader was so at some moment between the two.
+    pub finished: Moment,
+}
+
+/// What is believed of one member.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Member {
+    /// Its znode.
+    pub record: Option<Fact<Reading<MemberRecord>>>,
+    /// The newest znode that could be read: where to find it when the znode is gone.
+    pub last_record: Option<MemberRecord>,
+    /// How its Patroni answered us last.
+    pub patroni: Option<Fact<PatroniAnswer>>,
+    /// Since when its Patroni has not been answering, if it is not.
+    pub patroni_away_since: Option<Moment>,
+    /// How its PostgreSQL answered us last.
+    pub postgres: Option<Fact<PostgresAnswer>>,
+    /// When anything of it last showed life.
+    pub alive_at: Option<Moment>,
+}
+
+/// The cluster's other znodes.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[allow(missing_docs)] // named after the znodes, see `event::Znode`
+pub struct Cluster {
+    pub config: Option<Fact<Reading<ClusterConfig>>>,
+    pub sync: Option<Fact<Reading<SyncState>>>,
+    pub status: Option<Fact<Reading<Lsn>>>,
+    pub history: Option<Fact<Reading<Timeline>>>,
+    pub failover: Option<Fact<Reading<FailoverRequest>>>,
+    pub failsafe: Option<Fact<Reading<BTreeSet<MemberName>>>>,
+    pub initialize: Option<Fact<Reading<SystemId>>>,
+}
+
+impl Cluster {
+    /// Patroni's dynamic configuration, where it could be read.
+    pub fn config(&self) -> Option<&ClusterConfig> {
+        self.config.as_ref()?.value.present()
+    }
+}
+
+/// Everything believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Who we are.
+    pub identity: Identity,
+    /// The connection to ZooKeeper.
+    pub link: Link,
+    /// When the tree was last read as a whole in the present session; older facts from it are as of then.
+    pub tree_read: Option<Moment>,
+    /// Round trip of a read, as last measured.
+    pub latency: Option<Duration>,
+    /// The leader znode, from whichever read was asked for last.
+    pub leader: Option<Fact<Reading<LeaderKey>>>,
+    /// When the view took the present value of `leader`.
+    pub leader_changed: Option<Moment>,
+    /// The newest barrier read of the present session.
+    pub verified: Option<Verification>,
+    /// Why the newest barrier read failed, if it did.
+    pub barrier_failed: Option<Fact<String>>,
+    /// The cluster's other znodes.
+    pub cluster: Cluster,
+    /// The members, by name.
+    pub members: BTreeMap<MemberName, Member>,
+    /// The agents' znodes, by name.
+    pub agents: BTreeMap<AgentName, Fact<Reading<AgentRecord>>>,
+    /// The local Patroni's alive lock.
+    pub alive_lock: Option<Fact<AliveLock>>,
+    /// The local HAProxy.
+    pub haproxy: Option<Fact<HaproxyAnswer>>,
+    /// Another agent runs under our name, at this address.
+    pub name_taken: Option<Fact<String>>,
+    /// When a barrier read was last asked for.
+    pub verification_asked: Option<Moment>,
+    /// What was last written to our own znode, and when.
+    pub announced: Option<(Box<AgentRecord>, Moment)>,
+}
+
+impl View {
+    /// The view of an agent that has just started: it knows who it is and nothing else.
+    pub fn new(identity: Identity) -> Self {
+        let members = identity.member.iter().map(|name| (name.clone(), Member::default())).collect();
+        Self {
+            identity,
+            link: Link::Never,
+            tree_read: None,
+            latency: None,
+            leader: None,
+            leader_changed: None,
+            verified: None,
+            barrier_failed: None,
+            cluster: Cluster::default(),
+            members,
+            agents: BTreeMap::new(),
+            alive_lock: None,
+            haproxy: None,
+            name_taken: None,
+            verification_asked: None,
+            announced: None,
+        }
+    }
+
+    /// The present session, if there is one.
+    pub const fn session(&self) -> Option<&Session> {
+        match &self.link {
+            Link::Connected { session, .. } => Some(session),
+            Link::Never | Link::Lost { .. } => None,
+        }
+    }
+
+    /// Takes in something that happened. `now` is when it is taken in, `observed.at` when it was asked for.
+    pub fn apply(&mut self, observed: Observed, now: Moment) {
+        let at = observed.at;
+        match observed.event {
+            Event::Tick => self.forget_the_departed(now),
+            Event::SessionStarted(session) => {
+                self.link = Link::Connected { session, since: at };
+                self.tree_read = None;
+                self.verified = None;
+                self.barrier_failed = None;
+                self.verification_asked = None;
+                self.name_taken = None;
+                self.announced = None;
+            }
+            Event::SessionLost { detail, .. } => {
+                self.link = Link::Lost { detail, since: at };
+                self.verified = None;
+                self.verification_asked = None;
+            }
+            Event::TreeRead { latency } => {
+                self.latency = Some(latency);
+                self.tree_read = Some(at);
+                self.settle_the_absent(at);
+            }
+            Event::Znode(znode) => self.apply_znode(znode, at, now),
+            Event::Barrier(barrier) => self.apply_barrier(barrier, at, now),
+            Event::Agent { name, record } => match record {
+                Reading::Absent => {
+                    self.agents.remove(&name);
+                }
+                record => {
+                    self.agents.insert(name, Fact::new(record, Source::ZooKeeper, at));
+                }
+            },
+            Event::NameTaken { by } => self.name_taken = Some(Fact::new(by, Source::ZooKeeper, at)),
+            Event::Patroni { member, answer } => {
+                let member = self.members.entry(member).or_default();
+                if matches!(answer, PatroniAnswer::Answering(_)) {
+                    member.alive_at = Some(at);
+                    member.patroni_away_since = None;
+                } else if member.patroni_away_since.is_none() {
+                    member.patroni_away_since = Some(at);
+                }
+                replace(&mut member.patroni, Fact::new(answer, Source::Patroni, at));
+            }
+            Event::Postgres { member, via, answer } => {
+                let member = self.members.entry(member).or_default();
+                if answer.server().is_some() {
+                    member.alive_at = Some(at);
+                }
+                replace(&mut member.postgres, Fact::new(answer, via, at));
+            }
+            Event::AliveLock(lock) => replace(&mut self.alive_lock, Fact::new(lock, Source::AliveLock, at)),
+            Event::Haproxy(answer) => replace(&mut self.haproxy, Fact::new(answer, Source::Haproxy, at)),
+            Event::Started(Started::Verification) => self.verification_asked = Some(at),
+            Event::Started(Started::Announcement(record)) => self.announced = Some((record, at)),
+        }
+    }
+
+    fn apply_znode(&mut self, znode: Znode, at: Moment, now: Moment) {
+        let source = Source::ZooKeeper;
+        match znode {
+            Znode::Leader(reading) => self.take_leader(Fact::new(reading, source, at), now),
+            Znode::Config(reading) => replace(&mut self.cluster.config, Fact::new(reading, source, at)),
+            Znode::Sync(reading) => replace(&mut self.cluster.sync, Fact::new(reading, source, at)),
+            Znode::Status(reading) => replace(&mut self.cluster.status, Fact::new(reading, source, at)),
+            Znode::History(reading) => replace(&mut self.cluster.history, Fact::new(reading, source, at)),
+            Znode::Failover(reading) => replace(&mut self.cluster.failover, Fact::new(reading, source, at)),
+            Znode::Failsafe(reading) => replace(&mut self.cluster.failsafe, Fact::new(reading, source, at)),
+            Znode::Initialize(reading) => replace(&mut self.cluster.initialize, Fact::new(reading, source, at)),
+            Znode::Member(name, reading) => {
+                let member = self.members.entry(name).or_default();
+                if let Some(record) = reading.present() {
+                    member.alive_at = Some(at);
+                    member.last_record = Some(record.clone());
+                }
+                replace(&mut member.record, Fact::new(reading, source, at));
+            }
+        }
+    }
+
+    fn apply_barrier(&mut self, barrier: Barrier, at: Moment, now: Moment) {
+        match barrier {
+            Barrier::Verified { leader, session, finished } => {
+                // A result that crossed a change of session proves nothing in the new one.
+                if self.session().is_none_or(|current| current.id != session) {
+                    return;
+                }
+                self.take_leader(Fact::new(leader.clone(), Source::Barrier, at), now);
+                if self.verified.as_ref().is_none_or(|known| known.started <= at) {
+                    self.verified = Some(Verification { leader, session, started: at, finished });
+                    self.barrier_failed = None;
+                }
+            }
+            Barrier::Unknown(why) => replace(&mut self.barrier_failed, Fact::new(why, Source::Barrier, at)),
+        }
+    }
+
+    fn take_leader(&mut self, fact: Fact<Reading<LeaderKey>>, now: Moment) {
+        let same = self.leader.as_ref().is_some_and(|known| known.value == fact.value);
+        let newer = self.leader.as_ref().is_none_or(|known| known.at <= fact.at);
+        if newer {
+            self.leader = Some(fact);
+            if !same {
+                self.leader_changed = Some(now);
+            }
+        }
+    }
+
+    /// A whole pass has been read: members and agents that a former session knew and this one did not
+    /// mention are gone.
+    fn settle_the_absent(&mut self, at: Moment) {
+        let Link::Connected { since, .. } = &self.link else { return };
+        let since = *since;
+        for member in self.members.values_mut() {
+            if member.record.as_ref().is_none_or(|record| record.at < since) {
+                member.record = Some(Fact::new(Reading::Absent, Source::ZooKeeper, at));
+            }
+        }
+        self.agents.retain(|_, record| record.at >= since);
+    }
+
+    fn forget_the_departed(&mut self, now: Moment) {
+        let own = self.identity.member.clone();
+        let agents = &self.agents;
+        self.members.retain(|name, member| {
+            let has_znode = member.record.as_ref().is_none_or(|record| record.value != Reading::Absent);
+            let has_agent = agents
+                .values()
+                .filter_map(|agent| agent.value.present())
+                .any(|agent| agent.member.as_ref() == Some(name));
+            let showed_life = member.alive_at.is_some_and(|at| now.since(at) <= FORGET_AFTER);
+            own.as_ref() == Some(name) || has_znode || has_agent || showed_life
+        });
+    }
+}
+
+/// Puts `new` in place of `old` unless it was asked for earlier.
+fn replace<T>(old: &mut Option<Fact<T>>, new: Fact<T>) {
+    if old.as_ref().is_none_or(|old| old.at <= new.at) {
+        *old = Some(new);
+    }
+}
+
+#[cfg(test)]
+#[path = "view_tests.rs"]
+mod tests;

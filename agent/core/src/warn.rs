@@ -1,0 +1,383 @@
+//! What a person should know: warnings in plain words, each with a code that does not change.
+//!
+//! A warning states a fact that is wrong or unknown, never a guess. Codes are an interface: they are
+//! listed in [`CODES`], documented in the README of the status command, and used as metric labels.
+
+use crate::assess::{self, Leader, MemberTruth, PROBE_LIMIT, seconds};
+use crate::event::{AgentRecord, AliveLock, HaproxyAnswer, PatroniAnswer, PostgresAnswer, Role};
+use crate::fact::Reading;
+use crate::types::{MemberName, Moment};
+use crate::view::{Link, View};
+use alloc::string::{String, ToString};
+use alloc::{format, vec::Vec};
+use core::time::Duration;
+
+/// Something a person should know.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Warning {
+    /// One of [`CODES`].
+    pub code: &'static str,
+    /// The member it is about, if it is about one.
+    pub member: Option<MemberName>,
+    /// In plain words.
+    pub message: String,
+}
+
+/// Every code, with what it means. The order is that of the README.
+pub const CODES: &[(&str, &str)] = &[
+    ("zookeeper_lost", "this agent has no ZooKeeper session; what it shows of the tree is as last read"),
+    ("leader_unverified", "ZooKeeper is connected, but a linearizable read failed"),
+    ("znode_unreadable", "a znode is there but cannot be understood"),
+    ("no_leader", "nobody holds the leader key"),
+    ("leader_not_writable", "the holder of the leader key takes no writes"),
+    ("writable_without_leader_key", "a member takes writes but does not hold the leader key"),
+    ("several_writable", "more than one member takes writes"),
+    ("member_key_missing", "a member shows life but has no znode"),
+    ("patroni_silent", "a member's Patroni does not answer"),
+    ("patroni_refused", "nobody listens on the port of a member's Patroni"),
+    ("patroni_unusable", "a member's Patroni answers something that cannot be used"),
+    ("patroni_loop_late", "a member's Patroni answers but its HA loop does not turn"),
+    ("failsafe_active", "the leader goes on without ZooKeeper (failsafe mode)"),
+    ("postgres_silent", "a member's PostgreSQL does not answer"),
+    ("postgres_refused", "a member's PostgreSQL refuses connections"),
+    ("postgres_unknown", "a member's PostgreSQL answers, but not to Warden"),
+    ("system_identifier_differs", "a member's PostgreSQL does not belong to this cluster"),
+    ("timeline_differs", "a standby is not on the leader's timeline"),
+    ("archiver_failing", "a member's archive_command fails"),
+    ("no_synchronous_standby", "synchronous mode without a synchronous standby: a crash now can lose commits"),
+    ("alive_lock_free", "Patroni answers but does not hold the alive lock"),
+    ("alive_lock_unknown", "the alive lock cannot be read"),
+    ("paused", "the cluster is in maintenance mode"),
+    ("timing_impossible", "loop_wait + 2 * retry_timeout is more than ttl"),
+    ("session_timeout_differs", "ZooKeeper grants another session timeout than Patroni's ttl"),
+    ("agent_missing", "no agent answers for a member"),
+    ("agent_stale", "an agent's znode is there but is not written any more"),
+    ("agent_name_taken", "another agent runs under this agent's name"),
+    ("haproxy_unusable", "HAProxy's runtime socket does not answer"),
+    ("haproxy_no_server", "HAProxy has no server for writes"),
+    ("haproxy_wrong_server", "HAProxy sends writes to a member that is not the leader"),
+    ("haproxy_unknown_address", "HAProxy sends writes to an address that is no member's"),
+];
+
+/// An agent that has not written its znode for this long is called stale: five of its rounds.
+const STALE_AGENT: Duration = Duration::from_secs(10);
+
+/// All warnings, those about the whole cluster first, then by member.
+pub fn warnings(view: &View, now: Moment, asked: Option<Moment>) -> Vec<Warning> {
+    let mut list = List(Vec::new());
+    let leader = assess::leader(view, now, asked);
+    let members = assess::members(view, now);
+    zookeeper(view, &leader, now, &mut list);
+    cluster(view, &leader, &members, &mut list);
+    for member in &members {
+        leadership(view, &leader, member, &mut list);
+        patroni(view, member, now, &mut list);
+        postgres(view, &leader, &members, member, &mut list);
+        agent(view, member, &mut list);
+    }
+    haproxy(view, &leader, now, &mut list);
+    list.0
+}
+
+struct List(Vec<Warning>);
+
+impl List {
+    fn about_all(&mut self, code: &'static str, message: String) {
+        self.0.push(Warning { code, member: None, message });
+    }
+
+    fn about(&mut self, code: &'static str, member: &MemberName, message: String) {
+        self.0.push(Warning { code, member: Some(member.clone()), message });
+    }
+}
+
+fn zookeeper(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
+    match &view.link {
+        Link::Never => list.about_all("zookeeper_lost", "no ZooKeeper session yet".to_string()),
+        Link::Lost { detail, since } => list.about_all(
+            "zookeeper_lost",
+            format!("no ZooKeeper session for {}: {detail}", seconds(now.since(*since))),
+        ),
+        Link::Connected { session, .. } => {
+            if let (false, Some(why)) = (leader.verified, &leader.why_unverified) {
+                list.about_all("leader_unverified", format!("the leader could not be verified: {why}"));
+            }
+            if session.negotiated != session.requested {
+                list.about_all(
+                    "session_timeout_differs",
+                    format!(
+                        "ZooKeeper grants a session timeout of {} where Patroni's ttl is {}: the leader key lives \
+                         for the former; bring ttl between 2 and 20 times ZooKeeper's tickTime",
+                        seconds(session.negotiated),
+                        seconds(session.requested)
+                    ),
+                );
+            }
+        }
+    }
+    if let Some(taken) = &view.name_taken {
+        list.about_all(
+            "agent_name_taken",
+            format!(
+                "another agent runs as {} at {}: give one of them another name",
+                view.identity.agent, taken.value
+            ),
+        );
+    }
+}
+
+fn cluster(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], list: &mut List) {
+    for (name, why) in unreadable(view) {
+        list.about_all("znode_unreadable", format!("znode {name} cannot be understood: {why}"));
+    }
+    if view.session().is_some() && leader.reading == Some(&Reading::Absent) {
+        list.about_all("no_leader", "nobody holds the leader key".to_string());
+    }
+    let writable: Vec<&str> =
+        members.iter().filter(|member| member.writable == Some(true)).map(|member| member.name.as_str()).collect();
+    if writable.len() > 1 {
+        list.about_all("several_writable", format!("{} take writes at once", writable.join(" and ")));
+    }
+    let Some(config) = view.cluster.config() else { return };
+    if config.pause {
+        list.about_all("paused", "the cluster is in maintenance mode: Patroni and Warden hold still".to_string());
+    }
+    let needed = config.loop_wait + 2 * config.retry_timeout;
+    if needed > config.ttl {
+        list.about_all(
+            "timing_impossible",
+            format!(
+                "loop_wait + 2 * retry_timeout = {} is more than ttl = {}: raise ttl or lower the others",
+                seconds(needed),
+                seconds(config.ttl)
+            ),
+        );
+    }
+    let sync = view.cluster.sync.as_ref().map(|fact| &fact.value);
+    let unprotected = match sync {
+        Some(Reading::Present(sync)) => sync.standbys.is_empty(),
+        Some(Reading::Absent) => true,
+        Some(Reading::Unreadable(_)) | None => false,
+    };
+    if config.synchronous_mode && unprotected && members.len() > 1 {
+        list.about_all(
+            "no_synchronous_standby",
+            "no standby is synchronous: a crash of the primary now can lose commits".to_string(),
+        );
+    }
+}
+
+fn unreadable(view: &View) -> impl Iterator<Item = (String, &str)> {
+    fn of<'a, T>(name: &str, fact: Option<&'a crate::fact::Fact<Reading<T>>>) -> Option<(String, &'a str)> {
+        fact.and_then(|fact| fact.value.unreadable()).map(|why| (name.to_string(), why))
+    }
+    let cluster = &view.cluster;
+    let fixed = [
+        of("leader", view.leader.as_ref()),
+        of("config", cluster.config.as_ref()),
+        of("sync", cluster.sync.as_ref()),
+        of("status", cluster.status.as_ref()),
+        of("history", cluster.history.as_ref()),
+        of("failover", cluster.failover.as_ref()),
+        of("failsafe", cluster.failsafe.as_ref()),
+        of("initialize", cluster.initialize.as_ref()),
+    ];
+    let members =
+        view.members.iter().filter_map(|(name, member)| of(&format!("members/{name}"), member.record.as_ref()));
+    let agents = view.agents.iter().filter_map(|(name, fact)| of(&format!("agents/{name}"), Some(fact)));
+    fixed.into_iter().flatten().chain(members).chain(agents)
+}
+
+fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, list: &mut List) {
+    let name = member.name;
+    let holds = leader.holder() == Some(name);
+    // A key that cannot be read says nothing about who holds it.
+    let known = matches!(leader.reading, Some(Reading::Present(_) | Reading::Absent));
+    if member.writable == Some(true) && known && !holds {
+        let certainty = if leader.verified { "" } else { " (as last read)" };
+        let pause = if view.cluster.config().is_some_and(|config| config.pause) { "; the cluster is paused" } else { "" };
+        list.about(
+            "writable_without_leader_key",
+            name,
+            format!("{name} is writable but does not hold the leader key{certainty}{pause}"),
+        );
+    }
+    if holds && member.writable == Some(false) && member.role != Role::StandbyLeader {
+        let how = match member.postgres.as_ref().map(|fact| &fact.value) {
+            Some(PostgresAnswer::InRecovery(_)) => "its PostgreSQL is in recovery",
+            _ => "its PostgreSQL refuses connections",
+        };
+        list.about("leader_not_writable", name, format!("{name} holds the leader key but {how}"));
+    }
+    if member.has_znode == Some(false) {
+        list.about("member_key_missing", name, format!("{name} has no member key in ZooKeeper: its Patroni has no session"));
+    }
+}
+
+fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) {
+    let name = member.name;
+    let away = view.members.get(name).and_then(|member| member.patroni_away_since);
+    let lasting = away.map_or_else(String::new, |since| format!(" for {}", seconds(now.since(since))));
+    match member.patroni.map(|fact| &fact.value) {
+        Some(PatroniAnswer::Silent(why)) => {
+            list.about("patroni_silent", name, format!("Patroni of {name} has been silent{lasting}: {why}"));
+        }
+        Some(PatroniAnswer::Refused(why)) => {
+            list.about("patroni_refused", name, format!("Patroni of {name} refuses connections{lasting}: {why}"));
+        }
+        Some(PatroniAnswer::Unusable(why)) => {
+            list.about("patroni_unusable", name, format!("Patroni of {name} cannot be used: {why}"));
+        }
+        Some(PatroniAnswer::Answering(status)) => {
+            if status.loop_turns == Some(false) {
+                list.about(
+                    "patroni_loop_late",
+                    name,
+                    format!("Patroni of {name} answers but its HA loop does not turn: look at its log"),
+                );
+            }
+            if status.failsafe_active {
+                list.about(
+                    "failsafe_active",
+                    name,
+                    format!("{name} goes on without ZooKeeper in failsafe mode: bring ZooKeeper back"),
+                );
+            }
+            if member.alive_lock == Some(AliveLock::Gone) {
+                list.about(
+                    "alive_lock_free",
+                    name,
+                    format!(
+                        "Patroni of {name} answers but does not hold the alive lock: start it with flock --no-fork"
+                    ),
+                );
+            }
+        }
+        None => {}
+    }
+    if let Some(AliveLock::Unknown(why)) = &member.alive_lock {
+        let configured = view.identity.member.as_ref() != Some(name) || view.identity.has_alive_lock;
+        if configured {
+            list.about("alive_lock_unknown", name, format!("the alive lock of {name} cannot be read: {why}"));
+        }
+    }
+}
+
+fn postgres(
+    view: &View,
+    leader: &Leader<'_>,
+    members: &[MemberTruth<'_>],
+    member: &MemberTruth<'_>,
+    list: &mut List,
+) {
+    let name = member.name;
+    let Some(postgres) = &member.postgres else { return };
+    match &postgres.value {
+        PostgresAnswer::Silent(why) => {
+            list.about("postgres_silent", name, format!("PostgreSQL of {name} is silent: {why}"));
+        }
+        PostgresAnswer::Refused(why) => {
+            list.about("postgres_refused", name, format!("PostgreSQL of {name} refuses connections: {why}"));
+        }
+        PostgresAnswer::Unknown(why) => list.about(
+            "postgres_unknown",
+            name,
+            format!("PostgreSQL of {name} answers, but not to Warden: {why}"),
+        ),
+        PostgresAnswer::Writable(server) | PostgresAnswer::InRecovery(server) => {
+            let cluster_id = view.cluster.initialize.as_ref().and_then(|fact| fact.value.present());
+            if let (Some(id), Some(cluster_id)) = (server.system_id, cluster_id)
+                && id != *cluster_id
+            {
+                list.about(
+                    "system_identifier_differs",
+                    name,
+                    format!("{name} has system identifier {id}, the cluster has {cluster_id}: it is another database"),
+                );
+            }
+            if let Some(segment) = server.archiver.as_ref().and_then(|archiver| archiver.failing.as_ref()) {
+                list.about(
+                    "archiver_failing",
+                    name,
+                    format!("archive_command of {name} fails for {segment}: see its PostgreSQL log"),
+                );
+            }
+        }
+    }
+    let leaders = members.iter().find(|other| leader.holder() == Some(other.name)).and_then(|other| other.timeline);
+    if let (Some(own), Some(leaders)) = (member.timeline, leaders)
+        && own != leaders
+        && member.writable == Some(false)
+    {
+        list.about(
+            "timeline_differs",
+            name,
+            format!("{name} is on timeline {}, the leader on {}", own.0, leaders.0),
+        );
+    }
+}
+
+fn agent(view: &View, member: &MemberTruth<'_>, list: &mut List) {
+    // Our own znode proves nothing to ourselves; and without ZooKeeper nothing is known of the others.
+    let own = view.identity.member.as_ref() == Some(member.name);
+    if own || view.session().is_none() || view.tree_read.is_none() {
+        return;
+    }
+    let name = member.name;
+    match &member.agent {
+        None => list.about("agent_missing", name, format!("no Warden agent answers for {name}")),
+        Some((agent, age)) if *age > STALE_AGENT => {
+            list.about("agent_stale", name, format!("agent {agent} has written nothing for {}", seconds(*age)));
+        }
+        Some(_) => {}
+    }
+}
+
+fn haproxy(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
+    for router in assess::routers(view, now) {
+        let agent = router.agent;
+        let servers = match router.answer {
+            HaproxyAnswer::Unusable(why) => {
+                list.about_all("haproxy_unusable", format!("HAProxy beside {agent} cannot be asked: {why}"));
+                continue;
+            }
+            HaproxyAnswer::Servers(servers) => servers,
+        };
+        if router.age > assess::AGENT_LIMIT.max(PROBE_LIMIT) {
+            list.about_all(
+                "agent_stale",
+                format!("agent {agent} has said nothing of its HAProxy for {}", seconds(router.age)),
+            );
+            continue;
+        }
+        if !servers.iter().any(|server| server.up) {
+            list.about_all("haproxy_no_server", format!("HAProxy beside {agent} has no server for writes"));
+        }
+        for server in servers.iter().filter(|server| server.up) {
+            match (&server.member, leader.holder()) {
+                (Some(member), Some(holder)) if member != holder => list.about(
+                    "haproxy_wrong_server",
+                    member,
+                    format!("HAProxy beside {agent} sends writes to {member}, but {holder} is the leader"),
+                ),
+                (None, _) => list.about_all(
+                    "haproxy_unknown_address",
+                    format!(
+                        "HAProxy beside {agent} sends writes to {} at {}, which is no member's address",
+                        server.name, server.address
+                    ),
+                ),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Whether an agent's record can be counted on: there, readable and written lately.
+pub fn is_living(record: &crate::fact::Fact<Reading<AgentRecord>>, now: Moment) -> bool {
+    record.fresh(now, STALE_AGENT).is_some_and(|reading| reading.present().is_some())
+}
+
+#[cfg(test)]
+#[path = "warn_tests.rs"]
+mod tests;
