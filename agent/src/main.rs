@@ -1,1 +1,5 @@
-fn main() {}
+//! The `warden` command. Everything is in the library, so that tests can reach it.
+
+fn main() -> std::process::ExitCode {
+    warden::cli::main()
+}

@@ -3,7 +3,9 @@
 //! Several sources speak about the same thing (our own probe, the member's agent, its Patroni). The rules
 //! by which one of them is believed are here, and nowhere else.
 
-use crate::event::{AliveLock, HaproxyAnswer, LeaderKey, PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Server, State};
+use crate::event::{
+    AliveLock, HaproxyAnswer, LeaderKey, PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Server, State,
+};
 use crate::fact::{Fact, Reading, Source};
 use crate::types::{AgentName, Lsn, MemberName, Moment, Timeline};
 use crate::view::{Member, View};
@@ -53,10 +55,8 @@ impl<'a> Leader<'a> {
 pub fn leader(view: &View, now: Moment, asked: Option<Moment>) -> Leader<'_> {
     let earliest = asked.unwrap_or_else(|| Moment::new(now.since_start().saturating_sub(VERIFIED_LIMIT)));
     let session = view.session().map(|session| session.id);
-    let verification = view
-        .verified
-        .as_ref()
-        .filter(|known| session == Some(known.session) && known.started >= earliest);
+    let verification =
+        view.verified.as_ref().filter(|known| session == Some(known.session) && known.started >= earliest);
     if let Some(known) = verification {
         let unreadable = known.leader.unreadable();
         return Leader {
@@ -134,7 +134,13 @@ pub fn members(view: &View, now: Moment) -> Vec<MemberTruth<'_>> {
         .collect()
 }
 
-fn truth<'a>(view: &'a View, name: &'a MemberName, member: &'a Member, top: Option<Lsn>, now: Moment) -> MemberTruth<'a> {
+fn truth<'a>(
+    view: &'a View,
+    name: &'a MemberName,
+    member: &'a Member,
+    top: Option<Lsn>,
+    now: Moment,
+) -> MemberTruth<'a> {
     let postgres = postgres(view, name, member, now);
     let patroni = member.patroni.as_ref().filter(|fact| fact.age(now) <= PROBE_LIMIT);
     let status = patroni.and_then(|fact| status(&fact.value));
@@ -199,8 +205,7 @@ pub fn postgres(view: &View, name: &MemberName, member: &Member, now: Moment) ->
 fn heard_by_patroni(member: &Member, now: Moment) -> Option<Fact<PostgresAnswer>> {
     let fact = member.patroni.as_ref().filter(|fact| fact.age(now) <= PROBE_LIMIT)?;
     let status = status(&fact.value)?;
-    let server =
-        Server { timeline: status.timeline, lsn: status.lsn, system_id: status.system_id, archiver: None };
+    let server = Server { timeline: status.timeline, lsn: status.lsn, system_id: status.system_id, archiver: None };
     let answer = if status.writable? { PostgresAnswer::Writable(server) } else { PostgresAnswer::InRecovery(server) };
     Some(Fact::new(answer, Source::Patroni, fact.at))
 }
@@ -250,7 +255,13 @@ fn state(
     match (status, recorded) {
         (Some(status), _) => status.state,
         // The znode is Patroni's word from a time when it still answered: not to be repeated now.
-        (None, _) if asked => if runs { State::Running } else { State::Unknown },
+        (None, _) if asked => {
+            if runs {
+                State::Running
+            } else {
+                State::Unknown
+            }
+        }
         (None, Some(state)) => state,
         (None, None) => State::Unknown,
     }
@@ -265,10 +276,11 @@ fn alive_lock(view: &View, name: &MemberName, now: Moment) -> Option<AliveLock> 
 }
 
 /// The agent that stands beside `name`.
-fn agent_of<'a>(view: &'a View, name: &MemberName) -> Option<(&'a AgentName, &'a Fact<Reading<crate::event::AgentRecord>>)> {
-    view.agents
-        .iter()
-        .find(|(_, fact)| fact.value.present().is_some_and(|agent| agent.member.as_ref() == Some(name)))
+fn agent_of<'a>(
+    view: &'a View,
+    name: &MemberName,
+) -> Option<(&'a AgentName, &'a Fact<Reading<crate::event::AgentRecord>>)> {
+    view.agents.iter().find(|(_, fact)| fact.value.present().is_some_and(|agent| agent.member.as_ref() == Some(name)))
 }
 
 /// What is known of one HAProxy.

@@ -9,9 +9,9 @@ use crate::fact::Reading;
 use crate::types::Moment;
 use crate::view::{Link, View};
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use alloc::format;
 use core::time::Duration;
 
 /// What the operator leaves to us.
@@ -130,7 +130,9 @@ fn verification(view: &View, policy: &Policy, now: Moment) -> Due {
 
 fn announcement(view: &View, policy: &Policy, now: Moment) -> Due {
     let record = own_record(view, now);
-    let announce = |reason: &str, record| Due::Now(Step { action: Action::Announce(Box::new(record)), reason: reason.to_string() });
+    let announce = |reason: &str, record| {
+        Due::Now(Step { action: Action::Announce(Box::new(record)), reason: reason.to_string() })
+    };
     let Some((announced, at)) = &view.announced else { return announce("new session", record) };
     if now.since(*at) >= policy.announce_every {
         return announce("periodic", record);

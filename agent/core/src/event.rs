@@ -77,6 +77,13 @@ pub enum Event {
     Haproxy(HaproxyAnswer),
     /// An action was started.
     Started(Started),
+    /// One of the agent's own tasks failed; it is started again.
+    TaskFailed {
+        /// Which.
+        task: &'static str,
+        /// Why.
+        error: String,
+    },
 }
 
 /// An action whose start the view has to remember, so that it is not started again at once.

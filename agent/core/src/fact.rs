@@ -27,6 +27,8 @@ pub enum Source {
     Haproxy,
     /// The file that Patroni holds locked while it lives.
     AliveLock,
+    /// This agent itself.
+    Own,
 }
 
 impl Source {
@@ -41,6 +43,7 @@ impl Source {
             Self::Agent => "agent",
             Self::Haproxy => "haproxy",
             Self::AliveLock => "alive_lock",
+            Self::Own => "own",
         }
     }
 }

@@ -144,6 +144,8 @@ pub struct View {
     pub haproxy: Option<Fact<HaproxyAnswer>>,
     /// Another agent runs under our name, at this address.
     pub name_taken: Option<Fact<String>>,
+    /// Our own tasks that failed, each with its last error.
+    pub failed_tasks: BTreeMap<&'static str, Fact<String>>,
     /// When a barrier read was last asked for.
     pub verification_asked: Option<Moment>,
     /// What was last written to our own znode, and when.
@@ -169,6 +171,7 @@ impl View {
             alive_lock: None,
             haproxy: None,
             name_taken: None,
+            failed_tasks: BTreeMap::new(),
             verification_asked: None,
             announced: None,
         }
@@ -236,6 +239,9 @@ impl View {
             }
             Event::AliveLock(lock) => replace(&mut self.alive_lock, Fact::new(lock, Source::AliveLock, at)),
             Event::Haproxy(answer) => replace(&mut self.haproxy, Fact::new(answer, Source::Haproxy, at)),
+            Event::TaskFailed { task, error } => {
+                self.failed_tasks.insert(task, Fact::new(error, Source::Own, at));
+            }
             Event::Started(Started::Verification) => self.verification_asked = Some(at),
             Event::Started(Started::Announcement(record)) => self.announced = Some((record, at)),
         }

@@ -52,6 +52,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("session_timeout_differs", "ZooKeeper grants another session timeout than Patroni's ttl"),
     ("agent_missing", "no agent answers for a member"),
     ("agent_stale", "an agent's znode is there but is not written any more"),
+    ("agent_task_failed", "a task of this agent failed and was started again"),
     ("agent_name_taken", "another agent runs under this agent's name"),
     ("haproxy_unusable", "HAProxy's runtime socket does not answer"),
     ("haproxy_no_server", "HAProxy has no server for writes"),
@@ -61,6 +62,9 @@ pub const CODES: &[(&str, &str)] = &[
 
 /// An agent that has not written its znode for this long is called stale: five of its rounds.
 const STALE_AGENT: Duration = Duration::from_secs(10);
+
+/// A failed task is mentioned for this long.
+const RECENT_FAILURE: Duration = Duration::from_secs(60);
 
 /// All warnings, those about the whole cluster first, then by member.
 pub fn warnings(view: &View, now: Moment, asked: Option<Moment>) -> Vec<Warning> {
@@ -94,10 +98,8 @@ impl List {
 fn zookeeper(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
     match &view.link {
         Link::Never => list.about_all("zookeeper_lost", "no ZooKeeper session yet".to_string()),
-        Link::Lost { detail, since } => list.about_all(
-            "zookeeper_lost",
-            format!("no ZooKeeper session for {}: {detail}", seconds(now.since(*since))),
-        ),
+        Link::Lost { detail, since } => list
+            .about_all("zookeeper_lost", format!("no ZooKeeper session for {}: {detail}", seconds(now.since(*since)))),
         Link::Connected { session, .. } => {
             if let (false, Some(why)) = (leader.verified, &leader.why_unverified) {
                 list.about_all("leader_unverified", format!("the leader could not be verified: {why}"));
@@ -115,13 +117,15 @@ fn zookeeper(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
             }
         }
     }
+    for (task, failure) in &view.failed_tasks {
+        if failure.age(now) <= RECENT_FAILURE {
+            list.about_all("agent_task_failed", format!("task {task} of this agent failed: {}", failure.value));
+        }
+    }
     if let Some(taken) = &view.name_taken {
         list.about_all(
             "agent_name_taken",
-            format!(
-                "another agent runs as {} at {}: give one of them another name",
-                view.identity.agent, taken.value
-            ),
+            format!("another agent runs as {} at {}: give one of them another name", view.identity.agent, taken.value),
         );
     }
 }
@@ -195,7 +199,8 @@ fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, list: 
     let known = matches!(leader.reading, Some(Reading::Present(_) | Reading::Absent));
     if member.writable == Some(true) && known && !holds {
         let certainty = if leader.verified { "" } else { " (as last read)" };
-        let pause = if view.cluster.config().is_some_and(|config| config.pause) { "; the cluster is paused" } else { "" };
+        let pause =
+            if view.cluster.config().is_some_and(|config| config.pause) { "; the cluster is paused" } else { "" };
         list.about(
             "writable_without_leader_key",
             name,
@@ -210,7 +215,11 @@ fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, list: 
         list.about("leader_not_writable", name, format!("{name} holds the leader key but {how}"));
     }
     if member.has_znode == Some(false) {
-        list.about("member_key_missing", name, format!("{name} has no member key in ZooKeeper: its Patroni has no session"));
+        list.about(
+            "member_key_missing",
+            name,
+            format!("{name} has no member key in ZooKeeper: its Patroni has no session"),
+        );
     }
 }
 
@@ -263,13 +272,7 @@ fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) 
     }
 }
 
-fn postgres(
-    view: &View,
-    leader: &Leader<'_>,
-    members: &[MemberTruth<'_>],
-    member: &MemberTruth<'_>,
-    list: &mut List,
-) {
+fn postgres(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], member: &MemberTruth<'_>, list: &mut List) {
     let name = member.name;
     let Some(postgres) = &member.postgres else { return };
     match &postgres.value {
@@ -279,11 +282,9 @@ fn postgres(
         PostgresAnswer::Refused(why) => {
             list.about("postgres_refused", name, format!("PostgreSQL of {name} refuses connections: {why}"));
         }
-        PostgresAnswer::Unknown(why) => list.about(
-            "postgres_unknown",
-            name,
-            format!("PostgreSQL of {name} answers, but not to Warden: {why}"),
-        ),
+        PostgresAnswer::Unknown(why) => {
+            list.about("postgres_unknown", name, format!("PostgreSQL of {name} answers, but not to Warden: {why}"))
+        }
         PostgresAnswer::Writable(server) | PostgresAnswer::InRecovery(server) => {
             let cluster_id = view.cluster.initialize.as_ref().and_then(|fact| fact.value.present());
             if let (Some(id), Some(cluster_id)) = (server.system_id, cluster_id)
@@ -309,11 +310,7 @@ fn postgres(
         && own != leaders
         && member.writable == Some(false)
     {
-        list.about(
-            "timeline_differs",
-            name,
-            format!("{name} is on timeline {}, the leader on {}", own.0, leaders.0),
-        );
+        list.about("timeline_differs", name, format!("{name} is on timeline {}, the leader on {}", own.0, leaders.0));
     }
 }
 

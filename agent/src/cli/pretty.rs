@@ -1,0 +1,292 @@
+//! The state for a person: at most 80 columns, colours only where they are wanted; and as TSV.
+
+use crate::tell::state::{Haproxy, Member, State};
+use jiff::Timestamp;
+
+/// A terminal as everybody has it.
+const WIDTH: usize = 80;
+
+const RED: &str = "\x1b[31m";
+const GREEN: &str = "\x1b[32m";
+const YELLOW: &str = "\x1b[33m";
+const BOLD: &str = "\x1b[1m";
+const RESET: &str = "\x1b[0m";
+
+struct Paint(bool);
+
+impl Paint {
+    fn with(&self, colour: &str, text: &str) -> String {
+        if self.0 { format!("{colour}{text}{RESET}") } else { text.to_owned() }
+    }
+}
+
+/// The state as text.
+pub(super) fn render(state: &State, colour: bool) -> String {
+    let paint = Paint(colour);
+    let mut out = String::new();
+    let at = state.at.get(..19).unwrap_or(&state.at).replace('T', " ");
+    let by = match &state.agent {
+        Some(agent) => format!("seen by agent {}", agent.name),
+        None => "seen without an agent".to_owned(),
+    };
+    line(&mut out, &format!("Cluster {}, {at} UTC, {by}", state.scope));
+    for text in leader(state) {
+        let known = state.leader.verified && state.leader.name.is_some();
+        out.push_str(&paint.with(if known { BOLD } else { YELLOW }, &text));
+        out.push('\n');
+    }
+    out.push('\n');
+    members(state, &paint, &mut out);
+    out.push('\n');
+    zookeeper(state, &mut out);
+    agents(state, &mut out);
+    for haproxy in &state.haproxy {
+        line(&mut out, &haproxy_line(haproxy));
+    }
+    if state.warnings.is_empty() {
+        out.push_str(&format!("Warnings   {}\n", paint.with(GREEN, "none")));
+    } else {
+        out.push_str("Warnings\n");
+        for warning in &state.warnings {
+            for (index, text) in wrap(&clean(&warning.message), WIDTH - 4).into_iter().enumerate() {
+                let lead = if index == 0 { "  ! " } else { "    " };
+                out.push_str(&format!("{lead}{}\n", paint.with(YELLOW, &text)));
+            }
+        }
+    }
+    out
+}
+
+fn leader(state: &State) -> Vec<String> {
+    let leader = &state.leader;
+    let mut text = match &leader.name {
+        Some(name) => format!("Leader  {name}"),
+        None => "Leader  nobody".to_owned(),
+    };
+    match (&leader.why_unverified, leader.verified) {
+        (_, true) => text.push_str(", verified"),
+        (Some(why), false) if leader.name.is_none() => text = format!("Leader  unknown: {why}"),
+        (Some(why), false) => text.push_str(&format!(" as last read, NOT verified: {why}")),
+        (None, false) => text.push_str(", NOT verified"),
+    }
+    if let Some(since) = &leader.since {
+        let shown = since.get(..19).unwrap_or(since).replace('T', " ");
+        text.push_str(&format!(", since {shown} UTC{}", ago(since, &state.at)));
+    }
+    if let Some(czxid) = leader.czxid {
+        text.push_str(&format!(", czxid {czxid:#x}"));
+    }
+    let mut lines = wrap(&clean(&text), WIDTH - 8);
+    for text in lines.iter_mut().skip(1) {
+        *text = format!("        {text}");
+    }
+    lines
+}
+
+fn ago(since: &str, at: &str) -> String {
+    match (since.parse::<Timestamp>(), at.parse::<Timestamp>()) {
+        (Ok(since), Ok(at)) => {
+            let seconds = at.duration_since(since).as_secs().max(0).unsigned_abs();
+            format!(" ({})", duration(seconds))
+        }
+        _ => String::new(),
+    }
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = bytes;
+    let mut unit = 0;
+    while value >= 10_000 && unit + 1 < UNITS.len() {
+        value /= 1000;
+        unit += 1;
+    }
+    format!("{value} {}", UNITS.get(unit).unwrap_or(&"B"))
+}
+
+/// Columns: mark, member, role, state, timeline, lag, writable, Patroni, agent.
+fn members(state: &State, paint: &Paint, out: &mut String) {
+    const HEAD: [&str; 8] = ["Member", "Role", "State", "TL", "Lag", "Writable", "Patroni", "Agent"];
+    // Two for the mark and one between columns; what is left over goes to the names.
+    const LIMITS: [usize; 8] = [16, 14, 12, 4, 7, 8, 9, 6];
+    const RIGHT: [bool; 8] = [false, false, false, true, true, false, false, true];
+    let rows: Vec<[String; 8]> = state.members.iter().map(row).collect();
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        let head = HEAD.get(column).map_or(0, |head| head.len());
+        let limit = LIMITS.get(column).copied().unwrap_or(8);
+        cells.chain([head]).max().unwrap_or(0).min(limit)
+    };
+    let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
+    let cells = |row: &[String]| {
+        let cells = row.iter().zip(&widths).zip(RIGHT).map(|((cell, width), right)| {
+            let cell = cut(cell, *width);
+            if right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        });
+        cells.collect::<Vec<_>>().join(" ").trim_end().to_owned()
+    };
+    out.push_str(&format!("  {}\n", cells(&HEAD.map(str::to_owned))));
+    for (member, row) in state.members.iter().zip(&rows) {
+        let leads = state.leader.name.as_deref() == Some(member.name.as_str());
+        let colour = match (leads, member.writable) {
+            (false, Some(true)) => RED,
+            (true, Some(true)) => GREEN,
+            (true, _) => RED,
+            (false, Some(false)) if member.postgres.answer == "in_recovery" => "",
+            (false, _) => YELLOW,
+        };
+        let text = format!("{} {}", if leads { '*' } else { ' ' }, cells(row));
+        out.push_str(&if colour.is_empty() { text } else { paint.with(colour, &text) });
+        out.push('\n');
+    }
+    if state.members.is_empty() {
+        out.push_str("  (none known)\n");
+    }
+}
+
+fn row(member: &Member) -> [String; 8] {
+    let dash = || "-".to_owned();
+    [
+        clean(&member.name),
+        member.role.clone(),
+        member.state.clone(),
+        member.timeline.map_or_else(dash, |timeline| timeline.to_string()),
+        member.lag_bytes.map_or_else(dash, bytes),
+        match member.writable {
+            Some(true) => "yes".to_owned(),
+            Some(false) => "no".to_owned(),
+            None => "unknown".to_owned(),
+        },
+        member.patroni.answer.clone(),
+        member.agent.as_ref().map_or_else(|| "none".to_owned(), |agent| age(agent.age_ms)),
+    ]
+}
+
+fn age(ms: u64) -> String {
+    if ms < 10_000 { format!("{}.{} s", ms / 1000, ms % 1000 / 100) } else { duration(ms / 1000) }
+}
+
+fn zookeeper(state: &State, out: &mut String) {
+    let zookeeper = &state.zookeeper;
+    let text = if zookeeper.connected {
+        let timeout = zookeeper.timeout_ms.map_or_else(|| "?".to_owned(), |ms| (ms / 1000).to_string());
+        let latency = zookeeper.latency_ms.map_or_else(|| "?".to_owned(), |ms| format!("{ms:.1}"));
+        format!(
+            "{}, session {}, timeout {timeout} s, read {latency} ms",
+            zookeeper.server.as_deref().unwrap_or("?"),
+            zookeeper.session.as_deref().unwrap_or("?"),
+        )
+    } else {
+        format!("not connected: {}", zookeeper.detail.as_deref().unwrap_or("?"))
+    };
+    line(out, &format!("ZooKeeper  {text}"));
+}
+
+fn agents(state: &State, out: &mut String) {
+    let agents: Vec<String> =
+        state.agents.iter().map(|agent| format!("{} {}", agent.name, age(agent.age_ms))).collect();
+    let text = if agents.is_empty() { "none".to_owned() } else { agents.join(", ") };
+    line(out, &format!("Agents     {text}"));
+}
+
+fn haproxy_line(haproxy: &Haproxy) -> String {
+    if let Some(why) = &haproxy.detail {
+        return format!("HAProxy    {}: not known: {why}", haproxy.agent);
+    }
+    let writes = if haproxy.writes_to.is_empty() { "nobody".to_owned() } else { haproxy.writes_to.join(", ") };
+    let servers: Vec<String> = haproxy
+        .servers
+        .iter()
+        .map(|server| format!("{} {}, {} sessions", server.name, server.status, server.sessions))
+        .collect();
+    format!("HAProxy    {}: writes go to {writes} ({})", haproxy.agent, servers.join("; "))
+}
+
+/// A line with a label of 11 columns, wrapped below the label's end.
+fn line(out: &mut String, text: &str) {
+    for (index, text) in wrap(&clean(text), WIDTH - 11).into_iter().enumerate() {
+        let lead = if index == 0 { "" } else { "           " };
+        out.push_str(&format!("{lead}{text}\n"));
+    }
+}
+
+/// What a znode says must not steer the terminal.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(width.saturating_sub(1)).collect();
+    format!("{kept}~")
+}
+
+/// Breaks at spaces; a word that is longer than a line is broken where the line ends.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    let mut length = 0;
+    for (index, word) in text.split(' ').enumerate() {
+        let mut word: Vec<char> = word.chars().collect();
+        if index > 0 {
+            if length + 1 + word.len() <= width {
+                line.push(' ');
+                length += 1;
+            } else {
+                lines.push(std::mem::take(&mut line));
+                length = 0;
+            }
+        }
+        while word.len() > width {
+            let rest = word.split_off(width - length);
+            line.extend(&word);
+            lines.push(std::mem::take(&mut line));
+            length = 0;
+            word = rest;
+        }
+        length += word.len();
+        line.extend(&word);
+    }
+    lines.push(line);
+    lines
+}
+
+/// One line per member, with a header; `-` where nothing is known.
+pub(super) fn tsv(state: &State) -> String {
+    let mut out =
+        String::from("member\trole\tstate\ttimeline\tlag_bytes\twritable\tpatroni\tpostgres\tleader\tverified\n");
+    for member in &state.members {
+        let dash = || "-".to_owned();
+        let leads = state.leader.name.as_deref() == Some(member.name.as_str());
+        let fields = [
+            clean(&member.name),
+            member.role.clone(),
+            member.state.clone(),
+            member.timeline.map_or_else(dash, |timeline| timeline.to_string()),
+            member.lag_bytes.map_or_else(dash, |lag| lag.to_string()),
+            member.writable.map_or_else(dash, |writable| writable.to_string()),
+            member.patroni.answer.clone(),
+            member.postgres.answer.clone(),
+            leads.to_string(),
+            state.leader.verified.to_string(),
+        ];
+        out.push_str(&fields.join("\t"));
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+#[path = "pretty_tests.rs"]
+mod tests;

@@ -1,0 +1,42 @@
+//! The agent's monotonic clock, and its translation to the wall clock for what is shown.
+
+use jiff::Timestamp;
+use std::time::{Duration, Instant};
+use warden_core::types::Moment;
+
+/// A clock that starts with the agent. Cheap to copy.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Instant,
+    /// The wall clock when the agent started. Only for show: nothing is decided by it.
+    start_wall: Timestamp,
+}
+
+impl Clock {
+    /// A clock that starts now.
+    pub fn start() -> Self {
+        Self { start: Instant::now(), start_wall: Timestamp::now() }
+    }
+
+    /// Now.
+    pub fn now(&self) -> Moment {
+        self.moment(Instant::now())
+    }
+
+    /// An instant as a moment; those from before the start count as the start.
+    pub fn moment(&self, instant: Instant) -> Moment {
+        Moment::new(instant.saturating_duration_since(self.start))
+    }
+
+    /// A moment as wall-clock time, as it would have been shown had nobody turned the clock since the start.
+    pub fn wall(&self, moment: Moment) -> Timestamp {
+        let since_start = i64::try_from(moment.since_start().as_micros()).unwrap_or(i64::MAX);
+        let micros = self.start_wall.as_microsecond().saturating_add(since_start);
+        Timestamp::from_microsecond(micros).unwrap_or(self.start_wall)
+    }
+
+    /// How long the agent has been running.
+    pub fn uptime(&self) -> Duration {
+        self.start.elapsed()
+    }
+}

@@ -1,0 +1,76 @@
+//! What is wrong with the configuration: where, what, and what to do about it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// An error in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file it is in; `None` for the environment.
+    pub file: Option<PathBuf>,
+    /// Line, counted from 1, where one can be named.
+    pub line: Option<u64>,
+    /// The key, dotted, or the environment variable.
+    pub key: Option<String>,
+    /// What is wrong.
+    pub problem: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl ConfigError {
+    /// An error about `key` in `file`.
+    pub(super) fn new(file: &Path, key: &str, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            file: Some(file.to_owned()),
+            line: None,
+            key: Some(key.to_owned()),
+            problem: problem.into(),
+            remedy: remedy.into(),
+        }
+    }
+
+    /// An error about an environment variable.
+    pub(super) fn env(variable: &str, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { file: None, line: None, key: Some(variable.to_owned()), problem: problem.into(), remedy: remedy.into() }
+    }
+
+    /// The same error, at a line. 0 stands for "not known".
+    pub(super) fn at(mut self, line: u64) -> Self {
+        self.line = (line > 0).then_some(line);
+        self
+    }
+
+    /// What the YAML parser or the types say about `file`.
+    pub(super) fn yaml(file: &Path, error: &serde_saphyr::Error) -> Self {
+        let line = error.location().map(|location| location.line());
+        let text = error.without_snippet().to_string();
+        let problem = text.lines().next().unwrap_or("cannot be read").trim_end_matches(':').to_owned();
+        let remedy = if text.contains("unknown field") {
+            "remove the key or correct its spelling; the README lists all keys"
+        } else if text.contains("missing field") {
+            "add the key"
+        } else {
+            "correct the value; the README says what each key takes"
+        };
+        let key = problem.split('`').nth(1).filter(|_| text.contains("field `")).map(str::to_owned);
+        Self { file: Some(file.to_owned()), line, key, problem, remedy: remedy.to_owned() }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    /// `file:line: key: problem; remedy`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.file, self.line) {
+            (Some(file), Some(line)) => write!(f, "{}:{line}: ", file.display())?,
+            (Some(file), None) => write!(f, "{}: ", file.display())?,
+            (None, _) => f.write_str("environment: ")?,
+        }
+        if let Some(key) = &self.key {
+            write!(f, "{key}: ")?;
+        }
+        write!(f, "{}; {}", self.problem, self.remedy)
+    }
+}
+
+impl std::error::Error for ConfigError {}

@@ -1,0 +1,92 @@
+//! The shape of `warden.yml`. Every key is optional here; what is needed in the end is settled in `resolve`.
+
+use super::LogFormat;
+use crate::secret::Secret;
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// `warden.yml`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WardenFile {
+    pub patroni_config: Option<Spanned<PathBuf>>,
+    pub scope: Option<Spanned<String>>,
+    pub namespace: Option<String>,
+    pub name: Option<Spanned<String>>,
+    pub zookeeper: Option<ZooKeeperSection>,
+    pub patroni: Option<PatroniSection>,
+    pub node: Option<NodeSection>,
+    pub haproxy: Option<HaproxySection>,
+    pub http: Option<HttpSection>,
+    pub log: Option<LogSection>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ZooKeeperSection {
+    pub hosts: Option<Spanned<Hosts>>,
+    pub auth_data: Option<BTreeMap<String, Secret>>,
+}
+
+/// ZooKeeper's hosts as Patroni takes them: a list, or one text with commas and perhaps a chroot.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Hosts {
+    List(Vec<String>),
+    Text(String),
+}
+
+impl Hosts {
+    /// One text with commas.
+    pub(super) fn joined(&self) -> String {
+        match self {
+            Self::List(hosts) => hosts.join(","),
+            Self::Text(text) => text.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PatroniSection {
+    pub username: Option<String>,
+    pub password_file: Option<Spanned<PathBuf>>,
+    pub cacert: Option<Spanned<PathBuf>>,
+    pub certfile: Option<Spanned<PathBuf>>,
+    pub keyfile: Option<Spanned<PathBuf>>,
+    pub insecure: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NodeSection {
+    pub alive_lock: Option<PathBuf>,
+    pub socket_dir: Option<PathBuf>,
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    pub api: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HaproxySection {
+    pub socket: PathBuf,
+    pub backend: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HttpSection {
+    pub listen: Option<Spanned<String>>,
+    pub connect_address: Option<Spanned<String>>,
+    pub token_file: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogSection {
+    pub format: Option<LogFormat>,
+    pub level: Option<Spanned<String>>,
+}

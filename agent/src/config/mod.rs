@@ -1,0 +1,211 @@
+//! The configuration: `warden.yml` + Patroni's own YAML + the environment -> a validated [`Config`].
+//!
+//! `patroni_config:` names Patroni's file, from which everything that Patroni knows already is taken;
+//! `PATRONI_*` variables win over that file as they do for Patroni itself; what stands in `warden.yml`
+//! wins over both. Every error names the file, the line, the key and the remedy.
+
+mod error;
+mod file;
+mod patroni;
+mod resolve;
+
+pub use error::ConfigError;
+
+use crate::secret::Secret;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the configuration is looked for when nobody says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/warden/warden.yml";
+
+/// The effective configuration. Serialized with secrets masked: that is what `warden check-config` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// Patroni's scope.
+    pub scope: String,
+    /// Patroni's namespace, with a slash at both ends.
+    pub namespace: String,
+    /// Citus group, where Patroni's tree has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub citus_group: Option<u32>,
+    /// The agent's name: the member's beside a node.
+    pub name: String,
+    /// How to reach ZooKeeper.
+    pub zookeeper: ZooKeeperConfig,
+    /// How to talk to any member's Patroni.
+    pub patroni: PatroniConfig,
+    /// How to log in to any member's PostgreSQL; absent beside HAProxy, where nobody's PostgreSQL is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub superuser: Option<Superuser>,
+    /// The node role; on when present.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeConfig>,
+    /// The router role; on when present.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub haproxy: Option<HaproxyConfig>,
+    /// Our own HTTP API.
+    pub http: HttpConfig,
+    /// Logging.
+    pub log: LogConfig,
+}
+
+impl Config {
+    /// Reads and validates the file at `path`, with the process's environment.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let env: BTreeMap<String, String> = std::env::vars().collect();
+        resolve::load(path, &env)
+    }
+
+    /// Patroni's tree in ZooKeeper, without chroot: `/service/my_cluster`.
+    pub fn patroni_tree(&self) -> String {
+        let group = self.citus_group.map_or_else(String::new, |group| format!("/{group}"));
+        format!("{}{}{group}", self.namespace, self.scope)
+    }
+
+    /// Warden's tree in ZooKeeper, without chroot: `/warden/my_cluster`.
+    pub fn own_tree(&self) -> String {
+        let group = self.citus_group.map_or_else(String::new, |group| format!("-{group}"));
+        format!("/warden/{}{group}", self.scope)
+    }
+
+    /// The roles that are on.
+    pub fn roles(&self) -> Vec<String> {
+        let node = self.node.as_ref().map(|_| "node".to_owned());
+        let router = self.haproxy.as_ref().map(|_| "router".to_owned());
+        node.into_iter().chain(router).collect()
+    }
+}
+
+/// How to reach ZooKeeper.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ZooKeeperConfig {
+    /// `host:port`, each.
+    pub hosts: Vec<String>,
+    /// Prefix of every path, `/a/b`, or empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub chroot: String,
+    /// Scheme and credential, as Patroni's `auth_data`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub auth_data: BTreeMap<String, Secret>,
+    /// Timeout asked for until Patroni's dynamic configuration says its ttl.
+    #[serde(rename = "session_timeout_s", serialize_with = "as_seconds")]
+    pub session_timeout: Duration,
+}
+
+/// How to talk to any member's Patroni.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Default)]
+pub struct PatroniConfig {
+    /// Basic authentication.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// Basic authentication.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<Secret>,
+    /// PEM file with the CA that signed the members' certificates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cacert: Option<PathBuf>,
+    /// PEM file with our client certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certfile: Option<PathBuf>,
+    /// PEM file with its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keyfile: Option<PathBuf>,
+    /// Certificates are not verified.
+    pub insecure: bool,
+}
+
+/// How to log in to a member's PostgreSQL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Superuser {
+    /// Role.
+    pub username: String,
+    /// Password; absent with peer or trust authentication.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<Secret>,
+    /// libpq's sslmode for TCP.
+    pub sslmode: SslMode,
+    /// Database to connect to.
+    pub database: String,
+}
+
+/// libpq's `sslmode`, as far as it is supported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SslMode {
+    /// Never TLS.
+    Disable,
+    /// TLS where the server offers it, unverified.
+    Prefer,
+    /// TLS always, unverified (as libpq does).
+    Require,
+}
+
+/// The node role: what stands beside a Patroni node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NodeConfig {
+    /// The member's name.
+    pub member: String,
+    /// Base address of its REST API, `http://host:port`.
+    pub api: String,
+    /// Its PostgreSQL over TCP.
+    pub host: String,
+    /// Its PostgreSQL over TCP, and the number in the socket's name.
+    pub port: u16,
+    /// The directory of its unix socket, where that is shared with us.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket_dir: Option<PathBuf>,
+    /// The file that its Patroni holds locked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alive_lock: Option<PathBuf>,
+}
+
+/// The router role: what stands beside an HAProxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HaproxyConfig {
+    /// Its runtime ("stats") socket.
+    pub socket: PathBuf,
+    /// The proxy (backend or listen) whose servers take the writes.
+    pub backend: String,
+}
+
+/// Our own HTTP API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HttpConfig {
+    /// Address and port to listen on.
+    pub listen: SocketAddr,
+    /// `host:port` under which others reach us.
+    pub connect_address: String,
+    /// What changes the world needs this token; without it such requests are refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<Secret>,
+}
+
+/// Logging.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LogConfig {
+    /// For people or for machines.
+    pub format: LogFormat,
+    /// A filter as in `RUST_LOG`: `info`, `warden=debug`.
+    pub level: String,
+}
+
+/// For people or for machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One line of text per event.
+    #[default]
+    Human,
+    /// One JSON object per event.
+    Json,
+}
+
+fn as_seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(duration.as_secs())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,387 @@
+//! Puts the three sources together, fills in defaults, and refuses what cannot work.
+
+use super::file::{Hosts, HttpSection, NodeSection, PatroniSection, WardenFile};
+use super::patroni::{Dcs, PatroniFile};
+use super::{
+    Config, ConfigError, HaproxyConfig, HttpConfig, LogConfig, NodeConfig, PatroniConfig, SslMode, Superuser,
+    ZooKeeperConfig,
+};
+use crate::secret::Secret;
+use serde_saphyr::Spanned;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Patroni's defaults (`patroni/global_config.py`), used until its dynamic configuration has been read.
+const DEFAULT_TTL: u64 = 30;
+const DEFAULT_LOOP_WAIT: u64 = 10;
+const DEFAULT_RETRY_TIMEOUT: u64 = 10;
+
+const DEFAULT_LISTEN: &str = "0.0.0.0:8010";
+
+/// Reads `path` and everything it names.
+pub(super) fn load(path: &Path, env: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+        file: Some(path.to_owned()),
+        line: None,
+        key: None,
+        problem: format!("cannot be read: {error}"),
+        remedy: "name the configuration with --config, or put it there".to_owned(),
+    })?;
+    let file: WardenFile = if text.trim().is_empty() {
+        WardenFile::default()
+    } else {
+        serde_saphyr::from_str(&text).map_err(|error| ConfigError::yaml(path, &error))?
+    };
+    let (mut patroni, patroni_path) = match &file.patroni_config {
+        Some(named) => {
+            let read = PatroniFile::read(&named.value);
+            // A file that is not there is the mistake of the key that names it.
+            if let Err(error) = &read
+                && error.line.is_none()
+                && error.key.is_none()
+            {
+                let remedy = "mount Patroni's configuration there, readable for this user, or correct the path";
+                let problem = format!("{}: {}", named.value.display(), error.problem);
+                return Err(ConfigError::new(path, "patroni_config", problem, remedy).at(named.defined.line()));
+            }
+            (read?, named.value.clone())
+        }
+        None => (PatroniFile::default(), path.to_owned()),
+    };
+    patroni.overlay(env)?;
+    Resolver { path, patroni_path: &patroni_path, file, patroni, env }.resolve()
+}
+
+struct Resolver<'a> {
+    path: &'a Path,
+    patroni_path: &'a Path,
+    file: WardenFile,
+    patroni: PatroniFile,
+    env: &'a BTreeMap<String, String>,
+}
+
+impl Resolver<'_> {
+    fn resolve(mut self) -> Result<Config, ConfigError> {
+        self.check_timing()?;
+        let node = self.node()?;
+        let haproxy = self.haproxy()?;
+        if node.is_none() && haproxy.is_none() {
+            return Err(ConfigError::new(
+                self.path,
+                "node, haproxy",
+                "neither section is there, so there is nothing to stand beside",
+                "add `node: {}` beside a Patroni node, or `haproxy: {socket: …}` beside an HAProxy",
+            ));
+        }
+        let zookeeper = self.zookeeper()?;
+        let scope = self.scope()?;
+        let namespace = self.file.namespace.take().or(self.patroni.namespace.take());
+        let namespace = format!("/{}/", namespace.unwrap_or_else(|| "service".to_owned()).trim_matches('/'));
+        let namespace = if namespace == "//" { "/".to_owned() } else { namespace };
+        let name = match (&node, self.file.name.take()) {
+            (Some(node), _) => node.member.clone(),
+            (None, Some(name)) => self.plain_name("name", name.value, name.defined.line())?,
+            (None, None) => hostname(),
+        };
+        let http = self.http()?;
+        Ok(Config {
+            scope,
+            namespace,
+            citus_group: self.patroni.citus.as_ref().and_then(|citus| citus.group),
+            name,
+            zookeeper,
+            patroni: self.patroni_client()?,
+            superuser: self.superuser()?,
+            node,
+            haproxy,
+            http,
+            log: self.log()?,
+        })
+    }
+
+    /// Patroni's own rule: the leader has to be able to give up before its key expires.
+    fn check_timing(&self) -> Result<(), ConfigError> {
+        let Dcs { ttl, loop_wait, retry_timeout } = &self.patroni.bootstrap.dcs;
+        let or = |value: &Option<Spanned<u64>>, default| value.as_ref().map_or(default, |value| value.value);
+        let (t, l, r) =
+            (or(ttl, DEFAULT_TTL), or(loop_wait, DEFAULT_LOOP_WAIT), or(retry_timeout, DEFAULT_RETRY_TIMEOUT));
+        if l.saturating_add(r.saturating_mul(2)) <= t {
+            return Ok(());
+        }
+        let line = [ttl, retry_timeout, loop_wait].into_iter().flatten().map(|value| value.defined.line()).next();
+        Err(ConfigError::new(
+            self.patroni_path,
+            "bootstrap.dcs.ttl",
+            format!("loop_wait + 2 * retry_timeout = {l} + 2 * {r} is more than ttl = {t}: the leader key can expire before Patroni gives up"),
+            format!("raise ttl to at least {} or lower the others", l.saturating_add(r.saturating_mul(2))),
+        )
+        .at(line.unwrap_or(0)))
+    }
+
+    fn scope(&mut self) -> Result<String, ConfigError> {
+        let (scope, line) = match (self.file.scope.take(), self.patroni.scope.take()) {
+            (Some(scope), _) => (scope.value, scope.defined.line()),
+            (None, Some(scope)) => (scope, 0),
+            (None, None) => {
+                let remedy = "set it to Patroni's scope, or set patroni_config or PATRONI_SCOPE";
+                return Err(ConfigError::new(self.path, "scope", "is missing", remedy));
+            }
+        };
+        self.plain_name("scope", scope, line)
+    }
+
+    /// A name that becomes a part of a znode's path.
+    fn plain_name(&self, key: &str, name: String, line: u64) -> Result<String, ConfigError> {
+        if name.is_empty() || name.contains('/') || name == "." || name == ".." || name.chars().any(char::is_control) {
+            let problem = format!("{name:?} cannot be a part of a znode's path");
+            return Err(ConfigError::new(self.path, key, problem, "use a name without slashes").at(line));
+        }
+        Ok(name)
+    }
+
+    fn zookeeper(&self) -> Result<ZooKeeperConfig, ConfigError> {
+        let own = self.file.zookeeper.as_ref();
+        let theirs = self.patroni.zookeeper.as_ref();
+        if let Some(use_ssl) = theirs.and_then(|section| section.use_ssl.as_ref()).filter(|on| on.value) {
+            return Err(ConfigError::new(
+                self.patroni_path,
+                "zookeeper.use_ssl",
+                "Warden's ZooKeeper client does not speak TLS",
+                "give Warden a port without TLS in zookeeper.hosts of its own file, and use_ssl: false, or a local TLS tunnel",
+            )
+            .at(use_ssl.defined.line()));
+        }
+        let (hosts, path) =
+            match (own.and_then(|section| section.hosts.as_ref()), theirs.and_then(|section| section.hosts.as_ref())) {
+                (Some(hosts), _) => (hosts, self.path),
+                (None, Some(hosts)) => (hosts, self.patroni_path),
+                (None, None) => {
+                    let remedy =
+                        "list ZooKeeper's servers as host:port, or set patroni_config or PATRONI_ZOOKEEPER_HOSTS";
+                    return Err(ConfigError::new(self.path, "zookeeper.hosts", "is missing", remedy));
+                }
+            };
+        let (hosts, chroot) = split_hosts(&hosts.value).map_err(|problem| {
+            let remedy = "write each as host:port, a chroot at the end as /path";
+            ConfigError::new(path, "zookeeper.hosts", problem, remedy).at(hosts.defined.line())
+        })?;
+        let auth_data = own
+            .and_then(|section| section.auth_data.clone())
+            .or_else(|| theirs.map(|section| section.auth_data.clone()))
+            .unwrap_or_default();
+        if let Some(scheme) = auth_data.keys().find(|scheme| *scheme != "digest") {
+            return Err(ConfigError::new(
+                self.path,
+                "zookeeper.auth_data",
+                format!("scheme {scheme:?} is not supported by Warden's ZooKeeper client"),
+                "use digest",
+            ));
+        }
+        let ttl = self.patroni.bootstrap.dcs.ttl.as_ref().map_or(DEFAULT_TTL, |ttl| ttl.value);
+        Ok(ZooKeeperConfig { hosts, chroot, auth_data, session_timeout: Duration::from_secs(ttl) })
+    }
+
+    fn node(&mut self) -> Result<Option<NodeConfig>, ConfigError> {
+        let Some(section) = self.file.node.take() else { return Ok(None) };
+        let NodeSection { alive_lock, socket_dir, host, port, api } = section;
+        let (member, line) = match (self.file.name.take(), self.patroni.name.take()) {
+            (Some(name), _) => (name.value, name.defined.line()),
+            (None, Some(name)) => (name, 0),
+            (None, None) => {
+                let remedy = "set it to the member's name in Patroni, or set patroni_config or PATRONI_NAME";
+                return Err(ConfigError::new(self.path, "name", "is missing", remedy));
+            }
+        };
+        let member = self.plain_name("name", member, line)?;
+        let restapi = &self.patroni.restapi;
+        let api = match api.or_else(|| restapi.connect_address.clone()).or_else(|| restapi.listen.clone()) {
+            Some(api) if api.contains("://") => api.trim_end_matches('/').to_owned(),
+            Some(address) => {
+                let scheme = if restapi.certfile.is_some() { "https" } else { "http" };
+                format!("{scheme}://{address}")
+            }
+            None => {
+                let remedy =
+                    "set it to the address of Patroni's REST API, or restapi.connect_address in Patroni's file";
+                return Err(ConfigError::new(self.path, "node.api", "is missing", remedy));
+            }
+        };
+        let postgresql = &self.patroni.postgresql;
+        let address = postgresql.connect_address.as_ref().or(postgresql.listen.as_ref());
+        let (their_host, their_port) = match address {
+            Some(address) => split_address(address).ok_or_else(|| {
+                ConfigError::new(
+                    self.patroni_path,
+                    "postgresql.connect_address",
+                    format!("{address:?} is not host:port"),
+                    "write it like pg1:5432",
+                )
+            })?,
+            None => ("localhost".to_owned(), 5432),
+        };
+        // Of several socket directories the first absolute one; a relative one is inside the data directory.
+        let socket_dir = socket_dir.or_else(|| {
+            let directories = postgresql.parameters.unix_socket_directories.as_ref()?;
+            directories.split(',').map(str::trim).find(|directory| directory.starts_with('/')).map(PathBuf::from)
+        });
+        Ok(Some(NodeConfig {
+            member,
+            api,
+            host: host.unwrap_or(their_host),
+            port: port.unwrap_or(their_port),
+            socket_dir,
+            alive_lock,
+        }))
+    }
+
+    fn haproxy(&mut self) -> Result<Option<HaproxyConfig>, ConfigError> {
+        Ok(self.file.haproxy.take().map(|section| HaproxyConfig {
+            socket: section.socket,
+            backend: section.backend.unwrap_or_else(|| "postgres".to_owned()),
+        }))
+    }
+
+    fn patroni_client(&mut self) -> Result<PatroniConfig, ConfigError> {
+        let own = self.file.patroni.take().unwrap_or_default();
+        let PatroniSection { username, password_file, cacert, certfile, keyfile, insecure } = own;
+        let (ctl, restapi) = (&self.patroni.ctl, &self.patroni.restapi);
+        let login = ctl.authentication.clone().or_else(|| restapi.authentication.clone()).unwrap_or_default();
+        let password = match password_file {
+            Some(named) => Some(self.secret("patroni.password_file", &named)?),
+            None => login.password,
+        };
+        let path = |own: Option<Spanned<PathBuf>>, theirs: Option<PathBuf>| own.map(|path| path.value).or(theirs);
+        let client = PatroniConfig {
+            username: username.or(login.username),
+            password,
+            cacert: path(cacert, ctl.cacert.clone().or_else(|| restapi.cafile.clone())),
+            certfile: path(certfile, ctl.certfile.clone()),
+            keyfile: path(keyfile, ctl.keyfile.clone()),
+            insecure: insecure.or(ctl.insecure).unwrap_or(false),
+        };
+        for (key, file) in [("cacert", &client.cacert), ("certfile", &client.certfile), ("keyfile", &client.keyfile)] {
+            if let Some(file) = file
+                && let Err(error) = std::fs::metadata(file)
+            {
+                let problem = format!("{}: {error}", file.display());
+                let remedy = "mount the file into this container too, or name another in patroni: of Warden's file";
+                return Err(ConfigError::new(self.path, &format!("patroni.{key}"), problem, remedy));
+            }
+        }
+        Ok(client)
+    }
+
+    fn superuser(&self) -> Result<Option<Superuser>, ConfigError> {
+        let Some(login) = &self.patroni.postgresql.authentication.superuser else { return Ok(None) };
+        let sslmode = match login.sslmode.as_ref().map(|mode| (mode.value.as_str(), mode.defined.line())) {
+            None | Some(("prefer" | "allow", _)) => SslMode::Prefer,
+            Some(("disable", _)) => SslMode::Disable,
+            Some(("require", _)) => SslMode::Require,
+            Some((other, line)) => {
+                return Err(ConfigError::new(
+                    self.patroni_path,
+                    "postgresql.authentication.superuser.sslmode",
+                    format!("{other:?} is not supported by Warden"),
+                    "share PostgreSQL's socket and set PATRONI_SUPERUSER_SSLMODE=require for the sidecar",
+                )
+                .at(line));
+            }
+        };
+        Ok(Some(Superuser {
+            username: login.username.clone().unwrap_or_else(|| "postgres".to_owned()),
+            password: login.password.clone(),
+            sslmode,
+            database: "postgres".to_owned(),
+        }))
+    }
+
+    fn http(&mut self) -> Result<HttpConfig, ConfigError> {
+        let HttpSection { listen, connect_address, token_file } = self.file.http.take().unwrap_or_default();
+        let (text, line) =
+            listen.map_or((DEFAULT_LISTEN.to_owned(), 0), |listen| (listen.value, listen.defined.line()));
+        let listen: SocketAddr = text.parse().map_err(|_| {
+            let problem = format!("{text:?} is not an address and a port");
+            ConfigError::new(self.path, "http.listen", problem, "write it like 0.0.0.0:8010").at(line)
+        })?;
+        let connect_address = match connect_address {
+            Some(address) if split_address(&address.value).is_none() => {
+                let problem = format!("{:?} is not host:port", address.value);
+                let remedy = "write it like warden1:8010";
+                return Err(
+                    ConfigError::new(self.path, "http.connect_address", problem, remedy).at(address.defined.line())
+                );
+            }
+            Some(address) => address.value,
+            None => format!("{}:{}", hostname(), listen.port()),
+        };
+        let token = match token_file {
+            Some(named) => Some(self.secret("http.token_file", &named)?),
+            None => self.env.get("WARDEN_API_TOKEN").filter(|token| !token.is_empty()).map(Secret::new),
+        };
+        Ok(HttpConfig { listen, connect_address, token })
+    }
+
+    fn log(&mut self) -> Result<LogConfig, ConfigError> {
+        let section = self.file.log.take().unwrap_or_default();
+        let (level, line) = section.level.map_or(("info".to_owned(), 0), |level| (level.value, level.defined.line()));
+        crate::tell::log::parse_filter(&level).map_err(|problem| {
+            let remedy = "use error, warn, info, debug or trace, or a filter like warden=debug,info";
+            ConfigError::new(self.path, "log.level", problem, remedy).at(line)
+        })?;
+        Ok(LogConfig { format: section.format.unwrap_or_default(), level })
+    }
+
+    /// A secret from a file, without the line's end.
+    fn secret(&self, key: &str, named: &Spanned<PathBuf>) -> Result<Secret, ConfigError> {
+        let problem = |problem: String| {
+            let remedy = "put the secret into that file, readable for this user";
+            ConfigError::new(self.path, key, format!("{}: {problem}", named.value.display()), remedy)
+                .at(named.defined.line())
+        };
+        let text = std::fs::read_to_string(&named.value).map_err(|error| problem(error.to_string()))?;
+        let text = text.trim_end_matches(['\r', '\n']);
+        if text.is_empty() { Err(problem("is empty".to_owned())) } else { Ok(Secret::new(text)) }
+    }
+}
+
+/// Splits `a:2181,b:2181/chroot` into hosts (port 2181 where none is given) and chroot.
+fn split_hosts(hosts: &Hosts) -> Result<(Vec<String>, String), String> {
+    let joined = hosts.joined();
+    let (list, chroot) = match joined.find('/') {
+        Some(at) => joined.split_at(at),
+        None => (joined.as_str(), ""),
+    };
+    let chroot = chroot.trim_end_matches('/');
+    if chroot.contains(',') {
+        return Err(format!("the chroot has to come last: {joined:?}"));
+    }
+    let mut split = Vec::new();
+    for host in list.split(',').map(str::trim).filter(|host| !host.is_empty()) {
+        if host.contains(':') {
+            let (name, port) = split_address(host).ok_or_else(|| format!("{host:?} is not host:port"))?;
+            split.push(format!("{name}:{port}"));
+        } else {
+            split.push(format!("{host}:2181"));
+        }
+    }
+    if split.is_empty() { Err("names no server".to_owned()) } else { Ok((split, chroot.to_owned())) }
+}
+
+/// Splits `host:port`; of several hosts (as in `listen: '127.0.0.1,::1:5432'`) the first.
+fn split_address(address: &str) -> Option<(String, u16)> {
+    let (hosts, port) = address.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| *port > 0)?;
+    let host = hosts.split(',').next().map(str::trim).filter(|host| !host.is_empty())?;
+    let host = match host {
+        "*" | "0.0.0.0" | "::" | "[::]" => "localhost",
+        host => host,
+    };
+    Some((host.to_owned(), port))
+}
+
+/// This machine's name; in a container the container's.
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

@@ -1,0 +1,161 @@
+use super::*;
+use std::collections::BTreeMap;
+
+const PATRONI: &str = r#"
+scope: my_cluster
+name: postgresql0
+restapi:
+  listen: 0.0.0.0:8008
+  connect_address: pg-master:8008
+  authentication: {username: admin, password: rest-secret}
+zookeeper:
+  hosts: ['zoo:2181']
+bootstrap:
+  dcs:
+    ttl: 30
+    loop_wait: 10
+    retry_timeout: 10
+postgresql:
+  listen: 0.0.0.0:5432
+  connect_address: pg-master:5432
+  authentication:
+    superuser: {username: postgres, password: pg-secret}
+  parameters:
+    unix_socket_directories: '/var/run/postgresql, .'
+"#;
+
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new(patroni: &str, warden: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("patroni.yml"), patroni).unwrap();
+        let warden = warden.replace("PATRONI", &dir.path().join("patroni.yml").display().to_string());
+        std::fs::write(dir.path().join("warden.yml"), warden).unwrap();
+        Self(dir)
+    }
+
+    fn load(&self, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let env: BTreeMap<String, String> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        resolve::load(&self.0.path().join("warden.yml"), &env)
+    }
+}
+
+#[test]
+fn patronis_own_file_is_enough() {
+    let config = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\n").load(&[]).unwrap();
+    assert_eq!(config.patroni_tree(), "/service/my_cluster");
+    assert_eq!(config.own_tree(), "/warden/my_cluster");
+    assert_eq!(config.name, "postgresql0");
+    assert_eq!(config.zookeeper.hosts, ["zoo:2181"]);
+    assert_eq!(config.zookeeper.session_timeout, Duration::from_secs(30));
+    assert_eq!(config.patroni.username.as_deref(), Some("admin"));
+    let node = config.node.unwrap();
+    assert_eq!((node.api.as_str(), node.host.as_str(), node.port), ("http://pg-master:8008", "pg-master", 5432));
+    assert_eq!(node.socket_dir.as_deref(), Some(Path::new("/var/run/postgresql")));
+    assert_eq!(config.superuser.unwrap().password.unwrap().reveal(), "pg-secret");
+}
+
+#[test]
+fn the_environment_wins_over_patronis_file_and_our_file_over_both() {
+    let files = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\nscope: third\n");
+    let env = [
+        ("PATRONI_SCOPE", "second"),
+        ("PATRONI_NAME", "renamed"),
+        ("PATRONI_ZOOKEEPER_HOSTS", "'a:2181','b:2182'"),
+        ("PATRONI_SUPERUSER_PASSWORD", "from-env"),
+        ("PATRONI_NAMESPACE", ""),
+        ("WARDEN_API_TOKEN", "token"),
+    ];
+    let config = files.load(&env).unwrap();
+    assert_eq!(config.scope, "third");
+    assert_eq!(config.name, "renamed");
+    assert_eq!(config.zookeeper.hosts, ["a:2181", "b:2182"]);
+    assert_eq!(config.superuser.as_ref().unwrap().password.as_ref().unwrap().reveal(), "from-env");
+    assert_eq!(config.namespace, "/service/");
+    assert!(config.http.token.unwrap().matches("token"));
+}
+
+#[test]
+fn hosts_may_be_text_with_a_chroot_and_without_ports() {
+    let warden = "scope: s\nname: proxy\nzookeeper: {hosts: 'a:2181, b/deep/er/'}\nhaproxy: {socket: /s}\n";
+    let config = Files::new("", warden).load(&[]).unwrap();
+    assert_eq!(config.zookeeper.hosts, ["a:2181", "b:2181"]);
+    assert_eq!(config.zookeeper.chroot, "/deep/er");
+    assert_eq!(config.roles(), ["router"]);
+}
+
+#[test]
+fn the_citus_group_is_part_of_the_tree() {
+    let files =
+        Files::new(&format!("{PATRONI}\ncitus: {{group: 2, database: x}}\n"), "patroni_config: PATRONI\nnode: {}\n");
+    assert_eq!(files.load(&[]).unwrap().patroni_tree(), "/service/my_cluster/2");
+}
+
+#[test]
+fn shown_as_text_the_configuration_keeps_its_secrets() {
+    let files = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\n");
+    let config = files.load(&[("WARDEN_API_TOKEN", "api-secret")]).unwrap();
+    let shown = format!("{}{config:?}", serde_saphyr::to_string(&config).unwrap());
+    for secret in ["pg-secret", "rest-secret", "api-secret"] {
+        assert!(!shown.contains(secret), "{secret} shows in {shown}");
+    }
+    assert!(shown.contains("my_cluster"));
+}
+
+/// Each wrong configuration names the file, the line, the key and what to do.
+#[test]
+fn what_is_wrong_is_named_with_file_line_key_and_remedy() {
+    let slow = PATRONI.replace("retry_timeout: 10", "retry_timeout: 11");
+    let tls = PATRONI.replace("hosts: ['zoo:2181']", "hosts: ['zoo:2181']\n  use_ssl: true");
+    let cases: &[(&str, &str, &[&str])] = &[
+        (PATRONI, "patroni_config: PATRONI\nnode: {}\nfoo: 1\n", &["warden.yml:3:", "foo", "unknown", "remove"]),
+        (PATRONI, "patroni_config: PATRONI\nnode:\n  alive_lok: /x\n", &["warden.yml:3:", "alive_lok", "unknown"]),
+        (PATRONI, "patroni_config: PATRONI\nnode: {port: many}\n", &["warden.yml:2:", "correct"]),
+        (
+            PATRONI,
+            "patroni_config: /nowhere/p.yml\nnode: {}\n",
+            &["warden.yml:1: patroni_config", "/nowhere/p.yml", "mount"],
+        ),
+        (PATRONI, "patroni_config: PATRONI\n", &["node, haproxy", "add `node"]),
+        (
+            PATRONI,
+            "patroni_config: PATRONI\nnode: {}\nhttp: {listen: here}\n",
+            &["warden.yml:3: http.listen", "0.0.0.0:8010"],
+        ),
+        (
+            PATRONI,
+            "patroni_config: PATRONI\nnode: {}\nhttp:\n  token_file: /nowhere/t\n",
+            &["warden.yml:4: http.token_file"],
+        ),
+        (PATRONI, "patroni_config: PATRONI\nnode: {}\nlog: {level: 'a=b=c'}\n", &["warden.yml:3: log.level", "debug"]),
+        (PATRONI, "patroni_config: PATRONI\nnode: {}\nscope: a/b\n", &["warden.yml:3: scope", "slashes"]),
+        (
+            PATRONI,
+            "patroni_config: PATRONI\nnode: {}\nzookeeper:\n  hosts: 'a:x'\n",
+            &["warden.yml:4: zookeeper.hosts"],
+        ),
+        (
+            &slow,
+            "patroni_config: PATRONI\nnode: {}\n",
+            &["patroni.yml:12: bootstrap.dcs.ttl", "10 + 2 * 11", "at least 32"],
+        ),
+        (&tls, "patroni_config: PATRONI\nnode: {}\n", &["patroni.yml:10: zookeeper.use_ssl", "tunnel"]),
+        ("scope: [", "patroni_config: PATRONI\nnode: {}\n", &["patroni.yml:1"]),
+        ("", "haproxy: {socket: /s}\nscope: s\n", &["zookeeper.hosts: is missing"]),
+        ("", "haproxy: {socket: /s}\nzookeeper: {hosts: a}\n", &["scope: is missing"]),
+    ];
+    for (patroni, warden, expected) in cases {
+        let error = Files::new(patroni, warden).load(&[]).unwrap_err().to_string();
+        for part in *expected {
+            assert!(error.contains(part), "{warden:?}: {error:?} does not contain {part:?}");
+        }
+    }
+}
+
+#[test]
+fn a_broken_secret_in_the_environment_is_not_quoted_in_the_error() {
+    let files = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\n");
+    let error = files.load(&[("PATRONI_ZOOKEEPER_AUTH_DATA", "{digest: [hunter2")]).unwrap_err().to_string();
+    assert!(error.contains("PATRONI_ZOOKEEPER_AUTH_DATA") && !error.contains("hunter2"), "{error}");
+}

@@ -1,0 +1,262 @@
+//! The agent's own znode, `/warden/<scope>/agents/<name>`: what it says of itself and what it sees.
+//!
+//! Warden's own format, documented here, read by other agents and by `warden status`. Fields may be added;
+//! a reader ignores those it does not know.
+
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use warden_core::event::{AgentRecord, AliveLock, Archiver, HaproxyAnswer, HaproxyServer, PostgresAnswer, Server};
+use warden_core::types::{MemberName, SystemId, Timeline};
+
+/// More servers than this are not published: the znode has to stay small.
+const MAX_SERVERS: usize = 64;
+
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    version: String,
+    roles: Vec<String>,
+    address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    member: Option<String>,
+    sees: Sees,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Sees {
+    leader: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    postgres: Option<Postgres>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alive_lock: Option<Detailed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    haproxy: Option<Haproxy>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Detailed {
+    answer: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Postgres {
+    answer: String,
+    age_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeline: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lsn: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    system_identifier: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    archiver: Option<WireArchiver>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireArchiver {
+    archived: i64,
+    failed: i64,
+    failing: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Haproxy {
+    age_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    servers: Vec<WireServer>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireServer {
+    name: String,
+    address: String,
+    member: Option<String>,
+    status: String,
+    up: bool,
+    sessions: u64,
+}
+
+/// The record as JSON.
+pub fn write(record: &AgentRecord) -> Vec<u8> {
+    let wire = Wire {
+        version: record.version.clone(),
+        roles: record.roles.clone(),
+        address: record.address.clone(),
+        member: record.member.as_ref().map(ToString::to_string),
+        sees: Sees {
+            leader: record.leader.as_ref().map(ToString::to_string),
+            postgres: record.postgres.as_ref().map(|(answer, age)| postgres(answer, *age)),
+            alive_lock: record.alive_lock.as_ref().map(|lock| Detailed {
+                answer: lock.as_str().to_owned(),
+                detail: match lock {
+                    AliveLock::Unknown(why) => Some(why.clone()),
+                    AliveLock::Alive | AliveLock::Gone => None,
+                },
+            }),
+            haproxy: record.haproxy.as_ref().map(|(answer, age)| haproxy(answer, *age)),
+        },
+    };
+    // Text, numbers and lists of them: there is nothing in it that JSON could refuse.
+    serde_json::to_vec(&wire).unwrap_or_default()
+}
+
+/// Reads a record. The error says what is wrong with it.
+pub fn parse(data: &[u8]) -> Result<AgentRecord, String> {
+    let wire: Wire = serde_json::from_slice(data).map_err(|error| format!("it is not an agent's record: {error}"))?;
+    Ok(AgentRecord {
+        version: wire.version,
+        roles: wire.roles,
+        address: wire.address,
+        member: wire.member.map(MemberName::from),
+        leader: wire.sees.leader.map(MemberName::from),
+        postgres: wire.sees.postgres.map(read_postgres),
+        alive_lock: wire.sees.alive_lock.map(|lock| match lock.answer.as_str() {
+            "alive" => AliveLock::Alive,
+            "gone" => AliveLock::Gone,
+            other => AliveLock::Unknown(lock.detail.unwrap_or_else(|| other.to_owned())),
+        }),
+        haproxy: wire.sees.haproxy.map(read_haproxy),
+    })
+}
+
+fn postgres(answer: &PostgresAnswer, age: Duration) -> Postgres {
+    let server = answer.server();
+    Postgres {
+        answer: answer.as_str().to_owned(),
+        age_ms: millis(age),
+        detail: answer.detail().map(str::to_owned),
+        timeline: server.and_then(|server| server.timeline).map(|timeline| timeline.0),
+        lsn: server.and_then(|server| server.lsn).map(|lsn| lsn.to_string()),
+        system_identifier: server.and_then(|server| server.system_id).map(|id| id.to_string()),
+        archiver: server.and_then(|server| server.archiver.as_ref()).map(|archiver| WireArchiver {
+            archived: archiver.archived,
+            failed: archiver.failed,
+            failing: archiver.failing.clone(),
+        }),
+    }
+}
+
+fn read_postgres(wire: Postgres) -> (PostgresAnswer, Duration) {
+    let server = Server {
+        timeline: wire.timeline.map(Timeline),
+        lsn: wire.lsn.and_then(|lsn| lsn.parse().ok()),
+        system_id: wire.system_identifier.and_then(|id| id.parse().ok()).map(SystemId),
+        archiver: wire.archiver.map(|archiver| Archiver {
+            archived: archiver.archived,
+            failed: archiver.failed,
+            failing: archiver.failing,
+        }),
+    };
+    let detail = wire.detail.unwrap_or_default();
+    let answer = match wire.answer.as_str() {
+        "writable" => PostgresAnswer::Writable(server),
+        "in_recovery" => PostgresAnswer::InRecovery(server),
+        "refused" => PostgresAnswer::Refused(detail),
+        "silent" => PostgresAnswer::Silent(detail),
+        _ => PostgresAnswer::Unknown(detail),
+    };
+    (answer, Duration::from_millis(wire.age_ms))
+}
+
+fn haproxy(answer: &HaproxyAnswer, age: Duration) -> Haproxy {
+    let (servers, detail) = match answer {
+        HaproxyAnswer::Servers(servers) => (servers.as_slice(), None),
+        HaproxyAnswer::Unusable(why) => ([].as_slice(), Some(why.clone())),
+    };
+    let servers = servers.iter().take(MAX_SERVERS).map(|server| WireServer {
+        name: server.name.clone(),
+        address: server.address.clone(),
+        member: server.member.as_ref().map(ToString::to_string),
+        status: server.status.clone(),
+        up: server.up,
+        sessions: server.sessions,
+    });
+    Haproxy { age_ms: millis(age), detail, servers: servers.collect() }
+}
+
+fn read_haproxy(wire: Haproxy) -> (HaproxyAnswer, Duration) {
+    let answer = match wire.detail {
+        Some(why) => HaproxyAnswer::Unusable(why),
+        None => HaproxyAnswer::Servers(
+            wire.servers
+                .into_iter()
+                .map(|server| HaproxyServer {
+                    name: server.name,
+                    address: server.address,
+                    member: server.member.map(MemberName::from),
+                    status: server.status,
+                    up: server.up,
+                    sessions: server.sessions,
+                })
+                .collect(),
+        ),
+    };
+    (answer, Duration::from_millis(wire.age_ms))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use warden_core::types::Lsn;
+
+    fn full() -> AgentRecord {
+        AgentRecord {
+            version: "0.1.0".to_owned(),
+            roles: vec!["node".to_owned(), "router".to_owned()],
+            address: "warden:8010".to_owned(),
+            member: Some("a".into()),
+            leader: Some("b".into()),
+            postgres: Some((
+                PostgresAnswer::Writable(Server {
+                    timeline: Some(Timeline(3)),
+                    lsn: Some(Lsn(0x16_B374_D848)),
+                    system_id: Some(SystemId(u64::MAX)),
+                    archiver: Some(Archiver { archived: 1, failed: 2, failing: Some("x".to_owned()) }),
+                }),
+                Duration::from_millis(7),
+            )),
+            alive_lock: Some(AliveLock::Unknown("why".to_owned())),
+            haproxy: Some((
+                HaproxyAnswer::Servers(vec![HaproxyServer {
+                    name: "pg".to_owned(),
+                    address: "1.2.3.4:5432".to_owned(),
+                    member: None,
+                    status: "UP".to_owned(),
+                    up: true,
+                    sessions: 4,
+                }]),
+                Duration::ZERO,
+            )),
+        }
+    }
+
+    #[test]
+    fn a_record_reads_back_as_it_was_written() {
+        for record in [full(), AgentRecord { postgres: None, alive_lock: None, haproxy: None, member: None, ..full() }]
+        {
+            assert_eq!(parse(&write(&record)).unwrap(), record);
+        }
+    }
+
+    #[test]
+    fn a_newer_agents_record_is_understood_as_far_as_it_goes() {
+        let text = r#"{"version":"9","roles":["x"],"address":"a:1","future":1,"sees":{"leader":null,"alive_lock":{"answer":"dozing"}}}"#;
+        let record = parse(text.as_bytes()).unwrap();
+        assert_eq!(record.alive_lock, Some(AliveLock::Unknown("dozing".to_owned())));
+    }
+
+    #[test]
+    fn something_else_is_an_error() {
+        for text in ["", "{}", "[]", "null", r#"{"version":1}"#] {
+            assert!(parse(text.as_bytes()).is_err(), "{text:?}");
+        }
+    }
+}

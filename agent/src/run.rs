@@ -1,0 +1,286 @@
+//! The agent: THE loop, and every task and channel around it.
+//!
+//! Tasks, all supervised (`tasks.rs`), all on one thread unless said otherwise:
+//!
+//! | task          | does                                                   | reads                | writes            |
+//! |---------------|--------------------------------------------------------|----------------------|-------------------|
+//! | (main)        | the loop: event -> view -> decide -> steps             | events, queries      | steps, targets    |
+//! | zookeeper     | turns what the client reports into events              | updates              | events            |
+//! | (epoch)       | one ZooKeeper client; a thread of its own, disposable  | requests             | updates           |
+//! | members       | a pair of watchers (Patroni, PostgreSQL) per member    | targets              | events            |
+//! | alive-lock    | the local Patroni's lock; a thread waits on it         |                      | events            |
+//! | haproxy       | the local HAProxy's servers                            | targets              | events            |
+//! | act           | carries out steps                                      | steps                | events            |
+//! | http          | the API                                                |                      | queries           |
+//!
+//! Channels, all bounded: `events` (watchers wait while it is full), `updates` (the ZooKeeper client's),
+//! `queries` (HTTP waits, with a limit), `steps` (the loop drops a step that does not fit: the next
+//! decision makes it again), `targets` (latest value only).
+//!
+//! One thread is enough: nothing here computes, and what may block in the kernel has a thread of its own.
+//! It also keeps the agent small beside the database it stands next to.
+
+use crate::act;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::tasks::Supervisor;
+use crate::tell::http::{self, Api, Query};
+use crate::tell::log::LogControl;
+use crate::tell::metrics::Metrics;
+use crate::tell::narrate::Narrator;
+use crate::watch::members::{self, Targets};
+use crate::watch::patroni::PatroniClient;
+use crate::watch::zookeeper::{self, Settings};
+use crate::watch::{Events, alive_lock, haproxy, znodes};
+use anyhow::Context;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, mpsc, watch as latest};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use warden_core::decide::{Policy, Step, decide};
+use warden_core::event::{Event, Observed};
+use warden_core::types::{AgentName, MemberName};
+use warden_core::view::{Identity, View};
+
+/// Enough for one whole read of a large tree (256 members and agents) and some seconds of everything else.
+const EVENTS: usize = 1024;
+
+/// Requests that may wait for the loop.
+const QUERIES: usize = 64;
+
+/// Time passes at least this often for the view.
+const TICK: Duration = Duration::from_secs(1);
+
+/// All of shutdown has to be over within 2 s of SIGTERM; this is the tasks' part.
+const STOP_TASKS: Duration = Duration::from_millis(1000);
+
+/// ZooKeeper's part of shutdown: to close the session, so that our znode is gone at once.
+const STOP_ZOOKEEPER: Duration = Duration::from_millis(500);
+
+/// Who this agent is, as the configuration has it.
+pub fn identity(config: &Config) -> Identity {
+    Identity {
+        scope: config.scope.clone(),
+        agent: AgentName::from(config.name.as_str()),
+        member: config.node.as_ref().map(|node| MemberName::from(node.member.as_str())),
+        roles: config.roles(),
+        address: config.http.connect_address.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        has_alive_lock: config.node.as_ref().is_some_and(|node| node.alive_lock.is_some()),
+        session_timeout: config.zookeeper.session_timeout,
+    }
+}
+
+/// What the ZooKeeper client needs, as the configuration has it.
+pub fn zookeeper_settings(config: &Config) -> Settings {
+    let auth = config.zookeeper.auth_data.iter();
+    Settings {
+        hosts: config.zookeeper.hosts.clone(),
+        chroot: config.zookeeper.chroot.clone(),
+        tree: config.patroni_tree(),
+        own: config.own_tree(),
+        agent: config.name.clone(),
+        auth: auth.map(|(scheme, secret)| (scheme.clone(), secret.reveal().as_bytes().to_vec())).collect(),
+        session_timeout: config.zookeeper.session_timeout,
+    }
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
+    let clock = Clock::start();
+    let shutdown = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+
+    let metrics = Metrics::new().context("cannot set up metrics")?;
+    let client = PatroniClient::new(&config.patroni, &config.scope)?;
+    let listener = TcpListener::bind(config.http.listen)
+        .await
+        .with_context(|| format!("cannot listen on {} (http.listen): is another agent running?", config.http.listen))?;
+
+    let (events_in, events) = mpsc::channel(EVENTS);
+    let (updates_in, updates) = mpsc::channel(EVENTS);
+    let (queries_in, queries) = mpsc::channel(QUERIES);
+    let (steps_in, steps) = mpsc::channel(act::QUEUE);
+    let (targets_in, targets) = latest::channel(Targets::new());
+    let events_in = Events::new(events_in, clock);
+
+    let identity = identity(&config);
+    tracing::info!(
+        version = identity.version,
+        agent = %identity.agent,
+        scope = identity.scope,
+        roles = identity.roles.join(","),
+        listen = %config.http.listen,
+        "warden starts"
+    );
+    let zookeeper = zookeeper::spawn(zookeeper_settings(&config), updates_in);
+
+    let tasks = Supervisor::new(events_in.clone(), shutdown.clone());
+    keep_zookeeper(&tasks, updates, &events_in);
+    {
+        let (local, superuser, client) = (config.node.clone(), config.superuser.clone(), client);
+        let (targets, events) = (targets.clone(), events_in.clone());
+        tasks.keep("members", move || {
+            members::watch(local.clone(), superuser.clone(), client.clone(), targets.clone(), events.clone())
+        });
+    }
+    if let Some(path) = config.node.as_ref().and_then(|node| node.alive_lock.clone()) {
+        let events = events_in.clone();
+        tasks.keep("alive-lock", move || alive_lock::watch(path.clone(), events.clone()));
+    }
+    if let Some(config) = config.haproxy.clone() {
+        let events = events_in.clone();
+        tasks.keep("haproxy", move || {
+            let watch = haproxy::watch(config.clone(), targets.clone(), events.clone());
+            async { Ok(watch.await?) }
+        });
+    }
+    {
+        // The receiving end outlives a failure of the actor: what was asked for is not lost.
+        let (steps, zookeeper, events) = (Arc::new(Mutex::new(steps)), zookeeper.clone(), events_in.clone());
+        tasks.keep("act", move || {
+            let (steps, zookeeper, events) = (Arc::clone(&steps), zookeeper.clone(), events.clone());
+            async move { act::run(&mut *steps.lock().await, zookeeper, events).await }
+        });
+    }
+    {
+        let api = Api {
+            queries: queries_in,
+            zookeeper: zookeeper.clone(),
+            clock,
+            metrics: metrics.clone(),
+            log,
+            token: config.http.token.clone(),
+        };
+        let (listener, shutdown) = (Arc::new(listener), shutdown.clone());
+        tasks.keep("http", move || http::serve(Arc::clone(&listener), api.clone(), shutdown.clone()));
+    }
+
+    let agent = Loop {
+        view: View::new(identity),
+        policy: Policy::default(),
+        clock,
+        metrics,
+        narrator: Narrator::default(),
+        steps: steps_in,
+        targets: targets_in,
+    };
+    tokio::select! {
+        () = agent.turn(events, queries) => {}
+        _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
+    }
+    shutdown.cancel();
+    if tokio::time::timeout(STOP_ZOOKEEPER, zookeeper.shutdown()).await.is_err() {
+        tracing::warn!("the ZooKeeper session could not be closed in time; it ends by its timeout");
+    }
+    if !tasks.stopped(STOP_TASKS).await {
+        tracing::warn!("some tasks did not stop in time");
+    }
+    tracing::info!(uptime_s = clock.uptime().as_secs(), "warden stopped");
+    Ok(())
+}
+
+fn keep_zookeeper(tasks: &Supervisor, updates: mpsc::Receiver<zookeeper::Update>, events: &Events) {
+    let (updates, events) = (Arc::new(Mutex::new(updates)), events.clone());
+    tasks.keep("zookeeper", move || {
+        let (updates, events) = (Arc::clone(&updates), events.clone());
+        async move {
+            let mut updates = updates.lock().await;
+            while let Some(update) = updates.recv().await {
+                let observed = znodes::observed(update, &events.clock);
+                events.send(observed.at, observed.event).await?;
+            }
+            anyhow::bail!("the ZooKeeper client has ended")
+        }
+    });
+}
+
+/// The loop and what it holds.
+struct Loop {
+    /// What is believed. Owned by the loop alone: no locks, no second opinion.
+    view: View,
+    policy: Policy,
+    clock: Clock,
+    metrics: Metrics,
+    narrator: Narrator,
+    /// To the actor.
+    steps: mpsc::Sender<Step>,
+    /// To the members' watchers.
+    targets: latest::Sender<Targets>,
+}
+
+impl Loop {
+    /// Turns until the channels close, which they do not while the agent runs.
+    async fn turn(mut self, mut events: mpsc::Receiver<Observed>, mut queries: mpsc::Receiver<Query>) {
+        let mut next_tick = Instant::now();
+        let mut wake = Instant::now();
+        loop {
+            tokio::select! {
+                observed = events.recv() => match observed {
+                    Some(observed) => self.take_in(observed),
+                    None => return,
+                },
+                query = queries.recv() => match query {
+                    Some(query) => self.answer(query),
+                    None => return,
+                },
+                () = sleep_until(wake.min(next_tick)) => {}
+            }
+            if Instant::now() >= next_tick {
+                next_tick = Instant::now() + TICK;
+                let now = self.clock.now();
+                self.take_in(Observed { at: now, event: Event::Tick });
+                self.narrator.warnings(&self.view, now);
+            }
+            wake = self.decide_and_hand_over();
+        }
+    }
+
+    fn take_in(&mut self, observed: Observed) {
+        self.metrics.count(&observed.event, observed.at);
+        self.narrator.event(&observed.event);
+        self.view.apply(observed, self.clock.now());
+        if let Some(holder) = self.narrator.view(&self.view) {
+            self.metrics.count_leader_change(&holder);
+        }
+        let targets = members::targets(&self.view);
+        self.targets.send_if_modified(|known| {
+            let changed = *known != targets;
+            if changed {
+                *known = targets;
+            }
+            changed
+        });
+    }
+
+    fn answer(&mut self, query: Query) {
+        if let Some(observed) = query.observed {
+            self.take_in(observed);
+        }
+        // Whoever asked may have gone away meanwhile.
+        drop(query.reply.send(Box::new(self.view.clone())));
+    }
+
+    /// Decides, hands the steps to the actor, and says when to decide again.
+    fn decide_and_hand_over(&mut self) -> Instant {
+        let now = self.clock.now();
+        let plan = decide(&self.view, &self.policy, now);
+        for step in plan.steps {
+            let started = act::started(&step, &self.clock);
+            match self.steps.try_send(step) {
+                Ok(()) => {
+                    if let Some(started) = started {
+                        self.take_in(started);
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "the actor is busy; the next decision makes this step again"),
+            }
+        }
+        Instant::now() + plan.wake.since(now)
+    }
+}

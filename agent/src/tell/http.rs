@@ -1,0 +1,244 @@
+//! The HTTP API: `/healthz`, `/readyz`, `/metrics`, `/api/v1/state`, `/api/v1/log-level`.
+//!
+//! Reading needs no token; what changes anything does. Bodies, headers and the number of connections are
+//! bounded, so that a hostile or slow client costs one slot for a few seconds and nothing else.
+
+use super::log::LogControl;
+use super::metrics::Metrics;
+use super::state;
+use crate::clock::Clock;
+use crate::secret::Secret;
+use crate::watch::znodes;
+use crate::watch::zookeeper::Handle as ZooKeeper;
+use anyhow::Context;
+use axum::Json;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde::Deserialize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use warden_core::event::Observed;
+use warden_core::types::Moment;
+use warden_core::view::View;
+
+/// More connections than this wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 64;
+
+/// A connection is over after this long, whatever it is doing: our answers take milliseconds.
+const MAX_CONNECTION: Duration = Duration::from_secs(10);
+
+/// A request's head has to be there after this long.
+const MAX_HEAD: Duration = Duration::from_secs(2);
+
+/// The largest body taken; the only ones we take are a line of JSON.
+const MAX_BODY: usize = 4096;
+
+/// How long the linearizable read behind `/api/v1/state` may take: a person is waiting.
+const BARRIER: Duration = Duration::from_secs(1);
+
+/// How long the loop may take to answer; it answers within microseconds unless it is stuck.
+const LOOP: Duration = Duration::from_secs(1);
+
+/// A question to the loop: what do you believe, with this taken in first.
+#[derive(Debug)]
+pub struct Query {
+    /// The barrier read that was made for this question, if one was.
+    pub observed: Option<Observed>,
+    /// Where the view goes.
+    pub reply: oneshot::Sender<Box<View>>,
+}
+
+/// What the handlers need.
+#[derive(Clone)]
+pub struct Api {
+    /// Questions to the loop.
+    pub queries: mpsc::Sender<Query>,
+    /// For the linearizable read.
+    pub zookeeper: ZooKeeper,
+    /// The agent's clock.
+    pub clock: Clock,
+    /// Counters and gauges.
+    pub metrics: Metrics,
+    /// The log's level.
+    pub log: LogControl,
+    /// What changes anything needs this token.
+    pub token: Option<Secret>,
+}
+
+/// Serves until `shutdown`.
+pub async fn serve(listener: Arc<TcpListener>, api: Api, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let router = router(api);
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let slot = Arc::clone(&slots).acquire_owned().await.context("the HTTP server's slots are closed")?;
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, or the peer went away: neither gets better by spinning.
+                    tracing::debug!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            () = shutdown.cancelled() => return Ok(()),
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let shutdown = shutdown.clone();
+        tokio::spawn(async move {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(MAX_HEAD)
+                .max_buf_size(32 * 1024)
+                .serve_connection(TokioIo::new(stream), service);
+            // However it ends, it is the client's business.
+            tokio::select! {
+                _ = timeout(MAX_CONNECTION, connection) => {}
+                () = shutdown.cancelled() => {}
+            }
+            drop(slot);
+        });
+    }
+}
+
+fn router(api: Api) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/api/v1/state", get(state_json))
+        .route("/api/v1/log-level", put(log_level))
+        .fallback(|| async {
+            problem(
+                StatusCode::NOT_FOUND,
+                "no such path; there are /healthz, /readyz, /metrics, /api/v1/state, /api/v1/log-level",
+            )
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(api)
+}
+
+/// An error as JSON: what is wrong and what to do.
+fn problem(status: StatusCode, message: &str) -> Response {
+    (status, Json(serde_json::json!({ "error": message }))).into_response()
+}
+
+impl Api {
+    async fn ask(&self, observed: Option<Observed>) -> Option<Box<View>> {
+        let (reply, answer) = oneshot::channel();
+        let asking = async {
+            self.queries.send(Query { observed, reply }).await.ok()?;
+            answer.await.ok()
+        };
+        timeout(LOOP, asking).await.ok().flatten()
+    }
+
+    /// The view, and the moment after which a linearizable read counts as an answer to this request.
+    async fn verified_view(&self) -> (Option<Box<View>>, Moment) {
+        let asked = Instant::now();
+        let read = self.zookeeper.barrier(BARRIER).await;
+        let observed = znodes::barrier(read, asked, &self.clock);
+        (self.ask(Some(observed)).await, self.clock.moment(asked))
+    }
+}
+
+const STUCK: &str = "the agent's loop does not answer; restart the agent and keep its log";
+
+/// 200 while the loop turns.
+async fn healthz(State(api): State<Api>) -> Response {
+    match api.ask(None).await {
+        Some(_) => "ok\n".into_response(),
+        None => problem(StatusCode::SERVICE_UNAVAILABLE, STUCK),
+    }
+}
+
+/// 200 once the agent has a ZooKeeper session and has read the tree and its neighbour.
+async fn readyz(State(api): State<Api>) -> Response {
+    let Some(view) = api.ask(None).await else { return problem(StatusCode::SERVICE_UNAVAILABLE, STUCK) };
+    let own = view.identity.member.as_ref().and_then(|name| view.members.get(name));
+    let node = view.identity.member.is_none() || own.is_some_and(|member| member.patroni.is_some());
+    let router = !view.identity.roles.iter().any(|role| role == "router") || view.haproxy.is_some();
+    let missing = [
+        (view.session().is_some(), "a ZooKeeper session"),
+        (view.tree_read.is_some(), "a whole read of Patroni's tree"),
+        (node, "an answer about the local Patroni"),
+        (router, "an answer about the local HAProxy"),
+    ];
+    let missing: Vec<&str> = missing.iter().filter(|(there, _)| !there).map(|(_, what)| *what).collect();
+    if missing.is_empty() {
+        "ok\n".into_response()
+    } else {
+        problem(StatusCode::SERVICE_UNAVAILABLE, &format!("not yet: {}", missing.join(", ")))
+    }
+}
+
+async fn metrics(State(api): State<Api>) -> Response {
+    let Some(view) = api.ask(None).await else { return problem(StatusCode::SERVICE_UNAVAILABLE, STUCK) };
+    match api.metrics.render(&view, api.clock.now()) {
+        Ok(text) => {
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], Body::from(text)).into_response()
+        }
+        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &format!("the metrics cannot be written: {error}")),
+    }
+}
+
+async fn state_json(State(api): State<Api>) -> Response {
+    let (view, asked) = api.verified_view().await;
+    match view {
+        Some(view) => Json(state::state(&view, &api.clock, asked, "agent")).into_response(),
+        None => problem(StatusCode::SERVICE_UNAVAILABLE, STUCK),
+    }
+}
+
+/// The body of `PUT /api/v1/log-level`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogLevel {
+    level: String,
+}
+
+async fn log_level(State(api): State<Api>, headers: HeaderMap, body: axum::body::Bytes) -> Response {
+    if let Err((status, message)) = authorized(&api, &headers) {
+        return problem(status, message);
+    }
+    let wanted: LogLevel = match serde_json::from_slice(&body) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            let message = format!("the body has to be like {{\"level\": \"debug\"}}: {error}");
+            return problem(StatusCode::BAD_REQUEST, &message);
+        }
+    };
+    match api.log.set(&wanted.level) {
+        Ok(()) => {
+            tracing::warn!(level = wanted.level, "log level changed over HTTP");
+            Json(serde_json::json!({ "level": wanted.level })).into_response()
+        }
+        Err(why) => problem(StatusCode::BAD_REQUEST, &why),
+    }
+}
+
+/// Whether the request carries our token.
+fn authorized(api: &Api, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
+    let Some(token) = &api.token else {
+        let message =
+            "this agent has no token, so nothing can be changed over HTTP; set http.token_file or WARDEN_API_TOKEN";
+        return Err((StatusCode::FORBIDDEN, message));
+    };
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    match given.and_then(|value| value.strip_prefix("Bearer ")) {
+        Some(given) if token.matches(given.trim()) => Ok(()),
+        Some(_) => Err((StatusCode::UNAUTHORIZED, "the token is not this agent's")),
+        None => Err((StatusCode::UNAUTHORIZED, "send the token as `Authorization: Bearer …`")),
+    }
+}

@@ -1,0 +1,41 @@
+//! Logging: for people or as JSON, to stderr, with a level that can be changed while the agent runs.
+
+use crate::config::{LogConfig, LogFormat};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+
+/// Changes the log level of a running agent.
+#[derive(Clone, Debug)]
+pub struct LogControl(reload::Handle<EnvFilter, Registry>);
+
+/// Reads a filter as `RUST_LOG` has it. The error says what is wrong with it.
+pub fn parse_filter(text: &str) -> Result<EnvFilter, String> {
+    if text.trim().is_empty() {
+        return Err("the log filter is empty".to_owned());
+    }
+    EnvFilter::builder().parse(text).map_err(|error| format!("{text:?} is not a log filter: {error}"))
+}
+
+/// Starts logging. A second call in the same process changes nothing and returns a control without effect.
+pub fn start(config: &LogConfig) -> LogControl {
+    let filter = parse_filter(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, handle) = reload::Layer::new(filter);
+    let registry = tracing_subscriber::registry().with(filter);
+    let _already_started = match config.format {
+        LogFormat::Human => registry.with(fmt::layer().with_writer(std::io::stderr).with_ansi(false)).try_init(),
+        LogFormat::Json => {
+            let layer = fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
+            registry.with(layer).try_init()
+        }
+    };
+    LogControl(handle)
+}
+
+impl LogControl {
+    /// Uses `filter` from now on.
+    pub fn set(&self, filter: &str) -> Result<(), String> {
+        let parsed = parse_filter(filter)?;
+        self.0.reload(parsed).map_err(|error| format!("the log filter could not be changed: {error}"))
+    }
+}

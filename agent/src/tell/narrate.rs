@@ -1,0 +1,84 @@
+//! The log as a story: what changed, in words, once. A person who reads it at night should not need the code.
+
+use std::collections::BTreeSet;
+use tracing::{info, warn};
+use warden_core::decide::holder_text;
+use warden_core::event::{AliveLock, Event};
+use warden_core::types::Moment;
+use warden_core::view::View;
+use warden_core::warn::{self as warnings, Warning};
+
+/// A warning is logged when it has lasted this many looks: one look a second, and what passes within one
+/// is the ordinary noise of a change.
+const LASTING: u32 = 2;
+
+/// Remembers what has been told.
+#[derive(Debug, Default)]
+pub struct Narrator {
+    holder: Option<String>,
+    lock: Option<AliveLock>,
+    told: BTreeSet<(String, Option<String>)>,
+    pending: Vec<(Warning, u32)>,
+}
+
+impl Narrator {
+    /// Tells an event that is worth a line, before it is applied.
+    pub fn event(&self, event: &Event) {
+        match event {
+            Event::SessionStarted(session) => info!(
+                server = %session.server,
+                session = %session.id,
+                timeout_ms = super::state::millis(session.negotiated),
+                "ZooKeeper session started"
+            ),
+            Event::SessionLost { reason, detail } => warn!(reason, detail, "ZooKeeper session lost"),
+            Event::TaskFailed { task, error } => tracing::error!(task, error, "a task failed and is started again"),
+            _ => {}
+        }
+    }
+
+    /// Tells what the view has come to differ in; the new holder of the leader key where that changed.
+    pub fn view(&mut self, view: &View) -> Option<String> {
+        if let Some(fact) = &view.alive_lock
+            && self.lock.as_ref() != Some(&fact.value)
+        {
+            info!(state = fact.value.as_str(), detail = super::state::lock_detail(&fact.value), "alive lock");
+            self.lock = Some(fact.value.clone());
+        }
+        let holder = holder_text(&view.leader.as_ref()?.value).to_owned();
+        if self.holder.as_ref() == Some(&holder) {
+            return None;
+        }
+        let czxid = view.leader.as_ref().and_then(|fact| fact.value.present()).map(|key| key.czxid.0);
+        info!(holder, czxid, before = self.holder.as_deref().unwrap_or("unknown"), "leader key");
+        self.holder = Some(holder.clone());
+        Some(holder)
+    }
+
+    /// Tells which warnings have come to stay and which are over. To be called once a second.
+    pub fn warnings(&mut self, view: &View, now: Moment) {
+        let present = warnings::warnings(view, now, None);
+        let key = |warning: &Warning| (warning.code.to_owned(), warning.member.as_ref().map(ToString::to_string));
+        let pending = std::mem::take(&mut self.pending);
+        for warning in &present {
+            if self.told.contains(&key(warning)) {
+                continue;
+            }
+            let seen = pending.iter().find(|(known, _)| key(known) == key(warning)).map_or(0, |(_, seen)| *seen) + 1;
+            if seen >= LASTING {
+                warn!(code = warning.code, "{}", warning.message);
+                self.told.insert(key(warning));
+            } else {
+                self.pending.push((warning.clone(), seen));
+            }
+        }
+        let still: BTreeSet<_> = present.iter().map(key).collect();
+        self.told.retain(|(code, member)| {
+            let lasts = still.contains(&(code.clone(), member.clone()));
+            if !lasts {
+                info!(code, member, "no longer");
+            }
+            lasts
+        });
+    }
+}

@@ -1,0 +1,238 @@
+//! The alive lock: the file that the local Patroni holds locked as long as it lives.
+//!
+//! Patroni is started as `flock --no-fork FILE patroni …`; the kernel frees the lock with the process, in
+//! whatever namespace. A thread of its own waits for that in a shared `flock`, so that it is known at once
+//! and without polling, and lets go in the same instant so that Patroni is never kept from starting.
+//! The lock counts only on the inode that the path names now, and on a local file system: elsewhere a lock
+//! may be lost or kept for reasons that have nothing to do with the process.
+
+use super::Events;
+use rustix::fs::{FlockOperation, flock, fstatfs};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::sleep;
+use warden_core::event::{AliveLock, Event};
+
+/// While nobody holds the lock: how soon it is seen that somebody does again.
+const RECHECK: Duration = Duration::from_millis(200);
+
+/// How often the path is compared with the inode that is being waited on.
+const INODE_CHECK: Duration = Duration::from_secs(1);
+
+/// Threads that wait on inodes which the path no longer names cannot be woken; beyond this many we stop.
+const MAX_STRAYS: u64 = 8;
+
+/// File systems on which a lock's state does not follow the life of a process on this machine
+/// (magic numbers from statfs(2)): NFS, SMB, SMB2, CIFS, 9P, Ceph, FUSE.
+const REMOTE: [u32; 7] = [0x6969, 0x517b, 0xfe53_4d42, 0xff53_4d42, 0x0102_1997, 0x00c3_6400, 0x6573_5546];
+
+/// Watches the lock until the agent shuts down.
+pub async fn watch(path: PathBuf, events: Events) -> anyhow::Result<()> {
+    let shared = Arc::new(Shared::default());
+    loop {
+        let generation = shared.generation.fetch_add(1, Ordering::SeqCst) + 1;
+        let waiter = Waiter { path: path.clone(), events: events.clone(), shared: Arc::clone(&shared), generation };
+        std::thread::Builder::new().name("alive-lock".to_owned()).spawn(move || waiter.run())?;
+        // The waiter may sleep in the kernel for ever on a file that was replaced under it: notice that here.
+        loop {
+            sleep(INODE_CHECK).await;
+            let waited_on = shared.inode.load(Ordering::SeqCst);
+            let named = std::fs::metadata(&path).map_or(0, |metadata| metadata.ino());
+            if waited_on != 0 && named != waited_on {
+                let why = if named == 0 { "is not there any more" } else { "was replaced" };
+                events.send(events.clock.now(), unknown(&path, why)).await?;
+                break;
+            }
+        }
+        shared.inode.store(0, Ordering::SeqCst);
+        while shared.strays.load(Ordering::SeqCst) >= MAX_STRAYS {
+            let why = "was replaced too often; restart this agent, and do not delete the file";
+            events.send(events.clock.now(), unknown(&path, why)).await?;
+            sleep(INODE_CHECK).await;
+        }
+    }
+}
+
+fn unknown(path: &Path, why: &str) -> Event {
+    Event::AliveLock(AliveLock::Unknown(format!("{} {why}", path.display())))
+}
+
+#[derive(Default)]
+struct Shared {
+    /// The waiter of this number is the one that counts.
+    generation: AtomicU64,
+    /// The inode it waits on; 0 while it waits on none.
+    inode: AtomicU64,
+    /// Waiters that are stuck on an inode which the path no longer names.
+    strays: AtomicU64,
+}
+
+struct Waiter {
+    path: PathBuf,
+    events: Events,
+    shared: Arc<Shared>,
+    generation: u64,
+}
+
+impl Waiter {
+    /// Reports until the agent is gone or another waiter has taken over.
+    fn run(&self) {
+        let mut last: Option<AliveLock> = None;
+        while self.is_current() {
+            let at = self.events.clock.now();
+            let state = self.look();
+            if last.as_ref() != Some(&state) {
+                last = Some(state.clone());
+                if self.events.send_blocking(at, Event::AliveLock(state.clone())).is_err() {
+                    return;
+                }
+            }
+            match state {
+                AliveLock::Alive => self.wait_until_free(),
+                AliveLock::Gone => std::thread::sleep(RECHECK),
+                AliveLock::Unknown(_) => std::thread::sleep(INODE_CHECK),
+            }
+        }
+    }
+
+    fn is_current(&self) -> bool {
+        self.shared.generation.load(Ordering::SeqCst) == self.generation
+    }
+
+    /// Whether somebody holds the lock now. Ours is held for no longer than it takes to know.
+    fn look(&self) -> AliveLock {
+        match self.try_lock() {
+            Ok(true) => AliveLock::Gone,
+            Ok(false) => AliveLock::Alive,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                AliveLock::Unknown(format!("{} is not there: is Patroni started with flock?", self.path.display()))
+            }
+            Err(error) => AliveLock::Unknown(format!("{}: {error}", self.path.display())),
+        }
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        let file = self.open()?;
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => {
+                flock(&file, FlockOperation::Unlock)?;
+                self.must_be_named(&file)?;
+                Ok(true)
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                self.must_be_named(&file)?;
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn open(&self) -> io::Result<File> {
+        let file = File::open(&self.path)?;
+        let kind = u32::try_from(fstatfs(&file)?.f_type).unwrap_or_default();
+        if REMOTE.contains(&kind) {
+            return Err(io::Error::other("is not on a local file system, so its lock proves nothing"));
+        }
+        Ok(file)
+    }
+
+    /// Sleeps in the kernel until nobody holds the lock exclusively.
+    fn wait_until_free(&self) {
+        let Ok(file) = self.open() else { return };
+        let inode = file.metadata().map_or(0, |metadata| metadata.ino());
+        self.shared.inode.store(inode, Ordering::SeqCst);
+        self.shared.strays.fetch_add(1, Ordering::SeqCst);
+        if flock(&file, FlockOperation::LockShared).is_ok() {
+            // Let go at once: Patroni may be about to start.
+            drop(file);
+        }
+        self.shared.strays.fetch_sub(1, Ordering::SeqCst);
+        if self.is_current() {
+            self.shared.inode.store(0, Ordering::SeqCst);
+        }
+    }
+
+    fn must_be_named(&self, file: &File) -> io::Result<()> {
+        let (open, named) = (file.metadata()?, std::fs::metadata(&self.path)?);
+        if (open.dev(), open.ino()) == (named.dev(), named.ino()) {
+            Ok(())
+        } else {
+            Err(io::Error::other("was replaced while it was looked at"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use std::process::{Child, Command};
+    use tokio::sync::mpsc;
+    use tokio::time::timeout;
+    use warden_core::event::Observed;
+
+    /// A real process that holds the lock, like Patroni under flock.
+    fn holder(path: &Path) -> Child {
+        Command::new("flock").args(["--no-fork", "--timeout", "5"]).arg(path).args(["sleep", "60"]).spawn().unwrap()
+    }
+
+    async fn next(events: &mut mpsc::Receiver<Observed>) -> AliveLock {
+        let observed = timeout(Duration::from_secs(5), events.recv()).await.expect("no event in 5 s").unwrap();
+        match observed.event {
+            Event::AliveLock(state) => state,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_death_of_the_holder_is_learnt_and_so_is_its_return() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("patroni.alive");
+        std::fs::write(&path, "").unwrap();
+        let (sender, mut events) = mpsc::channel(16);
+        let watcher = tokio::spawn(watch(path.clone(), Events::new(sender, Clock::start())));
+        assert_eq!(next(&mut events).await, AliveLock::Gone);
+        let mut first = holder(&path);
+        assert_eq!(next(&mut events).await, AliveLock::Alive);
+        first.kill().unwrap();
+        first.wait().unwrap();
+        assert_eq!(next(&mut events).await, AliveLock::Gone);
+        let mut second = holder(&path);
+        assert_eq!(next(&mut events).await, AliveLock::Alive);
+        watcher.abort();
+        second.kill().unwrap();
+        second.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_not_there_or_was_replaced_proves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("patroni.alive");
+        let (sender, mut events) = mpsc::channel(16);
+        let watcher = tokio::spawn(watch(path.clone(), Events::new(sender, Clock::start())));
+        assert!(matches!(next(&mut events).await, AliveLock::Unknown(why) if why.contains("not there")));
+        let mut first = holder(&path);
+        assert_eq!(next(&mut events).await, AliveLock::Alive);
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(next(&mut events).await, AliveLock::Unknown(_)), "the holder of a deleted file is unknown");
+        let mut second = holder(&path);
+        loop {
+            if next(&mut events).await == AliveLock::Alive {
+                break;
+            }
+        }
+        first.kill().unwrap();
+        first.wait().unwrap();
+        let quiet = timeout(Duration::from_millis(500), events.recv()).await;
+        assert!(quiet.is_err(), "the death of the former holder says nothing about the present one: {quiet:?}");
+        second.kill().unwrap();
+        second.wait().unwrap();
+        assert_eq!(next(&mut events).await, AliveLock::Gone);
+        watcher.abort();
+    }
+}

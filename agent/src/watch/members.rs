@@ -1,0 +1,123 @@
+//! Which members there are to be asked, and a pair of watchers (Patroni, PostgreSQL) for each.
+//!
+//! The loop knows the members from ZooKeeper and publishes them as [`Targets`]; this task starts, replaces
+//! and stops the watchers accordingly.
+
+use super::patroni::{self, PatroniClient};
+use super::postgres::{self, Place};
+use super::{Closed, Events};
+use crate::config::{NodeConfig, Superuser};
+use std::collections::BTreeMap;
+use tokio::sync::watch as latest;
+use tokio::task::JoinSet;
+use warden_core::types::MemberName;
+use warden_core::view::View;
+
+/// More members than this are not asked, loudly: each costs two questions a second.
+const MAX_MEMBERS: usize = 64;
+
+/// Where a member answers.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Target {
+    /// Base address of its REST API.
+    pub api: Option<String>,
+    /// Its PostgreSQL over TCP.
+    pub postgres: Option<(String, u16)>,
+}
+
+/// All members, by name.
+pub type Targets = BTreeMap<MemberName, Target>;
+
+/// The members of the view, as they are to be asked.
+pub fn targets(view: &View) -> Targets {
+    let known = view.members.iter().filter_map(|(name, member)| {
+        let record = member.last_record.as_ref()?;
+        let postgres = record.host.clone().zip(record.port);
+        Some((name.clone(), Target { api: record.api.clone(), postgres }))
+    });
+    known.take(MAX_MEMBERS).collect()
+}
+
+/// The watchers of one member, and what they were started for.
+type Watchers = (Target, JoinSet<Result<(), Closed>>);
+
+/// Keeps a pair of watchers for each member until the agent shuts down.
+pub async fn watch(
+    local: Option<NodeConfig>,
+    superuser: Option<Superuser>,
+    client: PatroniClient,
+    mut targets: latest::Receiver<Targets>,
+    events: Events,
+) -> anyhow::Result<()> {
+    let mut running: BTreeMap<MemberName, Watchers> = BTreeMap::new();
+    loop {
+        let mut wanted = targets.borrow_and_update().clone();
+        if let Some(node) = &local {
+            // The local member is asked where the configuration says, whether ZooKeeper knows it or not.
+            let target = Target { api: Some(node.api.clone()), postgres: Some((node.host.clone(), node.port)) };
+            wanted.insert(MemberName::from(node.member.as_str()), target);
+        }
+        running.retain(|name, (target, _)| wanted.get(name) == Some(target));
+        for (name, target) in wanted {
+            running.entry(name.clone()).or_insert_with(|| {
+                let node = local.as_ref().filter(|node| node.member == name.as_str());
+                let tasks = start(&name, &target, node, superuser.as_ref(), &client, &events);
+                (target, tasks)
+            });
+        }
+        if let Some(failure) = wait(&mut running, &mut targets).await? {
+            running.remove(&failure);
+            // Started anew in the next round; the pause keeps a watcher that fails at once from spinning.
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+    }
+}
+
+fn start(
+    name: &MemberName,
+    target: &Target,
+    node: Option<&NodeConfig>,
+    superuser: Option<&Superuser>,
+    client: &PatroniClient,
+    events: &Events,
+) -> JoinSet<Result<(), Closed>> {
+    let mut tasks = JoinSet::new();
+    if let Some(api) = &target.api {
+        tasks.spawn(patroni::watch(name.clone(), api.clone(), node.is_some(), client.clone(), events.clone()));
+    }
+    let socket = node.and_then(|node| node.socket_dir.clone().map(|directory| Place::Socket(directory, node.port)));
+    let place = socket.or_else(|| target.postgres.clone().map(|(host, port)| Place::Tcp(host, port)));
+    if let (Some(place), Some(superuser)) = (place, superuser) {
+        tasks.spawn(postgres::watch(name.clone(), place, superuser.clone(), events.clone()));
+    }
+    tasks
+}
+
+/// Waits until the targets change or a watcher ends; names the member whose watcher ended by a panic.
+async fn wait(
+    running: &mut BTreeMap<MemberName, Watchers>,
+    targets: &mut latest::Receiver<Targets>,
+) -> anyhow::Result<Option<MemberName>> {
+    let any_end = std::future::poll_fn(|context| {
+        for (name, (_, tasks)) in running.iter_mut() {
+            if let std::task::Poll::Ready(Some(end)) = tasks.poll_join_next(context) {
+                return std::task::Poll::Ready((name.clone(), end));
+            }
+        }
+        std::task::Poll::Pending
+    });
+    tokio::select! {
+        changed = targets.changed() => {
+            changed.map_err(|_| Closed)?;
+            Ok(None)
+        }
+        (name, end) = any_end => match end {
+            Ok(Ok(())) => Ok(Some(name)),
+            Ok(Err(closed)) => Err(closed.into()),
+            Err(error) => {
+                tracing::error!(member = %name, %error, "a watcher of this member failed; it is started again");
+                Ok(Some(name))
+            }
+        },
+    }
+}

@@ -1,0 +1,272 @@
+//! A member's PostgreSQL, through one warm superuser connection: the local one by its unix socket, the
+//! others over TCP.
+//!
+//! The connection is kept ready and never holds a transaction open. A server that hangs keeps one query
+//! waiting, so that its answer is there the moment it wakes; meanwhile it is reported silent every second.
+//! A lost connection is tried again at once, because how the next attempt fails is what tells a crash
+//! (refused) from a hang (silent).
+
+use super::{Closed, Events, io_cause, root_cause, tls};
+use crate::config::{SslMode, Superuser};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow};
+use warden_core::event::{Archiver, Event, PostgresAnswer, Server};
+use warden_core::fact::Source;
+use warden_core::types::{Lsn, MemberName, SystemId, Timeline};
+
+/// A question every second, and as long for an answer.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// After this long without an answer the connection is given up: 10 questions' worth.
+const GIVE_UP: Duration = Duration::from_secs(10);
+
+/// Pause between attempts to connect, while the server cannot be reached.
+const RECONNECT: Duration = Duration::from_millis(500);
+
+/// One row with everything we want to know. Written so that it works from PostgreSQL 13 on, in and out of
+/// recovery, and reads no user table.
+const QUESTION: &str = "\
+SELECT r AS in_recovery,
+       CASE WHEN r THEN COALESCE((SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver),
+                                 (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()))::text
+            ELSE substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END AS timeline,
+       CASE WHEN r THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END AS lsn,
+       (SELECT system_identifier FROM pg_catalog.pg_control_system()) AS system_id,
+       pg_catalog.current_setting('archive_mode') AS archive_mode,
+       a.archived_count, a.failed_count,
+       CASE WHEN a.last_failed_time > COALESCE(a.last_archived_time, '-infinity') THEN a.last_failed_wal END AS failing
+  FROM pg_catalog.pg_is_in_recovery() AS r, pg_catalog.pg_stat_archiver AS a";
+
+/// Where a PostgreSQL is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Its unix socket is in this directory.
+    Socket(PathBuf, u16),
+    /// Host and port.
+    Tcp(String, u16),
+}
+
+impl Place {
+    const fn source(&self) -> Source {
+        match self {
+            Self::Socket(..) => Source::Socket,
+            Self::Tcp(..) => Source::Tcp,
+        }
+    }
+}
+
+/// Watches one member's PostgreSQL until the agent shuts down.
+pub async fn watch(member: MemberName, place: Place, login: Superuser, events: Events) -> Result<(), Closed> {
+    let mut watcher =
+        Watcher { member, via: place.source(), config: client_config(&place, &login), sslmode: login.sslmode, events };
+    loop {
+        let asked = Instant::now();
+        let at = watcher.events.clock.now();
+        match timeout(PERIOD, connect(&watcher.config, watcher.sslmode)).await {
+            Ok(Ok((client, connection))) => {
+                // The driver ends with the connection, and the connection with the client: nothing leaks.
+                tokio::select! {
+                    closed = watcher.ask_for_ever(client) => closed?,
+                    () = connection => {}
+                }
+                continue;
+            }
+            Ok(Err(error)) => watcher.tell(at, answer_of_error(&error)).await?,
+            Err(_) => watcher.tell(at, PostgresAnswer::Silent("no session within 1 s".to_owned())).await?,
+        }
+        // Jitter, so that agents which lost the same server do not come back in step.
+        sleep_until(asked + RECONNECT.mul_f64(rand::random_range(0.75..1.25))).await;
+    }
+}
+
+struct Watcher {
+    member: MemberName,
+    via: Source,
+    config: Config,
+    sslmode: SslMode,
+    events: Events,
+}
+
+impl Watcher {
+    async fn tell(&mut self, at: warden_core::types::Moment, answer: PostgresAnswer) -> Result<(), Closed> {
+        self.events.send(at, Event::Postgres { member: self.member.clone(), via: self.via, answer }).await
+    }
+
+    /// Asks every second; returns when the connection is of no use any more.
+    async fn ask_for_ever(&mut self, client: Client) -> Result<(), Closed> {
+        loop {
+            let asked = Instant::now();
+            let at = self.events.clock.now();
+            let question = client.simple_query(QUESTION);
+            tokio::pin!(question);
+            let answer = loop {
+                match timeout(PERIOD, &mut question).await {
+                    Ok(answer) => break answer,
+                    Err(_) if asked.elapsed() >= GIVE_UP => return Ok(()),
+                    Err(_) => {
+                        let waited = asked.elapsed().as_secs();
+                        let now = self.events.clock.now();
+                        self.tell(now, PostgresAnswer::Silent(format!("a query has waited for {waited} s"))).await?;
+                    }
+                }
+            };
+            match answer {
+                Ok(messages) => {
+                    // An answer that took long says how things are now, not how they were when it was asked.
+                    let at = if asked.elapsed() > PERIOD { self.events.clock.now() } else { at };
+                    self.tell(at, read_answer(&messages)).await?;
+                }
+                Err(error) if error.is_closed() || io_cause(&error).is_some() => return Ok(()),
+                Err(error) if error.code() == Some(&SqlState::ADMIN_SHUTDOWN) => return Ok(()),
+                Err(error) if error.code() == Some(&SqlState::CRASH_SHUTDOWN) => return Ok(()),
+                Err(error) => self.tell(at, answer_of_error(&error)).await?,
+            }
+            sleep_until(asked + PERIOD).await;
+        }
+    }
+}
+
+fn client_config(place: &Place, login: &Superuser) -> Config {
+    let mut config = Config::new();
+    match place {
+        Place::Socket(directory, port) => config.host_path(directory).port(*port),
+        Place::Tcp(host, port) => config.host(host).port(*port),
+    };
+    config
+        .user(&login.username)
+        .dbname(&login.database)
+        .application_name("warden")
+        .connect_timeout(PERIOD)
+        // Should the agent die in the middle of a question, the server shall not keep it.
+        .options("-c statement_timeout=5s -c idle_in_transaction_session_timeout=5s")
+        .ssl_mode(match login.sslmode {
+            SslMode::Disable => tokio_postgres::config::SslMode::Disable,
+            SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
+            SslMode::Require => tokio_postgres::config::SslMode::Require,
+        });
+    if let Some(password) = &login.password {
+        config.password(password.reveal());
+    }
+    config
+}
+
+type Driver = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A session, and the future that moves its bytes.
+async fn connect(config: &Config, sslmode: SslMode) -> Result<(Client, Driver), tokio_postgres::Error> {
+    if sslmode != SslMode::Disable
+        && let Ok(tls) = tls::unverified()
+    {
+        let (client, connection) = config.connect(tls).await?;
+        return Ok((client, Box::pin(async move { drop(connection.await) })));
+    }
+    let (client, connection) = config.connect(NoTls).await?;
+    Ok((client, Box::pin(async move { drop(connection.await) })))
+}
+
+/// What a failed attempt to connect, or a failed question, says about the server.
+fn answer_of_error(error: &tokio_postgres::Error) -> PostgresAnswer {
+    if let Some(db) = error.as_db_error() {
+        // 57P03: starting up, shutting down, in crash recovery: nobody gets a session.
+        return match db.code() {
+            &SqlState::CANNOT_CONNECT_NOW => PostgresAnswer::Refused(db.message().to_owned()),
+            _ => PostgresAnswer::Unknown(format!("{} ({})", db.message(), db.code().code())),
+        };
+    }
+    match io_cause(error).map(io::Error::kind) {
+        Some(io::ErrorKind::ConnectionRefused) => PostgresAnswer::Refused("nobody listens".to_owned()),
+        Some(io::ErrorKind::NotFound) => PostgresAnswer::Refused("there is no socket".to_owned()),
+        Some(io::ErrorKind::PermissionDenied) => {
+            PostgresAnswer::Unknown("the socket may not be used by this user".to_owned())
+        }
+        Some(_) => PostgresAnswer::Silent(root_cause(error)),
+        None => PostgresAnswer::Unknown(root_cause(error)),
+    }
+}
+
+/// Reads the row that [`QUESTION`] answers with.
+fn read_answer(messages: &[SimpleQueryMessage]) -> PostgresAnswer {
+    let row = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    match row {
+        Some(row) => read_row(|column| text(row, column)),
+        None => PostgresAnswer::Unknown("the server answered without a row".to_owned()),
+    }
+}
+
+fn text<'a>(row: &'a SimpleQueryRow, column: &str) -> Option<&'a str> {
+    row.try_get(column).ok().flatten()
+}
+
+fn read_row<'a>(get: impl Fn(&str) -> Option<&'a str>) -> PostgresAnswer {
+    let in_recovery = match get("in_recovery") {
+        Some("t") => true,
+        Some("f") => false,
+        other => return PostgresAnswer::Unknown(format!("pg_is_in_recovery() is {other:?}")),
+    };
+    // In recovery a decimal number, otherwise the first eight digits of a segment's name.
+    let radix = if in_recovery { 10 } else { 16 };
+    let timeline = get("timeline").and_then(|text| u32::from_str_radix(text, radix).ok());
+    let count = |column| get(column).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let archiver = get("archive_mode").filter(|mode| *mode != "off").map(|_| Archiver {
+        archived: count("archived_count"),
+        failed: count("failed_count"),
+        failing: get("failing").map(str::to_owned),
+    });
+    let server = Server {
+        timeline: timeline.filter(|timeline| *timeline > 0).map(Timeline),
+        lsn: get("lsn").and_then(|text| text.parse::<Lsn>().ok()),
+        // PostgreSQL shows this unsigned number as a signed one.
+        system_id: get("system_id").and_then(|text| text.parse::<i64>().ok()).map(|id| SystemId(id.cast_unsigned())),
+        archiver,
+    };
+    if in_recovery { PostgresAnswer::InRecovery(server) } else { PostgresAnswer::Writable(server) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn read(columns: &[(&str, &str)]) -> PostgresAnswer {
+        let columns: BTreeMap<String, String> =
+            columns.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        read_row(|column| columns.get(column).map(String::as_str))
+    }
+
+    #[test]
+    fn a_primary_tells_its_timeline_in_hexadecimal() {
+        let answer = read(&[
+            ("in_recovery", "f"),
+            ("timeline", "0000001A"),
+            ("lsn", "0/30000C0"),
+            ("system_id", "-1"),
+            ("archive_mode", "always"),
+            ("archived_count", "7"),
+            ("failing", "000000010000000000000003"),
+        ]);
+        let PostgresAnswer::Writable(server) = answer else { panic!("{answer:?}") };
+        assert_eq!(server.timeline, Some(Timeline(26)));
+        assert_eq!(server.lsn, Some(Lsn(0x30000C0)));
+        assert_eq!(server.system_id, Some(SystemId(u64::MAX)));
+        assert_eq!(server.archiver.unwrap().failing.as_deref(), Some("000000010000000000000003"));
+    }
+
+    #[test]
+    fn a_standby_tells_its_timeline_in_decimal_and_may_not_know_the_rest() {
+        let answer = read(&[("in_recovery", "t"), ("timeline", "26"), ("archive_mode", "off")]);
+        let PostgresAnswer::InRecovery(server) = answer else { panic!("{answer:?}") };
+        assert_eq!(server, Server { timeline: Some(Timeline(26)), ..Server::default() });
+    }
+
+    #[test]
+    fn an_answer_that_does_not_say_whether_it_is_in_recovery_says_nothing() {
+        assert!(matches!(read(&[("timeline", "1")]), PostgresAnswer::Unknown(_)));
+    }
+}

@@ -1,0 +1,274 @@
+//! What Patroni's znodes and our own say: bytes into Warden's types.
+//!
+//! Patroni's formats are those of `patroni/dcs/__init__.py` (3.x and 4.x). A znode that cannot be understood
+//! is `Unreadable` with the reason; a key or a value nobody has heard of is ignored or becomes `Unknown`.
+
+use super::patroni::role_of;
+use super::zookeeper::{Barrier as RawBarrier, Node, Update, Znode as Raw};
+use crate::clock::Clock;
+use crate::record;
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use warden_core::event::{
+    Barrier, ClusterConfig, Event, FailoverRequest, LeaderKey, MemberRecord, Observed, Session, State, SyncState, Znode,
+};
+use warden_core::fact::Reading;
+use warden_core::types::{AgentName, Lsn, MemberName, SessionId, SystemId, Timeline, UnixMillis, Zxid};
+
+/// What the ZooKeeper client reports, as an event. `requested` is the timeout that the session was asked with.
+pub fn observed(update: Update, clock: &Clock) -> Observed {
+    match update {
+        Update::Connected { server, session, requested, negotiated, at, .. } => Observed {
+            at: clock.moment(at),
+            event: Event::SessionStarted(Session { id: SessionId(session), server, requested, negotiated }),
+        },
+        Update::Lost { reason, detail, at, .. } => {
+            Observed { at: clock.moment(at), event: Event::SessionLost { reason: reason.metric_label(), detail } }
+        }
+        Update::Znode { node, value, at } => Observed { at: clock.moment(at), event: znode(node, value.as_ref()) },
+        Update::Synced { at, latency, .. } => Observed { at: clock.moment(at), event: Event::TreeRead { latency } },
+        Update::NameTaken { by, at } => Observed { at: clock.moment(at), event: Event::NameTaken { by } },
+    }
+}
+
+/// How a barrier read ended, as an event.
+pub fn barrier(raw: RawBarrier, asked: std::time::Instant, clock: &Clock) -> Observed {
+    match raw {
+        RawBarrier::Verified { leader: value, session, started, finished } => Observed {
+            at: clock.moment(started),
+            event: Event::Barrier(Barrier::Verified {
+                leader: leader(value.as_ref()),
+                session: SessionId(session),
+                finished: clock.moment(finished),
+            }),
+        },
+        RawBarrier::Unknown { why } => {
+            Observed { at: clock.moment(asked), event: Event::Barrier(Barrier::Unknown(why)) }
+        }
+    }
+}
+
+fn znode(node: Node, value: Option<&Raw>) -> Event {
+    let znode = match node {
+        Node::Leader => Znode::Leader(leader(value)),
+        Node::Config => Znode::Config(json(value, config)),
+        Node::Sync => Znode::Sync(json(value, sync)),
+        Node::Status => Znode::Status(json(value, status)),
+        Node::History => Znode::History(history(value)),
+        Node::Failover => Znode::Failover(failover(value)),
+        Node::Failsafe => Znode::Failsafe(json(value, failsafe)),
+        Node::Initialize => Znode::Initialize(initialize(value)),
+        Node::Member(name) => Znode::Member(MemberName::from(name), json(value, member)),
+        Node::Agent(name) => {
+            let record = match value {
+                None => Reading::Absent,
+                Some(raw) => match record::parse(&raw.data) {
+                    Ok(record) => Reading::Present(record),
+                    Err(why) => Reading::Unreadable(why),
+                },
+            };
+            return Event::Agent { name: AgentName::from(name), record };
+        }
+    };
+    Event::Znode(znode)
+}
+
+/// `leader`: the bare name of the holder.
+fn leader(value: Option<&Raw>) -> Reading<LeaderKey> {
+    let Some(raw) = value else { return Reading::Absent };
+    match std::str::from_utf8(&raw.data) {
+        Ok(name) if !name.trim().is_empty() => Reading::Present(LeaderKey {
+            holder: MemberName::from(name),
+            czxid: Zxid(raw.czxid),
+            mzxid: Zxid(raw.mzxid),
+            owner: SessionId(raw.owner),
+            created: UnixMillis(raw.ctime_ms),
+        }),
+        Ok(_) => Reading::Unreadable("it is empty".to_owned()),
+        Err(error) => Reading::Unreadable(format!("it is not text: {error}")),
+    }
+}
+
+/// Reads JSON with `read`; an error of either becomes `Unreadable`.
+fn json<T>(value: Option<&Raw>, read: impl Fn(&Value) -> Result<T, String>) -> Reading<T> {
+    let Some(raw) = value else { return Reading::Absent };
+    let parsed: Result<Value, _> = serde_json::from_slice(&raw.data);
+    match parsed.map_err(|error| format!("it is not JSON: {error}")).and_then(|value| read(&value)) {
+        Ok(value) => Reading::Present(value),
+        Err(why) => Reading::Unreadable(why),
+    }
+}
+
+fn object(value: &Value) -> Result<&serde_json::Map<String, Value>, String> {
+    value.as_object().ok_or_else(|| "it is not a JSON object".to_owned())
+}
+
+/// `config`: Patroni's dynamic configuration. Defaults as in `patroni/global_config.py`.
+fn config(value: &Value) -> Result<ClusterConfig, String> {
+    let map = object(value)?;
+    let seconds = |key: &str, default: u64| match map.get(key) {
+        None | Some(Value::Null) => Ok(Duration::from_secs(default)),
+        Some(value) => {
+            number(value).map(Duration::from_secs).ok_or_else(|| format!("{key} is {value}, not a number of seconds"))
+        }
+    };
+    let flag = |key: &str| match map.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        Some(value) => boolean(value).ok_or_else(|| format!("{key} is {value}, neither true nor false")),
+    };
+    // `synchronous_mode` may also be "quorum" (4.0 on).
+    let synchronous = match map.get("synchronous_mode") {
+        Some(Value::String(mode)) if mode == "quorum" => true,
+        _ => flag("synchronous_mode")?,
+    };
+    Ok(ClusterConfig {
+        ttl: seconds("ttl", 30)?,
+        loop_wait: seconds("loop_wait", 10)?,
+        retry_timeout: seconds("retry_timeout", 10)?,
+        pause: flag("pause")?,
+        failsafe_mode: flag("failsafe_mode")?,
+        synchronous_mode: synchronous,
+        standby_cluster: map.get("standby_cluster").is_some_and(|value| value.is_object()),
+    })
+}
+
+/// Patroni takes numbers as text too.
+fn number(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_str()?.trim().parse().ok())
+}
+
+/// The words that Patroni's `parse_bool` takes.
+fn boolean(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(flag) => Some(*flag),
+        Value::String(text) => match text.to_ascii_lowercase().as_str() {
+            "on" | "true" | "yes" | "1" => Some(true),
+            "off" | "false" | "no" | "0" => Some(false),
+            _ => None,
+        },
+        Value::Number(number) => Some(number.as_u64() == Some(1)),
+        _ => None,
+    }
+}
+
+/// `sync`: `{"leader": …, "sync_standby": "a,b", "quorum": 0}`; before it is first written, `{}`.
+fn sync(value: &Value) -> Result<SyncState, String> {
+    let map = object(value)?;
+    let text = |key: &str| map.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let standbys = text("sync_standby").unwrap_or_default();
+    Ok(SyncState {
+        leader: text("leader").map(MemberName::from),
+        standbys: standbys.split(',').map(str::trim).filter(|name| !name.is_empty()).map(MemberName::from).collect(),
+        quorum: map.get("quorum").and_then(number).and_then(|count| u32::try_from(count).ok()).unwrap_or(0),
+    })
+}
+
+/// `status`: `{"optime": …, "slots": …}`; Patroni before 2.1 wrote the bare number elsewhere.
+fn status(value: &Value) -> Result<Lsn, String> {
+    let optime = value.as_u64().or_else(|| object(value).ok()?.get("optime").and_then(number));
+    optime.map(Lsn).ok_or_else(|| "optime is missing".to_owned())
+}
+
+/// `history`: `[[timeline, lsn, reason, time, new leader], …]`.
+fn history(value: Option<&Raw>) -> Reading<Timeline> {
+    match value {
+        Some(raw) if raw.data.is_empty() || raw.data == b"[]" => Reading::Absent,
+        value => json(value, |value| {
+            let last = value.as_array().and_then(|lines| lines.last()?.as_array()?.first()?.as_u64());
+            let timeline = last.and_then(|timeline| u32::try_from(timeline).ok());
+            timeline.map(Timeline).ok_or_else(|| "its last line has no timeline".to_owned())
+        }),
+    }
+}
+
+/// `failover`: `{"leader": …, "member": …, "scheduled_at": …}`; empty when there is none. Old versions
+/// wrote `leader:candidate`.
+fn failover(value: Option<&Raw>) -> Reading<FailoverRequest> {
+    #[derive(Deserialize)]
+    struct Wire {
+        leader: Option<String>,
+        member: Option<String>,
+        scheduled_at: Option<String>,
+    }
+    let name = |name: Option<String>| name.filter(|name| !name.is_empty()).map(MemberName::from);
+    match value {
+        None => Reading::Absent,
+        Some(raw) if raw.data.is_empty() || raw.data == b"{}" => Reading::Absent,
+        Some(raw) => match serde_json::from_slice::<Wire>(&raw.data) {
+            Ok(wire) => Reading::Present(FailoverRequest {
+                leader: name(wire.leader),
+                candidate: name(wire.member),
+                scheduled: wire.scheduled_at.is_some(),
+            }),
+            Err(error) => Reading::Unreadable(format!("it is not a failover request: {error}")),
+        },
+    }
+}
+
+/// `failsafe`: member names to API addresses.
+fn failsafe(value: &Value) -> Result<BTreeSet<MemberName>, String> {
+    Ok(object(value)?.keys().map(|name| MemberName::from(name.as_str())).collect())
+}
+
+/// `initialize`: the system identifier as text; empty while the cluster is being bootstrapped.
+fn initialize(value: Option<&Raw>) -> Reading<SystemId> {
+    let Some(raw) = value else { return Reading::Absent };
+    let text = String::from_utf8_lossy(&raw.data);
+    match text.trim() {
+        "" => Reading::Absent,
+        id => id
+            .parse()
+            .map(|id| Reading::Present(SystemId(id)))
+            .unwrap_or_else(|_| Reading::Unreadable("it is not a system identifier".to_owned())),
+    }
+}
+
+/// `members/<name>`.
+fn member(value: &Value) -> Result<MemberRecord, String> {
+    let map = object(value)?;
+    let text = |key: &str| map.get(key).and_then(Value::as_str);
+    let (host, port) = match text("conn_url").map(split_conn_url) {
+        Some(Some((host, port))) => (Some(host), Some(port)),
+        Some(None) => return Err("conn_url is not a PostgreSQL URL".to_owned()),
+        None => (None, None),
+    };
+    let state = State::from_patroni(text("state").unwrap_or_default());
+    let state = match (state, text("replication_state")) {
+        (State::Running, Some("streaming")) => State::Streaming,
+        (State::Running, Some("in archive recovery")) => State::InArchiveRecovery,
+        (state, _) => state,
+    };
+    let timeline = map.get("timeline").and_then(number).and_then(|timeline| u32::try_from(timeline).ok());
+    Ok(MemberRecord {
+        host,
+        port,
+        api: text("api_url").map(|url| url.trim_end_matches("/patroni").trim_end_matches('/').to_owned()),
+        role: role_of(text("role").unwrap_or_default()),
+        state,
+        timeline: timeline.filter(|timeline| *timeline > 0).map(Timeline),
+        lsn: map.get("xlog_location").and_then(number).map(Lsn),
+        version: text("version").map(str::to_owned),
+    })
+}
+
+/// Host and port of `postgres://[user[:password]@]host[:port][/db][?…]`.
+fn split_conn_url(url: &str) -> Option<(String, u16)> {
+    let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"))?;
+    let authority = rest.split(['/', '?']).next()?;
+    let address = authority.rsplit('@').next()?;
+    let (host, port) = match address.strip_prefix('[') {
+        Some(v6) => {
+            let (host, rest) = v6.split_once(']')?;
+            (host, rest.strip_prefix(':').unwrap_or("5432"))
+        }
+        None => address.split_once(':').unwrap_or((address, "5432")),
+    };
+    let port = port.parse().ok().filter(|port| *port > 0)?;
+    (!host.is_empty()).then(|| (host.to_owned(), port))
+}
+
+#[cfg(test)]
+#[path = "znodes_tests.rs"]
+mod tests;
