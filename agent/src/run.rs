@@ -83,7 +83,7 @@ pub fn zookeeper_settings(config: &Config) -> Settings {
         tree: config.patroni_tree(),
         own: config.own_tree(),
         agent: config.name.clone(),
-        auth: auth.map(|(scheme, secret)| (scheme.clone(), secret.reveal().as_bytes().to_vec())).collect(),
+        auth: auth.map(|(scheme, secret)| (scheme.clone(), secret.clone())).collect(),
         session_timeout: config.zookeeper.session_timeout,
     }
 }

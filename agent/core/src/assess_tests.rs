@@ -1,1 +1,224 @@
+use super::*;
+use crate::event::{AgentRecord, Barrier, Event, MemberRecord, SyncState, Znode};
+use crate::view::tests::{after, key, leader as leader_znode, lost, ms, session, verified};
+use alloc::vec;
+use proptest::prelude::*;
 
+fn server(timeline: u32, lsn: u64) -> Server {
+    Server { timeline: Some(Timeline(timeline)), lsn: Some(Lsn(lsn)), ..Server::default() }
+}
+
+fn probe(member: &str, answer: PostgresAnswer) -> Event {
+    Event::Postgres { member: member.into(), via: Source::Tcp, answer }
+}
+
+fn agent(member: &str, answer: PostgresAnswer, age: u64) -> Event {
+    Event::Agent {
+        name: member.into(),
+        record: Reading::Present(AgentRecord {
+            version: "0.1.0".to_string(),
+            roles: vec!["node".to_string()],
+            address: "x:1".to_string(),
+            member: Some(member.into()),
+            leader: None,
+            postgres: Some((answer, Duration::from_millis(age))),
+            alive_lock: None,
+            haproxy: None,
+        }),
+    }
+}
+
+fn status(role: Role, writable: Option<bool>) -> PatroniStatus {
+    PatroniStatus {
+        state: State::Running,
+        role,
+        writable,
+        timeline: Some(Timeline(1)),
+        lsn: Some(Lsn(5)),
+        system_id: None,
+        pause: false,
+        failsafe_active: false,
+        cluster_unlocked: false,
+        loop_turns: None,
+        dcs_last_seen: None,
+        version: None,
+    }
+}
+
+fn patroni(member: &str, answer: PatroniAnswer) -> Event {
+    Event::Patroni { member: member.into(), answer }
+}
+
+fn record(member: &str, role: Role) -> Event {
+    let record = MemberRecord {
+        host: Some("h".to_string()),
+        port: Some(5432),
+        api: None,
+        role,
+        state: State::Running,
+        timeline: Some(Timeline(9)),
+        lsn: None,
+        version: None,
+    };
+    Event::Znode(Znode::Member(member.into(), Reading::Present(record)))
+}
+
+fn truth_of(view: &View, name: &str, now: u64) -> MemberTruth<'static> {
+    // Leaked so that a test can hold it; a test's memory is nobody's concern.
+    let view: &'static View = alloc::boxed::Box::leak(alloc::boxed::Box::new(view.clone()));
+    members(view, ms(now)).into_iter().find(|truth| truth.name.as_str() == name).unwrap()
+}
+
+#[test]
+fn only_a_barrier_read_started_after_the_request_verifies() {
+    let view = after([(10, session(1)), (100, verified(key("a", 1), 1, 105))]);
+    assert!(leader(&view, ms(200), Some(ms(100))).verified);
+    let stale = leader(&view, ms(200), Some(ms(101)));
+    assert!(!stale.verified, "the read may have been answered before the request came in");
+    assert_eq!(stale.holder().unwrap().as_str(), "a");
+    assert!(stale.why_unverified.is_some());
+}
+
+#[test]
+fn an_ordinary_read_never_verifies() {
+    let view = after([(10, session(1)), (100, leader_znode(key("a", 1)))]);
+    assert!(!leader(&view, ms(100), None).verified);
+}
+
+#[test]
+fn a_failed_barrier_read_says_why() {
+    let view = after([(10, session(1)), (100, Event::Barrier(Barrier::Unknown("no answer within 1 s".to_string())))]);
+    let told = leader(&view, ms(150), Some(ms(100)));
+    assert!(!told.verified);
+    assert_eq!(told.why_unverified.as_deref(), Some("no answer within 1 s"));
+}
+
+#[test]
+fn without_a_session_nothing_is_verified_and_the_loss_is_the_reason() {
+    let view = after([(10, session(1)), (20, verified(key("a", 1), 1, 21)), (30, lost())]);
+    let told = leader(&view, ms(31), None);
+    assert!(!told.verified && told.why_unverified.unwrap().contains("gone"));
+}
+
+#[test]
+fn a_key_that_cannot_be_read_is_not_a_verified_leader() {
+    let view = after([(10, session(1)), (20, verified(Reading::Unreadable("torn".to_string()), 1, 21))]);
+    let told = leader(&view, ms(25), Some(ms(20)));
+    assert_eq!((told.verified, told.holder()), (false, None));
+}
+
+/// Who is believed about a member's PostgreSQL. Columns: what happened, asked when, what must come out.
+#[test]
+fn the_best_witness_is_believed() {
+    let writable = || PostgresAnswer::Writable(server(2, 10));
+    let standby = || PostgresAnswer::InRecovery(server(2, 10));
+    let refused = || PostgresAnswer::Refused("x".to_string());
+    let silent = || PostgresAnswer::Silent("x".to_string());
+    let heard = |writable| patroni("b", PatroniAnswer::Answering(status(Role::Primary, writable)));
+    let start = || (1, session(1));
+    let cases = [
+        ("own probe", vec![start(), (1000, probe("b", writable()))], 1500, Some(true)),
+        ("own probe, too old", vec![start(), (1000, probe("b", writable()))], 5000, None),
+        ("refused is not writable", vec![start(), (1000, probe("b", refused()))], 1500, Some(false)),
+        ("silence is unknown", vec![start(), (1000, probe("b", silent()))], 1500, None),
+        (
+            "the agent beside it outweighs our silence",
+            vec![start(), (900, agent("b", writable(), 0)), (1000, probe("b", silent()))],
+            1500,
+            Some(true),
+        ),
+        (
+            "the newer of two answers",
+            vec![start(), (900, agent("b", writable(), 0)), (1000, probe("b", standby()))],
+            1500,
+            Some(false),
+        ),
+        (
+            "an agent's old news is old",
+            vec![start(), (1000, agent("b", writable(), 800)), (500, probe("b", standby()))],
+            1500,
+            Some(false),
+        ),
+        ("an agent that stopped writing", vec![start(), (1000, agent("b", writable(), 0))], 7000, None),
+        (
+            "Patroni just heard from it",
+            vec![start(), (1000, heard(Some(true))), (1000, probe("b", silent()))],
+            1500,
+            Some(true),
+        ),
+        ("Patroni could not ask it", vec![start(), (1000, heard(None))], 1500, None),
+        (
+            "a refusal outweighs what Patroni heard",
+            vec![start(), (1000, heard(Some(true))), (1100, probe("b", refused()))],
+            1500,
+            Some(false),
+        ),
+    ];
+    for (name, events, now, expected) in cases {
+        let view = after(events);
+        assert_eq!(truth_of(&view, "b", now).writable, expected, "{name}");
+    }
+}
+
+#[test]
+fn a_member_that_does_not_answer_is_not_called_running_because_its_znode_says_so() {
+    let silent = || patroni("b", PatroniAnswer::Silent("x".to_string()));
+    let view = after([(1, session(1)), (2, record("b", Role::Primary)), (1000, silent())]);
+    assert_eq!(truth_of(&view, "b", 1500).state, State::Unknown);
+    let view = after([
+        (1, session(1)),
+        (2, record("b", Role::Primary)),
+        (1000, silent()),
+        (1000, probe("b", PostgresAnswer::Writable(server(1, 1)))),
+    ]);
+    assert_eq!(truth_of(&view, "b", 1500).state, State::Running);
+}
+
+#[test]
+fn the_lag_of_a_standby_is_its_distance_from_the_leader() {
+    let view = after([
+        (1, session(1)),
+        (2, leader_znode(key("a", 1))),
+        (1000, probe("a", PostgresAnswer::Writable(server(1, 1000)))),
+        (1000, probe("b", PostgresAnswer::InRecovery(server(1, 400)))),
+    ]);
+    assert_eq!(truth_of(&view, "b", 1500).lag, Some(600));
+    assert_eq!(truth_of(&view, "a", 1500).lag, None);
+}
+
+#[test]
+fn which_replica_is_synchronous_stands_in_the_sync_znode_when_patroni_does_not_answer() {
+    let sync = SyncState { leader: Some("a".into()), standbys: [MemberName::from("b")].into(), quorum: 0 };
+    let view = after([
+        (1, session(1)),
+        (2, record("b", Role::Replica)),
+        (3, Event::Znode(Znode::Sync(Reading::Present(sync)))),
+    ]);
+    assert_eq!(truth_of(&view, "b", 10).role, Role::SyncStandby);
+}
+
+proptest! {
+    /// However events are dated and ordered: verified means a barrier read, in this session, started in time.
+    #[test]
+    fn verified_is_never_claimed_without_a_barrier_read_in_time(
+        steps in proptest::collection::vec((0_u64..5000, 0_u8..5, 1_i64..4), 0..40),
+        asked in 0_u64..5000,
+    ) {
+        let mut ordered = steps.clone();
+        ordered.sort_unstable();
+        let mut current = None;
+        let mut proof = false;
+        let events: Vec<(u64, Event)> = ordered.iter().map(|(at, what, id)| {
+            let event = match what {
+                0 => { current = Some(*id); proof = false; session(*id) }
+                1 => { current = None; proof = false; lost() }
+                2 => { if current == Some(*id) && *at >= asked { proof = true; } verified(key("a", 1), *id, *at) }
+                3 => leader_znode(key("b", 2)),
+                _ => Event::Barrier(Barrier::Unknown("x".to_string())),
+            };
+            (*at, event)
+        }).collect();
+        let view = after(events);
+        prop_assert_eq!(leader(&view, ms(5000), Some(ms(asked))).verified, proof);
+    }
+}

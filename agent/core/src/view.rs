@@ -200,7 +200,9 @@ impl View {
                 self.announced = None;
             }
             Event::SessionLost { detail, .. } => {
-                self.link = Link::Lost { detail, since: at };
+                // Further failures to connect do not make the loss any younger.
+                let since = if let Link::Lost { since, .. } = self.link { since } else { at };
+                self.link = Link::Lost { detail, since };
                 self.verified = None;
                 self.verification_asked = None;
             }
@@ -216,6 +218,10 @@ impl View {
                     self.agents.remove(&name);
                 }
                 record => {
+                    // A node with an agent is a member, even while its Patroni has no session.
+                    if let Some(member) = record.present().and_then(|record| record.member.clone()) {
+                        self.members.entry(member).or_default();
+                    }
                     self.agents.insert(name, Fact::new(record, Source::ZooKeeper, at));
                 }
             },
@@ -334,4 +340,4 @@ fn replace<T>(old: &mut Option<Fact<T>>, new: Fact<T>) {
 
 #[cfg(test)]
 #[path = "view_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -1,1 +1,173 @@
+use super::*;
+use crate::event::{LeaderKey, PatroniAnswer, Session};
+use crate::types::{SessionId, UnixMillis, Zxid};
+use alloc::string::ToString;
+use alloc::vec;
+use proptest::prelude::*;
 
+pub(crate) fn identity() -> Identity {
+    Identity {
+        scope: "s".to_string(),
+        agent: "a".into(),
+        member: Some("a".into()),
+        roles: vec!["node".to_string()],
+        address: "warden-a:8010".to_string(),
+        version: "0.1.0".to_string(),
+        has_alive_lock: true,
+        session_timeout: Duration::from_secs(30),
+    }
+}
+
+pub(crate) fn ms(ms: u64) -> Moment {
+    Moment::from_millis(ms)
+}
+
+pub(crate) fn key(holder: &str, zxid: i64) -> Reading<LeaderKey> {
+    Reading::Present(LeaderKey {
+        holder: holder.into(),
+        czxid: Zxid(zxid),
+        mzxid: Zxid(zxid),
+        owner: SessionId(7),
+        created: UnixMillis(0),
+    })
+}
+
+pub(crate) fn session(id: i64) -> Event {
+    Event::SessionStarted(Session {
+        id: SessionId(id),
+        server: "zoo:2181".to_string(),
+        requested: Duration::from_secs(30),
+        negotiated: Duration::from_secs(30),
+    })
+}
+
+pub(crate) fn lost() -> Event {
+    Event::SessionLost { reason: "disconnected", detail: "gone".to_string() }
+}
+
+pub(crate) fn verified(leader: Reading<LeaderKey>, session: i64, finished: u64) -> Event {
+    Event::Barrier(Barrier::Verified { leader, session: SessionId(session), finished: ms(finished) })
+}
+
+pub(crate) fn leader(reading: Reading<LeaderKey>) -> Event {
+    Event::Znode(Znode::Leader(reading))
+}
+
+/// Applies events, each with the millisecond at which it was asked for and taken in.
+pub(crate) fn after(events: impl IntoIterator<Item = (u64, Event)>) -> View {
+    let mut view = View::new(identity());
+    for (at, event) in events {
+        view.apply(Observed { at: ms(at), event }, ms(at));
+    }
+    view
+}
+
+fn record() -> MemberRecord {
+    MemberRecord {
+        host: Some("b".to_string()),
+        port: Some(5432),
+        api: None,
+        role: crate::event::Role::Replica,
+        state: crate::event::State::Running,
+        timeline: None,
+        lsn: None,
+        version: None,
+    }
+}
+
+fn member(name: &str, present: bool) -> Event {
+    let reading = if present { Reading::Present(record()) } else { Reading::Absent };
+    Event::Znode(Znode::Member(name.into(), reading))
+}
+
+#[test]
+fn an_answer_to_an_older_question_does_not_replace_a_newer_one() {
+    let view = after([(10, session(1)), (20, verified(key("new", 2), 1, 21)), (15, leader(key("old", 1)))]);
+    assert_eq!(view.leader.unwrap().value, key("new", 2));
+}
+
+#[test]
+fn a_barrier_read_of_a_former_session_proves_nothing() {
+    let view = after([(10, session(1)), (20, lost()), (30, session(2)), (15, verified(key("a", 1), 1, 16))]);
+    assert_eq!(view.verified, None);
+    assert_eq!(view.leader, None);
+}
+
+#[test]
+fn a_verification_does_not_outlive_its_session() {
+    let view = after([(10, session(1)), (20, verified(key("a", 1), 1, 21)), (30, lost())]);
+    assert_eq!(view.verified, None);
+    assert!(view.leader.is_some(), "what was last read is still shown, as unverified");
+}
+
+#[test]
+fn the_moment_of_a_change_is_kept_while_the_value_stays() {
+    let view = after([
+        (10, session(1)),
+        (20, leader(key("a", 1))),
+        (30, leader(key("a", 1))),
+        (40, verified(key("a", 1), 1, 41)),
+    ]);
+    assert_eq!(view.leader_changed, Some(ms(20)));
+}
+
+#[test]
+fn a_key_created_again_by_the_same_member_is_a_change() {
+    let view = after([(10, session(1)), (20, leader(key("a", 1))), (30, leader(key("a", 2)))]);
+    assert_eq!(view.leader_changed, Some(ms(30)));
+}
+
+#[test]
+fn members_that_a_new_session_does_not_mention_have_no_znode() {
+    let view = after([
+        (10, session(1)),
+        (11, member("b", true)),
+        (20, lost()),
+        (30, session(2)),
+        (31, member("c", true)),
+        (32, Event::TreeRead { latency: Duration::from_millis(1) }),
+    ]);
+    assert_eq!(view.members[&"b".into()].record.as_ref().unwrap().value, Reading::Absent);
+    assert!(view.members[&"c".into()].record.as_ref().unwrap().value.present().is_some());
+}
+
+#[test]
+fn a_member_is_forgotten_only_when_nothing_of_it_is_left() {
+    let gone = [(10, session(1)), (11, member("b", true)), (20, member("b", false)), (60_000, Event::Tick)];
+    assert!(after(gone.clone()).members.contains_key(&"b".into()), "too early");
+    let later = gone.into_iter().chain([(90_000, Event::Tick)]);
+    assert!(!after(later).members.contains_key(&"b".into()));
+    let answers = PostgresAnswer::Writable(crate::event::Server::default());
+    let alive = [
+        (10, session(1)),
+        (11, member("b", true)),
+        (20, member("b", false)),
+        (80_000, Event::Postgres { member: "b".into(), via: Source::Tcp, answer: answers }),
+        (90_000, Event::Tick),
+    ];
+    assert!(after(alive).members.contains_key(&"b".into()), "a frozen Patroni's PostgreSQL has to stay in sight");
+}
+
+#[test]
+fn our_own_member_is_never_forgotten() {
+    assert!(after([(10_000_000, Event::Tick)]).members.contains_key(&"a".into()));
+}
+
+#[test]
+fn the_time_since_which_patroni_is_away_starts_with_its_first_missing_answer() {
+    let silent = || Event::Patroni { member: "a".into(), answer: PatroniAnswer::Silent("x".to_string()) };
+    let refused = Event::Patroni { member: "a".into(), answer: PatroniAnswer::Refused("x".to_string()) };
+    let view = after([(10, silent()), (20, refused), (30, silent())]);
+    assert_eq!(view.members[&"a".into()].patroni_away_since, Some(ms(10)));
+}
+
+proptest! {
+    /// Whatever order answers come in, the one that was asked for last is believed.
+    #[test]
+    fn the_newest_question_wins_in_any_order(ats in proptest::collection::vec(0_u64..1000, 1..20)) {
+        let events = ats.iter().map(|at| (*at, leader(key("x", i64::try_from(*at).unwrap()))));
+        let view = after(events);
+        let newest = i64::try_from(*ats.iter().max().unwrap()).unwrap();
+        prop_assert_eq!(view.leader.unwrap().value, key("x", newest));
+    }
+}

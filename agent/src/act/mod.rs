@@ -29,7 +29,7 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, zookeeper: ZooKeeper, events:
                 let observed = znodes::barrier(read, asked, &events.clock);
                 events.send(observed.at, observed.event).await?;
             }
-            Action::Announce(announced) => zookeeper.publish(record::write(&announced)).await,
+            Action::Announce(announced) => zookeeper.publish(record::write(&announced)),
             Action::UseSessionTimeout(timeout) => zookeeper.set_session_timeout(timeout),
         }
     }

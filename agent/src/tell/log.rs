@@ -9,17 +9,23 @@ use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 #[derive(Clone, Debug)]
 pub struct LogControl(reload::Handle<EnvFilter, Registry>);
 
+/// The ZooKeeper library logs the session's password when it connects, and every retry of its own.
+/// What is worth knowing of it is in our own events.
+const SILENCED: &str = "zookeeper_async=off";
+
 /// Reads a filter as `RUST_LOG` has it. The error says what is wrong with it.
 pub fn parse_filter(text: &str) -> Result<EnvFilter, String> {
     if text.trim().is_empty() {
         return Err("the log filter is empty".to_owned());
     }
-    EnvFilter::builder().parse(text).map_err(|error| format!("{text:?} is not a log filter: {error}"))
+    EnvFilter::builder()
+        .parse(format!("{text},{SILENCED}"))
+        .map_err(|error| format!("{text:?} is not a log filter: {error}"))
 }
 
 /// Starts logging. A second call in the same process changes nothing and returns a control without effect.
 pub fn start(config: &LogConfig) -> LogControl {
-    let filter = parse_filter(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = parse_filter(&config.level).unwrap_or_else(|_| EnvFilter::new(format!("info,{SILENCED}")));
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let _already_started = match config.format {

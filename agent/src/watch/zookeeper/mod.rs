@@ -1,1 +1,328 @@
-//! stub
+//! ZooKeeper: Patroni's tree watched, our own znode kept, linearizable reads, behind a small interface.
+//!
+//! The client library (zookeeper-async 5.0) loses watches on every reconnect, never reports an expired
+//! session, has no time limits, reconnects for ever and leaks when dropped. So a client is a *disposable
+//! epoch*: a thread with a runtime of its own, connected to one address, ended and thrown away with
+//! everything in it at the first doubt, and begun anew after a pause. Within an epoch a watch is only a poke;
+//! what counts is the read that follows, and a whole pass every second that arms the watches again.
+
+mod capture;
+mod connect;
+mod epoch;
+mod own;
+mod tree;
+
+use rand::random_range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Pause before the next epoch, with full jitter: doubled from the first to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// An epoch that lasted this long was a good one: the pause starts over.
+const GOOD_EPOCH: Duration = Duration::from_secs(10);
+
+/// What has to be known to connect.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `host:port`, each.
+    pub hosts: Vec<String>,
+    /// Prefix of every path, like `/a/b`, or empty. We put it before each path ourselves: with the
+    /// library's own chroot a watch on the root never fires.
+    pub chroot: String,
+    /// Patroni's tree, `/service/my_cluster`.
+    pub tree: String,
+    /// Our own tree, `/warden/my_cluster`.
+    pub own: String,
+    /// Our own name, for our own znode and our own barrier.
+    pub agent: String,
+    /// Scheme and credential, given again in each epoch.
+    pub auth: Vec<(String, crate::secret::Secret)>,
+    /// Session timeout to ask for.
+    pub session_timeout: Duration,
+}
+
+/// What is reported. `at` is when the question was asked.
+#[derive(Debug)]
+pub enum Update {
+    /// A session began.
+    Connected {
+        /// Server, `name:port (address)`.
+        server: String,
+        /// Its id.
+        session: i64,
+        /// The timeout that was asked for.
+        requested: Duration,
+        /// The timeout that was granted.
+        negotiated: Duration,
+        /// When.
+        at: Instant,
+    },
+    /// The session is over, or none could be had.
+    Lost {
+        /// Why, in short.
+        reason: EndReason,
+        /// Why, for people.
+        detail: String,
+        /// When.
+        at: Instant,
+    },
+    /// A znode was read: when it changed within an epoch, and once in each epoch.
+    Znode {
+        /// Which.
+        node: Node,
+        /// What it says; `None` if there is none.
+        value: Option<Znode>,
+        /// When.
+        at: Instant,
+    },
+    /// The whole tree was read.
+    Synced {
+        /// When that began.
+        at: Instant,
+        /// The round trip of its first read.
+        latency: Duration,
+    },
+    /// Another agent uses our name.
+    NameTaken {
+        /// Its address.
+        by: String,
+        /// When.
+        at: Instant,
+    },
+}
+
+/// The znodes that are watched.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)] // named after Patroni's znodes
+pub enum Node {
+    Leader,
+    Config,
+    Sync,
+    Status,
+    History,
+    Failover,
+    Failsafe,
+    Initialize,
+    Member(String),
+    /// Of our own tree: another agent, or ourselves.
+    Agent(String),
+}
+
+/// A znode as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Znode {
+    /// Its data.
+    pub data: Vec<u8>,
+    /// The transaction that created it.
+    pub czxid: i64,
+    /// The transaction that last changed it.
+    pub mzxid: i64,
+    /// Number of changes since it was created.
+    pub version: i32,
+    /// The session that owns it; 0 if it is not ephemeral.
+    pub owner: i64,
+    /// When it was created, milliseconds since 1970 by ZooKeeper's clock.
+    pub ctime_ms: i64,
+    /// When it was last changed, likewise.
+    pub mtime_ms: i64,
+}
+
+/// How a linearizable read of the leader znode ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Barrier {
+    /// The leader znode was so at some moment between `started` and `finished`.
+    Verified {
+        /// What it said; `None` if there is none.
+        leader: Option<Znode>,
+        /// The session it was read in.
+        session: i64,
+        /// When it was asked for.
+        started: Instant,
+        /// When the answer was there.
+        finished: Instant,
+    },
+    /// Nothing is known.
+    Unknown {
+        /// Why.
+        why: String,
+    },
+}
+
+/// Why an epoch ended, or did not even begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // see `metric_label`
+pub enum EndReason {
+    Unresolvable,
+    Unreachable,
+    ConnectTimeout,
+    AuthFailed,
+    ChrootMissing,
+    Disconnected,
+    RequestTimeout,
+    RequestFailed,
+    SettingsChanged,
+    Crashed,
+    Shutdown,
+}
+
+impl EndReason {
+    /// Short, stable, used as a metric label.
+    pub const fn metric_label(self) -> &'static str {
+        match self {
+            Self::Unresolvable => "unresolvable",
+            Self::Unreachable => "unreachable",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::AuthFailed => "auth_failed",
+            Self::ChrootMissing => "chroot_missing",
+            Self::Disconnected => "disconnected",
+            Self::RequestTimeout => "request_timeout",
+            Self::RequestFailed => "request_failed",
+            Self::SettingsChanged => "settings_changed",
+            Self::Crashed => "crashed",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// The end of an epoch.
+#[derive(Clone, Debug)]
+struct End {
+    reason: EndReason,
+    detail: String,
+}
+
+impl End {
+    fn new(reason: EndReason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+/// A question to the present epoch.
+struct BarrierRequest {
+    started: Instant,
+    reply: oneshot::Sender<Barrier>,
+}
+
+/// Where the present epoch takes its questions; `None` between epochs.
+type Present = watch::Sender<Option<mpsc::Sender<BarrierRequest>>>;
+
+/// The way to talk to ZooKeeper. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    present: watch::Receiver<Option<mpsc::Sender<BarrierRequest>>>,
+    published: Arc<watch::Sender<Option<Vec<u8>>>>,
+    session_timeout: Arc<watch::Sender<Duration>>,
+    stop: CancellationToken,
+    stopped: CancellationToken,
+}
+
+impl Handle {
+    /// Reads the leader znode behind a barrier: our own barrier znode is written and the leader znode read
+    /// after it in the same session, so that what is read includes everything that was committed before.
+    /// Whatever goes wrong, or takes longer than `limit`, is `Unknown`.
+    pub async fn barrier(&self, limit: Duration) -> Barrier {
+        let unknown = |why: &str| Barrier::Unknown { why: why.to_owned() };
+        let Some(epoch) = self.present.borrow().clone() else { return unknown("there is no ZooKeeper session") };
+        let (reply, answer) = oneshot::channel();
+        let asking = async {
+            epoch.send(BarrierRequest { started: Instant::now(), reply }).await.ok()?;
+            answer.await.ok()
+        };
+        match timeout(limit, asking).await {
+            Ok(Some(barrier)) => barrier,
+            Ok(None) => unknown("the ZooKeeper session ended meanwhile"),
+            Err(_) => unknown(&format!("no linearizable answer from ZooKeeper within {} ms", limit.as_millis())),
+        }
+    }
+
+    /// Keeps `data` in our own ephemeral znode from now on, in this epoch and those to come.
+    pub fn publish(&self, data: Vec<u8>) {
+        self.published.send_replace(Some(data));
+    }
+
+    /// Asks for this session timeout from now on. If it differs from the present one, a new session begins.
+    pub fn set_session_timeout(&self, timeout: Duration) {
+        self.session_timeout.send_if_modified(|known| {
+            let changed = *known != timeout;
+            *known = timeout;
+            changed
+        });
+    }
+
+    /// Closes the session and ends everything. Takes at most about 300 ms.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.stopped.cancelled().await;
+    }
+}
+
+/// Starts the client. Updates go to `updates`; when nobody takes them any more, it ends.
+pub fn spawn(settings: Settings, updates: mpsc::Sender<Update>) -> Handle {
+    let (present_in, present) = watch::channel(None);
+    let (published, published_out) = watch::channel(None);
+    let (session_timeout, session_timeout_out) = watch::channel(settings.session_timeout);
+    let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
+    let handle = Handle {
+        present,
+        published: Arc::new(published),
+        session_timeout: Arc::new(session_timeout),
+        stop: stop.clone(),
+        stopped: stopped.clone(),
+    };
+    let context = epoch::Context {
+        settings,
+        updates,
+        published: published_out,
+        session_timeout: session_timeout_out,
+        stop: stop.clone(),
+    };
+    tokio::spawn(async move {
+        epochs(context, &present_in).await;
+        stopped.cancel();
+    });
+    handle
+}
+
+/// One epoch after the other, until shutdown.
+async fn epochs(mut context: epoch::Context, present: &Present) {
+    let mut pause = FIRST_PAUSE;
+    let mut avoid = None;
+    loop {
+        let (requests_in, requests) = mpsc::channel(16);
+        present.send_replace(Some(requests_in));
+        let begun = Instant::now();
+        let (end, server) = epoch::in_own_thread(context.clone(), requests, avoid).await;
+        present.send_replace(None);
+        if context.stop.is_cancelled() {
+            return;
+        }
+        let at = Instant::now();
+        let wait = match end.reason {
+            EndReason::SettingsChanged => Duration::ZERO,
+            _ if begun.elapsed() >= GOOD_EPOCH => {
+                pause = FIRST_PAUSE;
+                pause.mul_f64(random_range(0.0..1.0))
+            }
+            _ => {
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause.mul_f64(random_range(0.0..1.0))
+            }
+        };
+        let lost = Update::Lost { reason: end.reason, detail: end.detail, at };
+        if context.updates.send(lost).await.is_err() {
+            return;
+        }
+        context.settings.session_timeout = *context.session_timeout.borrow_and_update();
+        // A server that has just failed us is tried last.
+        avoid = server;
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = context.stop.cancelled() => return,
+        }
+    }
+}

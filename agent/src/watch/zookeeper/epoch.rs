@@ -1,0 +1,289 @@
+//! One epoch: one connection, one session, one thread, thrown away as a whole.
+//!
+//! The thread's runtime holds everything that the library spawned; dropping it ends all of that, which
+//! dropping the library's client does not. Any state but `Connected`, and any request that fails or is
+//! late, ends the epoch: a reconnect would have lost the watches, and a new session in place of an expired
+//! one would not be reported.
+
+use super::capture::Capture;
+use super::own::{Own, Published};
+use super::tree::{REQUEST, Tree, request, send};
+use super::{Barrier, BarrierRequest, End, EndReason, Settings, Update, connect};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use zookeeper_async::{WatchedEvent, Watcher, ZkState, ZooKeeper};
+
+/// A whole pass this often: it arms the watches again and proves that the connection lives.
+const PASS: Duration = Duration::from_secs(1);
+
+/// The library itself starts over after 2 s without an answer to its connection request.
+const HANDSHAKE: Duration = Duration::from_secs(2);
+
+/// How long a healthy session may take to close. If it takes longer it ends by its timeout.
+const CLOSE: Duration = Duration::from_millis(200);
+
+/// The library takes a session timeout below 2 s for a reason to spin.
+const SHORTEST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What all epochs share.
+#[derive(Clone)]
+pub(super) struct Context {
+    pub(super) settings: Settings,
+    pub(super) updates: mpsc::Sender<Update>,
+    pub(super) published: watch::Receiver<Option<Vec<u8>>>,
+    pub(super) session_timeout: watch::Receiver<Duration>,
+    pub(super) stop: CancellationToken,
+}
+
+/// Runs an epoch to its end; also says which server it was connected to.
+pub(super) async fn in_own_thread(
+    context: Context,
+    requests: mpsc::Receiver<BarrierRequest>,
+    avoid: Option<SocketAddr>,
+) -> (End, Option<SocketAddr>) {
+    let (ended, end) = oneshot::channel();
+    let server = Arc::new(Mutex::new(None));
+    let connected_to = Arc::clone(&server);
+    let body = move || {
+        let end = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => {
+                let end = runtime.block_on(Epoch::run(context, requests, avoid, &connected_to));
+                runtime.shutdown_background();
+                end
+            }
+            Err(error) => End::new(EndReason::Crashed, format!("no runtime for ZooKeeper: {error}")),
+        };
+        // Nobody waits any more when the agent is being shut down.
+        drop(ended.send(end));
+    };
+    if let Err(error) = std::thread::Builder::new().name("zookeeper".to_owned()).spawn(body) {
+        return (End::new(EndReason::Crashed, format!("no thread for ZooKeeper: {error}")), None);
+    }
+    let end = end.await.unwrap_or_else(|_| End::new(EndReason::Crashed, "the ZooKeeper client panicked"));
+    let server = *server.lock().unwrap_or_else(PoisonError::into_inner);
+    (end, server)
+}
+
+/// Pokes from the library's default watcher: which paths have changed.
+#[derive(Clone, Default)]
+struct Pokes {
+    paths: Arc<Mutex<BTreeSet<String>>>,
+    notify: Arc<Notify>,
+}
+
+impl Pokes {
+    /// More than this many at once: the next pass reads everything anyway.
+    const MOST: usize = 1024;
+
+    async fn wait(&self) -> BTreeSet<String> {
+        self.notify.notified().await;
+        std::mem::take(&mut *self.paths.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Watcher for Pokes {
+    /// Runs inside the library's IO task, which a panic would kill: nothing here can.
+    fn handle(&self, event: WatchedEvent) {
+        if let Some(path) = event.path {
+            let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+            if paths.len() < Self::MOST {
+                paths.insert(path);
+            }
+        }
+        self.notify.notify_one();
+    }
+}
+
+struct Epoch {
+    context: Context,
+    zk: ZooKeeper,
+    pokes: Pokes,
+    /// States that the library went through.
+    states: mpsc::UnboundedReceiver<ZkState>,
+    tree: Tree,
+    own: Own,
+}
+
+impl Epoch {
+    async fn run(
+        mut context: Context,
+        mut requests: mpsc::Receiver<BarrierRequest>,
+        avoid: Option<SocketAddr>,
+        connected_to: &Mutex<Option<SocketAddr>>,
+    ) -> End {
+        let stop = context.stop.clone();
+        let begin = async {
+            let server = connect::find(&context.settings.hosts, avoid).await?;
+            *connected_to.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.address);
+            Self::begin(&mut context, &server).await
+        };
+        let epoch = tokio::select! {
+            begun = begin => begun,
+            () = stop.cancelled() => Err(End::new(EndReason::Shutdown, "shutdown")),
+        };
+        let mut epoch = match epoch {
+            Ok((zk, pokes, states, own)) => {
+                let chroot = &context.settings.chroot;
+                let tree = Tree::new(
+                    format!("{chroot}{}", context.settings.tree),
+                    format!("{chroot}{}", context.settings.own),
+                );
+                Self { context, zk, pokes, states, tree, own }
+            }
+            Err(end) => return end,
+        };
+        let end = epoch.last(&mut requests).await;
+        if matches!(end.reason, EndReason::SettingsChanged | EndReason::Shutdown) {
+            // The connection is healthy: end the session now, so that our znode is gone at once.
+            drop(timeout(CLOSE, epoch.zk.close()).await);
+        }
+        end
+    }
+
+    /// Connects, authenticates, reports the session.
+    async fn begin(
+        context: &mut Context,
+        server: &connect::Server,
+    ) -> Result<(ZooKeeper, Pokes, mpsc::UnboundedReceiver<ZkState>, Own), End> {
+        let settings = &context.settings;
+        let requested = settings.session_timeout.max(SHORTEST_TIMEOUT);
+        let capture = Capture::start();
+        let pokes = Pokes::default();
+        let address = server.address.to_string();
+        let connecting = ZooKeeper::connect(&address, requested, pokes.clone());
+        let late = |what: &str| {
+            let detail = format!("{server}: {what} within {} s", HANDSHAKE.as_secs());
+            End::new(EndReason::ConnectTimeout, detail)
+        };
+        let zk = timeout(HANDSHAKE, connecting)
+            .await
+            .map_err(|_| late("no connection"))?
+            .map_err(|error| End::new(EndReason::Unreachable, format!("{server}: {error}")))?;
+        // Nothing of the library has run on this thread since `connect` returned, so no state is missed.
+        let (states_in, mut states) = mpsc::unbounded_channel();
+        zk.add_listener(move |state| {
+            let _nobody_may_listen_any_more = states_in.send(state);
+        });
+        let at = Instant::now();
+        match timeout(HANDSHAKE, states.recv()).await {
+            Ok(Some(ZkState::Connected)) => {}
+            Ok(state) => {
+                return Err(End::new(EndReason::Disconnected, format!("{server}: no session, but {state:?}")));
+            }
+            Err(_) => return Err(late("no session")),
+        }
+        let Some(granted) = capture.granted() else {
+            return Err(End::new(EndReason::Crashed, "the ZooKeeper library does not tell its session"));
+        };
+        for (scheme, credential) in &settings.auth {
+            let credential = credential.reveal().as_bytes().to_vec();
+            request("/", zk.add_auth(scheme, credential)).await.map_err(|failed| {
+                let detail = format!("{server}: authentication by {scheme} failed ({})", failed.end().detail);
+                End::new(EndReason::AuthFailed, detail)
+            })?;
+        }
+        if !settings.chroot.is_empty() {
+            let chroot = settings.chroot.as_str();
+            if request(chroot, zk.exists(chroot, false)).await.map_err(super::tree::Failed::end)?.is_none() {
+                let detail = format!("chroot {chroot} is not there; create it or correct zookeeper.hosts");
+                return Err(End::new(EndReason::ChrootMissing, detail));
+            }
+        }
+        let own = Own::new(settings, granted.session);
+        let connected = Update::Connected {
+            server: server.to_string(),
+            session: granted.session,
+            requested: settings.session_timeout,
+            negotiated: granted.timeout,
+            at,
+        };
+        send(&context.updates, connected).await?;
+        context.published.mark_changed();
+        Ok((zk, pokes, states, own))
+    }
+
+    /// Everything the epoch does until it ends.
+    async fn last(&mut self, requests: &mut mpsc::Receiver<BarrierRequest>) -> End {
+        let mut pass = interval(PASS);
+        pass.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stop = self.context.stop.clone();
+        loop {
+            let done = tokio::select! {
+                biased;
+                () = stop.cancelled() => Err(End::new(EndReason::Shutdown, "shutdown")),
+                state = self.states.recv() => {
+                    Err(End::new(EndReason::Disconnected, format!("the connection is {state:?}")))
+                }
+                paths = self.pokes.wait() => self.guarded(Work::Poked(paths)).await,
+                Some(asked) = requests.recv() => self.guarded(Work::Barrier(asked)).await,
+                Ok(()) = self.context.published.changed() => self.guarded(Work::Publish).await,
+                Ok(()) = self.context.session_timeout.changed() => self.check_timeout(),
+                _ = pass.tick() => self.guarded(Work::Pass).await,
+            };
+            if let Err(end) = done {
+                return end;
+            }
+        }
+    }
+
+    /// Does a piece of work, given up at once when the connection changes its state under it.
+    async fn guarded(&mut self, work: Work) -> Result<(), End> {
+        let Self { context, zk, pokes: _, states, tree, own } = self;
+        let stop = context.stop.clone();
+        let working = async {
+            match work {
+                Work::Pass => tree.pass(zk, &context.updates).await,
+                Work::Poked(paths) => tree.poked(paths, zk, &context.updates).await,
+                Work::Barrier(BarrierRequest { started, reply }) => {
+                    let barrier = own.barrier(zk, &tree.leader(), started).await;
+                    let told = match &barrier {
+                        Ok(barrier) => barrier.clone(),
+                        Err(end) => Barrier::Unknown { why: end.detail.clone() },
+                    };
+                    // Whoever asked may have given up.
+                    drop(reply.send(told));
+                    barrier.map(|_| ())
+                }
+                Work::Publish => {
+                    let data = context.published.borrow_and_update().clone();
+                    let Some(data) = data else { return Ok(()) };
+                    match own.publish(zk, &data).await? {
+                        Published::Done => Ok(()),
+                        Published::TakenBy(by) => {
+                            send(&context.updates, Update::NameTaken { by, at: Instant::now() }).await
+                        }
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(End::new(EndReason::Shutdown, "shutdown")),
+            state = states.recv() => Err(End::new(EndReason::Disconnected, format!("the connection is {state:?}"))),
+            done = timeout(REQUEST * 5, working) => done.unwrap_or_else(|_| {
+                Err(End::new(EndReason::RequestTimeout, "a series of requests took too long"))
+            }),
+        }
+    }
+
+    fn check_timeout(&mut self) -> Result<(), End> {
+        let wanted = *self.context.session_timeout.borrow_and_update();
+        if wanted == self.context.settings.session_timeout {
+            return Ok(());
+        }
+        Err(End::new(EndReason::SettingsChanged, format!("the session timeout is to be {} s", wanted.as_secs())))
+    }
+}
+
+/// What there is to do in an epoch.
+enum Work {
+    Pass,
+    Poked(BTreeSet<String>),
+    Barrier(BarrierRequest),
+    Publish,
+}

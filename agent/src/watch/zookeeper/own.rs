@@ -1,0 +1,133 @@
+//! Our own znodes: the ephemeral one that shows us to others, and the one that barriers write.
+
+use super::tree::{Failed, request};
+use super::{Barrier, End, EndReason, Settings, tree};
+use serde::Deserialize;
+use std::time::Instant;
+use zookeeper_async::{Acl, CreateMode, ZooKeeper};
+
+/// Our part of the tree, within one epoch.
+pub(super) struct Own {
+    /// `<own>/agents/<name>`, with chroot.
+    agent: String,
+    /// `<own>/barriers/<name>`, with chroot.
+    barrier: String,
+    acl: Vec<Acl>,
+    session: i64,
+    /// Whether the ephemeral is there and ours.
+    held: bool,
+}
+
+/// What became of an attempt to publish.
+pub(super) enum Published {
+    /// It is there.
+    Done,
+    /// Another agent, at this address, has our name.
+    TakenBy(String),
+}
+
+impl Own {
+    pub(super) fn new(settings: &Settings, session: i64) -> Self {
+        let own = format!("{}{}", settings.chroot, settings.own);
+        // With credentials only those who have them may touch our znodes.
+        let acl = if settings.auth.is_empty() { Acl::open_unsafe() } else { Acl::creator_all() };
+        Self {
+            agent: format!("{own}/agents/{}", settings.agent),
+            barrier: format!("{own}/barriers/{}", settings.agent),
+            acl: acl.clone(),
+            session,
+            held: false,
+        }
+    }
+
+    /// Reads `leader` behind a barrier. A request that is late ends the epoch: its write may yet come.
+    pub(super) async fn barrier(&self, zk: &ZooKeeper, leader: &str, started: Instant) -> Result<Barrier, End> {
+        loop {
+            match request(&self.barrier, zk.set_data(&self.barrier, Vec::new(), None)).await {
+                Ok(_) => break,
+                Err(Failed::NoNode) => self.create(zk, &self.barrier, Vec::new(), CreateMode::Persistent).await?,
+                Err(failed) => return Err(failed.end()),
+            }
+        }
+        let value = match request(leader, zk.get_data(leader, false)).await {
+            Ok((data, stat)) => Some(tree::znode(data, &stat)),
+            Err(Failed::NoNode) => None,
+            Err(failed) => return Err(failed.end()),
+        };
+        Ok(Barrier::Verified { leader: value, session: self.session, started, finished: Instant::now() })
+    }
+
+    /// Puts `data` into our own ephemeral znode, creating it if it is not there.
+    ///
+    /// One that is there but belongs to another session is our own from a former life (a killed agent's
+    /// session lives on for its timeout) if it names the same address; then it is replaced.
+    pub(super) async fn publish(&mut self, zk: &ZooKeeper, data: &[u8]) -> Result<Published, End> {
+        if self.held {
+            match request(&self.agent, zk.set_data(&self.agent, data.to_vec(), None)).await {
+                Ok(stat) if stat.ephemeral_owner == self.session => return Ok(Published::Done),
+                Ok(_) | Err(Failed::NoNode) => self.held = false,
+                Err(failed) => return Err(failed.end()),
+            }
+        }
+        // Each round something changed under us; a few are enough.
+        for _ in 0..5 {
+            match request(&self.agent, zk.get_data(&self.agent, false)).await {
+                Ok((_, stat)) if stat.ephemeral_owner == self.session => {}
+                Ok((theirs, stat)) => {
+                    let by = address(&theirs);
+                    if by.is_none() || by != address(data) {
+                        return Ok(Published::TakenBy(by.unwrap_or_else(|| "an unknown address".to_owned())));
+                    }
+                    match request(&self.agent, zk.delete(&self.agent, Some(stat.version))).await {
+                        Ok(()) => tracing::info!(znode = self.agent, "replaced our own znode of a former session"),
+                        Err(Failed::NoNode | Failed::BadVersion) => {}
+                        Err(failed) => return Err(failed.end()),
+                    }
+                }
+                Err(Failed::NoNode) => {}
+                Err(failed) => return Err(failed.end()),
+            }
+            self.create(zk, &self.agent, data.to_vec(), CreateMode::Ephemeral).await?;
+            match request(&self.agent, zk.set_data(&self.agent, data.to_vec(), None)).await {
+                Ok(stat) if stat.ephemeral_owner == self.session => {
+                    self.held = true;
+                    return Ok(Published::Done);
+                }
+                Ok(_) | Err(Failed::NoNode) => {}
+                Err(failed) => return Err(failed.end()),
+            }
+        }
+        Err(End::new(EndReason::RequestFailed, format!("{}: it keeps changing under us", self.agent)))
+    }
+
+    /// Creates a znode, and its parents where they are missing. That it is there already is fine.
+    async fn create(&self, zk: &ZooKeeper, path: &str, data: Vec<u8>, mode: CreateMode) -> Result<(), End> {
+        match request(path, zk.create(path, data.clone(), self.acl.clone(), mode)).await {
+            Ok(_) | Err(Failed::NodeExists) => return Ok(()),
+            Err(Failed::NoNode) => {}
+            Err(failed) => return Err(failed.end()),
+        }
+        let slashes = path.match_indices('/').map(|(at, _)| at).skip(1);
+        for parent in slashes.filter_map(|at| path.get(..at)) {
+            match request(parent, zk.create(parent, Vec::new(), self.acl.clone(), CreateMode::Persistent)).await {
+                Ok(_) | Err(Failed::NodeExists) => {}
+                // Parents that are not ours, like a chroot, need not be ours to create.
+                Err(Failed::End(end)) if end.reason == EndReason::AuthFailed => {}
+                Err(failed) => return Err(failed.end()),
+            }
+        }
+        match request(path, zk.create(path, data, self.acl.clone(), mode)).await {
+            Ok(_) | Err(Failed::NodeExists) => Ok(()),
+            Err(failed) => Err(failed.end()),
+        }
+    }
+}
+
+/// The address that an agent's record names.
+fn address(record: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Record {
+        address: String,
+    }
+    serde_json::from_slice(record).ok().map(|record: Record| record.address)
+}

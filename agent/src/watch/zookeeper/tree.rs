@@ -1,0 +1,252 @@
+//! What is read, and what of it is news.
+//!
+//! Reads arm the library's default watcher (`watch = true`), which only pokes: the closures of its `*_w`
+//! methods pile up with each read. A znode that is not there is watched through `exists`.
+
+use super::{EndReason, Node, Update, Znode};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+use tokio::time::timeout;
+use zookeeper_async::{Stat, ZkError, ZkResult, ZooKeeper};
+
+use super::End;
+
+/// No request to ZooKeeper may take longer: the library itself would wait for ever.
+pub(super) const REQUEST: Duration = Duration::from_secs(2);
+
+/// More members or agents than this are not read; said loudly, once per epoch.
+const MAX_CHILDREN: usize = 256;
+
+/// The znodes with a fixed name, the most urgent first.
+const FIXED: [(Node, &str); 8] = [
+    (Node::Leader, "leader"),
+    (Node::Config, "config"),
+    (Node::Failover, "failover"),
+    (Node::Sync, "sync"),
+    (Node::Initialize, "initialize"),
+    (Node::Failsafe, "failsafe"),
+    (Node::History, "history"),
+    (Node::Status, "status"),
+];
+
+/// The trees that are watched, and what was last seen in them.
+pub(super) struct Tree {
+    /// Patroni's, with chroot.
+    patroni: String,
+    /// Our own, with chroot.
+    own: String,
+    /// What has been reported in this epoch.
+    seen: BTreeMap<Node, Option<Znode>>,
+    /// Whether too many children have been complained about.
+    complained: bool,
+}
+
+impl Tree {
+    pub(super) fn new(patroni: String, own: String) -> Self {
+        Self { patroni, own, seen: BTreeMap::new(), complained: false }
+    }
+
+    /// The leader znode's path.
+    pub(super) fn leader(&self) -> String {
+        format!("{}/leader", self.patroni)
+    }
+
+    fn path(&self, node: &Node) -> String {
+        match node {
+            Node::Member(name) => format!("{}/members/{name}", self.patroni),
+            Node::Agent(name) => format!("{}/agents/{name}", self.own),
+            fixed => {
+                let name = FIXED.iter().find(|(known, _)| known == fixed).map_or("", |(_, name)| name);
+                format!("{}/{name}", self.patroni)
+            }
+        }
+    }
+
+    fn node(&self, path: &str) -> Option<Node> {
+        if let Some(name) = path.strip_prefix(&format!("{}/agents/", self.own)) {
+            return Some(Node::Agent(name.to_owned()));
+        }
+        let rest = path.strip_prefix(&self.patroni)?.strip_prefix('/')?;
+        match rest.strip_prefix("members/") {
+            Some(name) => Some(Node::Member(name.to_owned())),
+            None => FIXED.iter().find(|(_, name)| *name == rest).map(|(node, _)| node.clone()),
+        }
+    }
+
+    /// Reads everything. The first update is the leader's, if it is news, and the last one `Synced`.
+    pub(super) async fn pass(&mut self, zk: &ZooKeeper, updates: &super::mpsc::Sender<Update>) -> Result<(), End> {
+        let at = Instant::now();
+        let leader = read(zk, &self.leader()).await?;
+        let latency = at.elapsed();
+        self.report(Node::Leader, leader, at, updates).await?;
+        let members = self.children(zk, &format!("{}/members", self.patroni)).await?;
+        let agents = self.children(zk, &format!("{}/agents", self.own)).await?;
+        let fixed = FIXED.iter().skip(1).map(|(node, _)| node.clone());
+        let wanted: Vec<Node> =
+            fixed.chain(members.into_iter().map(Node::Member)).chain(agents.into_iter().map(Node::Agent)).collect();
+        self.forget_the_vanished(&wanted, at, updates).await?;
+        self.read_all(zk, wanted, updates).await?;
+        send(updates, Update::Synced { at, latency }).await
+    }
+
+    /// Reads what was poked; the leader first.
+    pub(super) async fn poked(
+        &mut self,
+        paths: BTreeSet<String>,
+        zk: &ZooKeeper,
+        updates: &super::mpsc::Sender<Update>,
+    ) -> Result<(), End> {
+        let leader = self.leader();
+        if paths.contains(&leader) {
+            let at = Instant::now();
+            let value = read(zk, &leader).await?;
+            self.report(Node::Leader, value, at, updates).await?;
+        }
+        let lists = [format!("{}/members", self.patroni), format!("{}/agents", self.own)];
+        if paths.iter().any(|path| lists.contains(path)) {
+            // Somebody came or went.
+            return self.pass(zk, updates).await;
+        }
+        let wanted = paths.iter().filter(|path| **path != leader).filter_map(|path| self.node(path)).collect();
+        self.read_all(zk, wanted, updates).await
+    }
+
+    async fn read_all(
+        &mut self,
+        zk: &ZooKeeper,
+        wanted: Vec<Node>,
+        updates: &super::mpsc::Sender<Update>,
+    ) -> Result<(), End> {
+        let at = Instant::now();
+        let paths: Vec<String> = wanted.iter().map(|node| self.path(node)).collect();
+        // All at once on the one connection: a pass costs one round trip and not one for each znode.
+        let values = futures_util::future::join_all(paths.iter().map(|path| read(zk, path))).await;
+        for (node, value) in wanted.into_iter().zip(values) {
+            self.report(node, value?, at, updates).await?;
+        }
+        Ok(())
+    }
+
+    async fn children(&mut self, zk: &ZooKeeper, path: &str) -> Result<Vec<String>, End> {
+        let mut names = match request(path, zk.get_children(path, true)).await {
+            Ok(names) => names,
+            Err(Failed::NoNode) => {
+                request(path, zk.exists(path, true)).await.map_err(Failed::end)?;
+                return Ok(Vec::new());
+            }
+            Err(failed) => return Err(failed.end()),
+        };
+        names.sort();
+        if names.len() > MAX_CHILDREN {
+            if !self.complained {
+                tracing::error!(path, count = names.len(), "too many znodes; only the first {MAX_CHILDREN} are read");
+                self.complained = true;
+            }
+            names.truncate(MAX_CHILDREN);
+        }
+        Ok(names)
+    }
+
+    async fn forget_the_vanished(
+        &mut self,
+        present: &[Node],
+        at: Instant,
+        updates: &super::mpsc::Sender<Update>,
+    ) -> Result<(), End> {
+        let children = |node: &Node| matches!(node, Node::Member(_) | Node::Agent(_));
+        let known: Vec<Node> = self.seen.keys().filter(|node| children(node)).cloned().collect();
+        for node in known.into_iter().filter(|node| !present.contains(node)) {
+            self.seen.remove(&node);
+            send(updates, Update::Znode { node, value: None, at }).await?;
+        }
+        Ok(())
+    }
+
+    async fn report(
+        &mut self,
+        node: Node,
+        value: Option<Znode>,
+        at: Instant,
+        updates: &super::mpsc::Sender<Update>,
+    ) -> Result<(), End> {
+        if self.seen.get(&node) == Some(&value) {
+            return Ok(());
+        }
+        self.seen.insert(node.clone(), value.clone());
+        send(updates, Update::Znode { node, value, at }).await
+    }
+}
+
+/// Hands over an update; if nobody takes it, the agent is shutting down.
+pub(super) async fn send(updates: &super::mpsc::Sender<Update>, update: Update) -> Result<(), End> {
+    updates.send(update).await.map_err(|_| End::new(EndReason::Shutdown, "nobody listens any more"))
+}
+
+/// A znode's data and stat, with a watch on it whether it is there or not.
+async fn read(zk: &ZooKeeper, path: &str) -> Result<Option<Znode>, End> {
+    loop {
+        match request(path, zk.get_data(path, true)).await {
+            Ok((data, stat)) => return Ok(Some(znode(data, &stat))),
+            Err(Failed::NoNode) => {}
+            Err(failed) => return Err(failed.end()),
+        }
+        // `get_data` of a missing znode leaves no watch behind.
+        if request(path, zk.exists(path, true)).await.map_err(Failed::end)?.is_none() {
+            return Ok(None);
+        }
+        // It came to be in between.
+    }
+}
+
+/// Data and stat in our own type.
+pub(super) fn znode(data: Vec<u8>, stat: &Stat) -> Znode {
+    Znode {
+        data,
+        czxid: stat.czxid,
+        mzxid: stat.mzxid,
+        version: stat.version,
+        owner: stat.ephemeral_owner,
+        ctime_ms: stat.ctime,
+        mtime_ms: stat.mtime,
+    }
+}
+
+/// A request that came to nothing.
+#[derive(Clone, Debug)]
+pub(super) enum Failed {
+    /// The server says: no such znode.
+    NoNode,
+    /// The server says: it is there already.
+    NodeExists,
+    /// The server says: somebody else changed it meanwhile.
+    BadVersion,
+    /// The epoch is over.
+    End(End),
+}
+
+impl Failed {
+    /// As the end of the epoch, where none of the server's answers was expected.
+    pub(super) fn end(self) -> End {
+        match self {
+            Self::End(end) => end,
+            other => End::new(EndReason::RequestFailed, format!("unexpected answer: {other:?}")),
+        }
+    }
+}
+
+/// A request with a time limit. A request that was given up may still be carried out later by the server.
+pub(super) async fn request<T>(path: &str, asking: impl Future<Output = ZkResult<T>>) -> Result<T, Failed> {
+    let end = |reason, detail: String| Err(Failed::End(End::new(reason, detail)));
+    match timeout(REQUEST, asking).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(ZkError::NoNode)) => Err(Failed::NoNode),
+        Ok(Err(ZkError::NodeExists)) => Err(Failed::NodeExists),
+        Ok(Err(ZkError::BadVersion)) => Err(Failed::BadVersion),
+        Ok(Err(ZkError::NoAuth | ZkError::AuthFailed | ZkError::InvalidACL)) => end(
+            EndReason::AuthFailed,
+            format!("{path}: no permission; give Warden the credentials that Patroni has (zookeeper.auth_data)"),
+        ),
+        Ok(Err(error)) => end(EndReason::RequestFailed, format!("{path}: {error}")),
+        Err(_) => end(EndReason::RequestTimeout, format!("{path}: no answer within {} s", REQUEST.as_secs())),
+    }
+}
