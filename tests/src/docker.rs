@@ -1,0 +1,149 @@
+//! Docker's command line, and the faults that it and the kernel can cause. Every call has a time limit.
+
+use anyhow::{Context, bail, ensure};
+use std::net::IpAddr;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// Enough for `docker stop` with its grace period on a busy machine.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// Runs `program` and returns its standard output. The error holds what it said.
+pub async fn run(program: &str, args: &[&str]) -> anyhow::Result<String> {
+    let (status, out, err) = run_with(program, args, &[], LIMIT).await?;
+    ensure!(status == 0, "{program} {} ended with {status}: {}{}", args.join(" "), err.trim(), out.trim());
+    Ok(out)
+}
+
+/// Runs `program` with additional environment variables; exit code, standard output, standard error.
+pub async fn run_with(
+    program: &str,
+    args: &[&str],
+    env: &[(String, String)],
+    limit: Duration,
+) -> anyhow::Result<(i32, String, String)> {
+    let mut command = Command::new(program);
+    command.args(args).envs(env.iter().cloned()).stdin(Stdio::null()).kill_on_drop(true);
+    let output = timeout(limit, command.output())
+        .await
+        .with_context(|| format!("{program} {} took longer than {} s", args.join(" "), limit.as_secs()))?
+        .with_context(|| format!("{program} cannot be run"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr)))
+}
+
+/// `docker …`.
+pub async fn docker(args: &[&str]) -> anyhow::Result<String> {
+    run("docker", args).await
+}
+
+/// A container, by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Container(pub String);
+
+impl Container {
+    /// Runs a command in it and returns its standard output.
+    pub async fn exec(&self, args: &[&str]) -> anyhow::Result<String> {
+        docker(&[&["exec", self.0.as_str()], args].concat()).await
+    }
+
+    /// Its standard output and standard error so far.
+    pub async fn logs(&self) -> anyhow::Result<String> {
+        let (status, out, err) = run_with("docker", &["logs", &self.0], &[], LIMIT).await?;
+        ensure!(status == 0, "docker logs {}: {err}", self.0);
+        Ok(out + &err)
+    }
+
+    /// `docker inspect` with a Go template.
+    pub async fn inspect(&self, template: &str) -> anyhow::Result<String> {
+        Ok(docker(&["inspect", "--format", template, &self.0]).await?.trim().to_owned())
+    }
+
+    /// The address of its (first) network.
+    pub async fn ip(&self) -> anyhow::Result<IpAddr> {
+        let all = self.inspect("{{ range .NetworkSettings.Networks }}{{ .IPAddress }} {{ end }}").await?;
+        let first = all.split_whitespace().next().with_context(|| format!("{} has no address", self.0))?;
+        first.parse().with_context(|| format!("{}: {first:?} is no address", self.0))
+    }
+
+    /// The address in the network whose name ends in `network`.
+    pub async fn ip_in(&self, network: &str) -> anyhow::Result<IpAddr> {
+        let template =
+            "{{ range $name, $network := .NetworkSettings.Networks }}{{ $name }}={{ $network.IPAddress }} {{ end }}";
+        let all = self.inspect(template).await?;
+        let found =
+            all.split_whitespace().filter_map(|pair| pair.split_once('=')).find(|(name, _)| name.ends_with(network));
+        let (_, address) = found.with_context(|| format!("{} is not in {network}: {all}", self.0))?;
+        address.parse().with_context(|| format!("{}: {address:?} is no address", self.0))
+    }
+
+    /// The process that the container consists of, as this machine numbers it.
+    pub async fn pid(&self) -> anyhow::Result<u32> {
+        let pid = self.inspect("{{ .State.Pid }}").await?;
+        let pid: u32 = pid.parse().with_context(|| format!("{}: {pid:?} is no pid", self.0))?;
+        ensure!(pid > 0, "{} does not run", self.0);
+        Ok(pid)
+    }
+
+    /// Starts it.
+    pub async fn start(&self) -> anyhow::Result<()> {
+        docker(&["start", &self.0]).await.map(drop)
+    }
+
+    /// Stops it: SIGTERM, and SIGKILL after `grace`.
+    pub async fn stop(&self, grace: Duration) -> anyhow::Result<()> {
+        docker(&["stop", "-t", &grace.as_secs().to_string(), &self.0]).await.map(drop)
+    }
+
+    /// `docker restart`.
+    pub async fn restart(&self) -> anyhow::Result<()> {
+        docker(&["restart", &self.0]).await.map(drop)
+    }
+
+    /// SIGKILL of everything in it; Docker does not start it again by itself.
+    pub async fn kill(&self) -> anyhow::Result<()> {
+        docker(&["kill", &self.0]).await.map(drop)
+    }
+
+    /// SIGKILL of its process behind Docker's back: a crash, after which the restart policy applies.
+    pub async fn crash(&self) -> anyhow::Result<()> {
+        run("kill", &["-KILL", &self.pid().await?.to_string()]).await.map(drop)
+    }
+
+    /// Freezes everything in it.
+    pub async fn pause(&self) -> anyhow::Result<()> {
+        docker(&["pause", &self.0]).await.map(drop)
+    }
+
+    /// Thaws it.
+    pub async fn unpause(&self) -> anyhow::Result<()> {
+        docker(&["unpause", &self.0]).await.map(drop)
+    }
+
+    /// Sends `signal` (like `STOP`) to the processes in it whose command line matches `pattern`.
+    pub async fn signal(&self, signal: &str, pattern: &str) -> anyhow::Result<()> {
+        self.exec(&["pkill", &format!("-{signal}"), "-f", pattern]).await.map(drop)
+    }
+
+    /// Cuts it from `network`. Connections that are open hang: nothing tells either side.
+    pub async fn cut(&self, network: &str) -> anyhow::Result<()> {
+        docker(&["network", "disconnect", network, &self.0]).await.map(drop)
+    }
+
+    /// Connects it to `network` again, under `aliases`.
+    pub async fn heal(&self, network: &str, aliases: &[&str]) -> anyhow::Result<()> {
+        let aliases: Vec<&str> = aliases.iter().flat_map(|alias| ["--alias", alias]).collect();
+        docker(&[&["network", "connect"], aliases.as_slice(), &[network, self.0.as_str()]].concat()).await.map(drop)
+    }
+
+    /// Whether it runs.
+    pub async fn runs(&self) -> anyhow::Result<bool> {
+        match self.inspect("{{ .State.Running }}").await?.as_str() {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            other => bail!("{}: State.Running is {other:?}", self.0),
+        }
+    }
+}
