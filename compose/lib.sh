@@ -80,10 +80,11 @@ else
     compose_command=(docker-compose)
 fi
 
-# WARDEN_ENSEMBLE=1: three ZooKeeper servers instead of one.
+# WARDEN_ENSEMBLE=1: three ZooKeeper servers instead of one. WARDEN_COMPOSE_FILES: further files over ours.
 compose() {
-    local files=(-f "$compose_dir/docker-compose.yml")
+    local files=(-f "$compose_dir/docker-compose.yml") file
     if [ -n "${WARDEN_ENSEMBLE:-}" ]; then files+=(-f "$compose_dir/ensemble.yml"); fi
+    for file in ${WARDEN_COMPOSE_FILES:-}; do files+=(-f "$file"); done
     "${compose_command[@]}" "${files[@]}" "$@"
 }
 

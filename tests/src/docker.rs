@@ -127,15 +127,37 @@ impl Container {
         self.exec(&["pkill", &format!("-{signal}"), "-f", pattern]).await.map(drop)
     }
 
-    /// Cuts it from `network`. Connections that are open hang: nothing tells either side.
-    pub async fn cut(&self, network: &str) -> anyhow::Result<()> {
+    /// Takes it out of `network`: its interface goes away, as when a cable is pulled.
+    pub async fn unplug(&self, network: &str) -> anyhow::Result<()> {
         docker(&["network", "disconnect", network, &self.0]).await.map(drop)
     }
 
-    /// Connects it to `network` again, under `aliases`.
-    pub async fn heal(&self, network: &str, aliases: &[&str]) -> anyhow::Result<()> {
+    /// Puts it into `network` again, under `aliases`.
+    pub async fn plug_in(&self, network: &str, aliases: &[&str]) -> anyhow::Result<()> {
         let aliases: Vec<&str> = aliases.iter().flat_map(|alias| ["--alias", alias]).collect();
         docker(&[&["network", "connect"], aliases.as_slice(), &[network, self.0.as_str()]].concat()).await.map(drop)
+    }
+
+    /// Drops every packet between it and `peers`: both sides wait, and nothing tells either of them why.
+    pub async fn cut(&self, peers: &[IpAddr]) -> anyhow::Result<()> {
+        self.filter("-I", peers).await
+    }
+
+    /// Undoes [`Container::cut`].
+    pub async fn heal(&self, peers: &[IpAddr]) -> anyhow::Result<()> {
+        self.filter("-D", peers).await
+    }
+
+    async fn filter(&self, what: &str, peers: &[IpAddr]) -> anyhow::Result<()> {
+        let pid = self.pid().await?.to_string();
+        for peer in peers.iter().map(IpAddr::to_string) {
+            for (chain, side) in [("INPUT", "-s"), ("OUTPUT", "-d")] {
+                // In the container's network, with this machine's iptables: the image needs none.
+                let rule = ["-t", &pid, "-n", "iptables", "-w", what, chain, side, &peer, "-j", "DROP"];
+                run("nsenter", &rule).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether it runs.

@@ -1,0 +1,131 @@
+//! Agents killed, stopped, frozen; members taken away and given back.
+
+use anyhow::{Context, ensure};
+use std::time::Duration;
+use warden_e2e::stack::{AGENTS, NODES, Stack};
+use warden_e2e::watching::Watching;
+use warden_e2e::{docker, truth, wait};
+
+/// SIGKILL, and Docker starts it again: its former session still lives, and its znode has to be its own again.
+pub(crate) async fn an_agent_is_killed_and_comes_back(stack: &Stack) -> anyhow::Result<()> {
+    let watching = Watching::start(stack);
+    for agent in AGENTS {
+        stack.container(agent).crash().await?;
+        truth::all_well(stack).await.with_context(|| format!("after {agent} was killed"))?;
+        let restarts = stack.container(agent).inspect("{{ .RestartCount }}").await?;
+        ensure!(restarts != "0", "{agent} was not restarted");
+    }
+    // One that stays away is missed.
+    stack.container("warden-pg-slave").kill().await?;
+    wait::until("the others miss it", Duration::from_secs(60), || async {
+        for agent in ["warden-pg-master", "warden-haproxy"] {
+            let state = stack.status(agent, &[]).await?;
+            let warned = state["warnings"].as_array().into_iter().flatten().any(|warning| {
+                warning["member"] == "postgresql1"
+                    && (warning["code"] == "agent_missing" || warning["code"] == "agent_stale")
+            });
+            ensure!(warned, "{agent} does not miss it: {:#}", state["warnings"]);
+        }
+        Ok(())
+    })
+    .await?;
+    stack.container("warden-pg-slave").start().await?;
+    truth::all_well(stack).await?;
+    watching.judge(stack).await?;
+    Ok(())
+}
+
+/// Where the local agent does not answer, `warden status` asks another one, or sees for itself.
+pub(crate) async fn status_without_the_local_agent(stack: &Stack) -> anyhow::Result<()> {
+    let truth = truth::all_well(stack).await?;
+    for agent in AGENTS {
+        let state = stack.status(agent, &["--direct"]).await?;
+        ensure!(state["source"] == "direct", "--direct asked an agent");
+        // The agent beside HAProxy has no superuser: Patroni's word has to do, and it is the same.
+        truth::compare(&state, &truth).with_context(|| format!("direct, from {agent}: {state:#}"))?;
+    }
+    // Frozen: its port accepts and nothing answers. `docker exec` still works.
+    let frozen = stack.container("warden-pg-master");
+    let pid = frozen.pid().await?.to_string();
+    docker::run("kill", &["-STOP", &pid]).await?;
+    let asked = stack.status("warden-pg-master", &[]).await;
+    docker::run("kill", &["-CONT", &pid]).await?;
+    let state = asked.context("no status while the local agent is frozen")?;
+    ensure!(state["source"] == "agent" && state["agent"]["name"] != "postgresql0", "answered by {}", state["agent"]);
+    truth::compare(&state, &truth)?;
+    for format in ["pretty", "yaml", "tsv"] {
+        let text = stack.container("warden-haproxy").exec(&["warden", "status", "-f", format]).await?;
+        ensure!(text.contains("postgresql0") && text.contains("postgresql1"), "{format}: {text}");
+        ensure!(!text.contains('\u{1b}'), "{format} has colours though nobody looks at a terminal");
+        if format == "pretty" {
+            let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+            ensure!(widest <= 80, "{widest} columns: {text}");
+        }
+    }
+    truth::all_well(stack).await?;
+    Ok(())
+}
+
+/// SIGTERM: within 2 s, with exit code 0, and the agent's znode is gone at once.
+pub(crate) async fn agents_stop_promptly_and_cleanly(stack: &Stack) -> anyhow::Result<()> {
+    for (agent, name) in [("warden-pg-master", "postgresql0"), ("warden-haproxy", "haproxy")] {
+        let container = stack.container(agent);
+        // Whoever takes longer is killed, which shows in the exit code.
+        container.stop(Duration::from_secs(2)).await?;
+        let code = container.inspect("{{ .State.ExitCode }}").await?;
+        ensure!(code == "0", "{agent} ended with {code}: {}", container.logs().await?);
+        let state = stack.status("warden-pg-slave", &[]).await?;
+        let listed = state["agents"].as_array().into_iter().flatten().any(|agent| agent["name"] == name);
+        ensure!(!listed, "{name} has stopped and is still listed: {:#}", state["agents"]);
+        container.start().await?;
+    }
+    // Also while ZooKeeper hangs.
+    let zoo = stack.container("zoo");
+    let container = stack.container("warden-pg-master");
+    wait::until("the agent is back", Duration::from_secs(30), || async {
+        stack.status("warden-pg-master", &[]).await.map(drop)
+    })
+    .await?;
+    zoo.pause().await?;
+    let stopped = container.stop(Duration::from_secs(2)).await;
+    zoo.unpause().await?;
+    stopped?;
+    let code = container.inspect("{{ .State.ExitCode }}").await?;
+    ensure!(code == "0", "with ZooKeeper paused it ended with {code}");
+    container.start().await?;
+    truth::all_well(stack).await?;
+    Ok(())
+}
+
+/// A member with its agent leaves for good and comes back.
+pub(crate) async fn a_member_is_removed_and_added(stack: &Stack) -> anyhow::Result<()> {
+    let before = truth::all_well(stack).await?;
+    let (leader, _) = before.leader.context("no leader")?;
+    let (node, standby) = *NODES.iter().find(|(_, member)| *member != leader).context("no standby")?;
+    let gone = [node.to_owned(), format!("warden-{node}")].map(|service| stack.container(&service));
+    for container in &gone {
+        container.stop(Duration::from_secs(30)).await?;
+        docker::docker(&["rm", &container.0]).await?;
+    }
+    let rest = AGENTS.into_iter().filter(|agent| *agent != format!("warden-{node}"));
+    let rest: Vec<&str> = rest.collect();
+    wait::until("the member is forgotten", Duration::from_secs(150), || async {
+        for agent in &rest {
+            let state = stack.status(agent, &[]).await?;
+            let names: Vec<&str> = state["members"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|member| member["name"].as_str())
+                .collect();
+            ensure!(names == [leader.as_str()], "{agent} knows {names:?}");
+            ensure!(state["leader"]["verified"] == true && state["leader"]["name"] == leader, "{}", state["leader"]);
+            ensure!(!state.to_string().contains(standby), "{standby} is still mentioned: {state:#}");
+        }
+        Ok(())
+    })
+    .await?;
+    stack.compose_up().await?;
+    truth::all_well(stack).await?;
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! Scenarios on the real stack. Each gets a healthy stack for itself, does something to it, and asks what the
+//! agents say, during and after; writers keep writing through it.
+//!
+//! Stacks are brought up as needed, used one after the other, and removed at the end, also after a failure; the
+//! logs of a failed scenario are in `tests/out/<scenario>`. `WARDEN_TEST_STACKS` (2) is how many run side by side.
+
+// serde_json answers null where an index leads nowhere; nothing else is indexed in here.
+#![allow(clippy::indexing_slicing)]
+
+mod agents;
+mod failover;
+mod pool;
+mod walkthrough;
+mod zookeeper;
+
+use libtest_mimic::{Arguments, Trial};
+use pool::Pool;
+use std::sync::Arc;
+use warden_e2e::stack::{Flavor, Stack};
+
+type Outcome = anyhow::Result<()>;
+
+/// What a scenario is given and returns.
+type Scenario = fn(Arc<Stack>) -> std::pin::Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+macro_rules! scenario {
+    ($flavor:ident, $module:ident::$name:ident) => {
+        (
+            concat!(stringify!($module), "::", stringify!($name)),
+            Flavor::$flavor,
+            (|stack| Box::pin(async move { $module::$name(&stack).await })) as Scenario,
+        )
+    };
+}
+
+fn main() -> std::process::ExitCode {
+    // The longest first, so that none of them is left alone at the end.
+    let scenarios = [
+        scenario!(Ensemble, zookeeper::a_stalled_follower_is_not_believed),
+        scenario!(Single, zookeeper::paused_for_longer_than_ttl),
+        scenario!(Single, agents::a_member_is_removed_and_added),
+        scenario!(Single, failover::a_frozen_patroni_is_seen_with_both_primaries),
+        scenario!(Single, walkthrough::walkthrough),
+        scenario!(Single, failover::patroni_is_restarted_on_either_node),
+        scenario!(Single, failover::a_killed_primary),
+        scenario!(Single, failover::switchover_there_and_back),
+        scenario!(Single, zookeeper::paused_for_less_than_ttl),
+        scenario!(Single, zookeeper::killed_and_started_with_no_connections),
+        scenario!(Single, zookeeper::restarted),
+        scenario!(Single, agents::an_agent_is_killed_and_comes_back),
+        scenario!(Single, agents::status_without_the_local_agent),
+        scenario!(Single, agents::agents_stop_promptly_and_cleanly),
+    ];
+    let mut arguments = Arguments::from_args();
+    let stacks = std::env::var("WARDEN_TEST_STACKS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
+    arguments.test_threads = Some(stacks);
+    let pool = match Pool::new(stacks) {
+        Ok(pool) => pool,
+        Err(error) => {
+            eprintln!("scenarios cannot run: {error:#}");
+            return std::process::ExitCode::FAILURE;
+        }
+    };
+    let trials = scenarios
+        .into_iter()
+        .map(|(name, flavor, scenario)| {
+            let pool = pool.clone();
+            Trial::test(name, move || pool.run(name, flavor, scenario).map_err(|error| format!("{error:#}").into()))
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    pool.clean_up();
+    conclusion.exit_code()
+}

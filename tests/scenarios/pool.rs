@@ -1,0 +1,176 @@
+//! The stacks that scenarios share, one scenario at a time each.
+
+use crate::{Outcome, Scenario};
+use anyhow::Context;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+use warden_e2e::stack::{self, Flavor, Stack};
+use warden_e2e::truth;
+
+/// No scenario takes this long: one that does hangs.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Projects of the tests begin so.
+const PREFIX: &str = "wardentest-s";
+
+/// Stacks, and the runtime that everything runs on.
+#[derive(Clone)]
+pub(crate) struct Pool(Arc<Inner>);
+
+struct Inner {
+    runtime: Runtime,
+    state: Mutex<State>,
+    given_back: Condvar,
+    most: usize,
+    out: PathBuf,
+}
+
+#[derive(Default)]
+struct State {
+    idle: Vec<Arc<Stack>>,
+    /// All that are up or coming up, idle ones included.
+    count: usize,
+    /// For names.
+    made: usize,
+}
+
+impl Pool {
+    /// A pool of at most `most` stacks. Removes what an earlier run left behind.
+    pub(crate) fn new(most: usize) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("out");
+        let pool = Self(Arc::new(Inner {
+            runtime,
+            state: Mutex::default(),
+            given_back: Condvar::new(),
+            most: most.max(1),
+            out,
+        }));
+        let listing = std::env::args().any(|argument| argument == "--list");
+        if !listing {
+            pool.0.runtime.block_on(stack::remove_stale(PREFIX)).context("cannot remove stacks of an earlier run")?;
+            pool.clean_up_when_interrupted();
+        }
+        Ok(pool)
+    }
+
+    /// Runs a scenario on a healthy stack of `flavor`. A stack on which one failed is thrown away.
+    pub(crate) fn run(&self, name: &str, flavor: Flavor, scenario: Scenario) -> Outcome {
+        let stack = self.take(flavor)?;
+        let started = Instant::now();
+        let (runtime, used) = (&self.0.runtime, Arc::clone(&stack));
+        let outcome = runtime.block_on(async {
+            let all = async {
+                truth::all_well(&used).await.context("the stack was not well before the scenario")?;
+                scenario(Arc::clone(&used)).await
+            };
+            tokio::time::timeout(LIMIT, all).await.context("the scenario hangs")?
+        });
+        eprintln!("      {name}: {:.0} s", started.elapsed().as_secs_f64());
+        match outcome {
+            Ok(()) => self.give_back(stack),
+            Err(_) => self.throw_away(&stack, Some(name)),
+        }
+        outcome
+    }
+
+    fn take(&self, flavor: Flavor) -> anyhow::Result<Arc<Stack>> {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(at) = state.idle.iter().position(|stack| stack.flavor == flavor) {
+                return Ok(state.idle.swap_remove(at));
+            }
+            if state.count >= self.0.most
+                && let Some(other) = state.idle.pop()
+            {
+                drop(state);
+                self.throw_away(&other, None);
+                state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            if state.count < self.0.most {
+                state.count += 1;
+                state.made += 1;
+                let project = format!("{PREFIX}{}", state.made);
+                drop(state);
+                return self.bring_up(&project, flavor);
+            }
+            state = self.0.given_back.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn bring_up(&self, project: &str, flavor: Flavor) -> anyhow::Result<Arc<Stack>> {
+        let started = Instant::now();
+        match self.0.runtime.block_on(Stack::up(project, flavor)) {
+            Ok(stack) => {
+                eprintln!("      stack {project} ({flavor:?}) is up: {:.0} s", started.elapsed().as_secs_f64());
+                Ok(Arc::new(stack))
+            }
+            Err(error) => {
+                if let Err(error) = self.0.runtime.block_on(stack::remove_stale(project)) {
+                    eprintln!("      {project} could not be removed: {error:#}");
+                }
+                self.forget_one();
+                Err(error.context(format!("stack {project} does not come up")))
+            }
+        }
+    }
+
+    fn give_back(&self, stack: Arc<Stack>) {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).idle.push(stack);
+        self.0.given_back.notify_all();
+    }
+
+    fn forget_one(&self) {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).count -= 1;
+        self.0.given_back.notify_all();
+    }
+
+    /// Removes a stack; keeps its logs if a scenario failed on it.
+    fn throw_away(&self, stack: &Stack, failed: Option<&str>) {
+        self.0.runtime.block_on(async {
+            if let Some(name) = failed {
+                let directory = self.0.out.join(name.replace("::", "-"));
+                match stack.keep_logs(&directory).await {
+                    Ok(()) => eprintln!("      the logs are in {}", directory.display()),
+                    Err(error) => eprintln!("      the logs could not be kept: {error:#}"),
+                }
+            }
+            if let Err(error) = stack.down().await {
+                eprintln!("      {} could not be removed: {error:#}", stack.project);
+            }
+        });
+        self.forget_one();
+    }
+
+    /// Removes all stacks.
+    pub(crate) fn clean_up(&self) {
+        let idle = std::mem::take(&mut self.0.state.lock().unwrap_or_else(PoisonError::into_inner).idle);
+        for stack in idle {
+            self.throw_away(&stack, None);
+        }
+    }
+
+    /// Ctrl-C and SIGTERM leave nothing behind either.
+    fn clean_up_when_interrupted(&self) {
+        use tokio::signal::unix::{SignalKind, signal};
+        self.0.runtime.spawn(async {
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            eprintln!("      interrupted: removing the stacks");
+            if let Err(error) = stack::remove_stale(PREFIX).await {
+                eprintln!("      {error:#}");
+            }
+            std::process::exit(130);
+        });
+    }
+}

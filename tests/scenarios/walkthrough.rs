@@ -1,0 +1,127 @@
+//! The walkthrough that the stack has to pass, in its own order, with nothing but the clients' tools.
+
+use anyhow::{Context, ensure};
+use std::time::Duration;
+use warden_e2e::docker;
+use warden_e2e::stack::{NODES, Stack, session, wait_for_session};
+use warden_e2e::{truth, wait};
+
+pub(crate) async fn walkthrough(stack: &Stack) -> anyhow::Result<()> {
+    let truth = truth::all_well(stack).await?;
+    let (leader, _) = truth.leader.context("no leader")?;
+    let (primary, _) = *NODES.iter().find(|(_, member)| *member == leader).context("an unknown leader")?;
+    let (secondary, standby) = *NODES.iter().find(|(_, member)| *member != leader).context("no other node")?;
+
+    // 1. Everything is up, and the logs show the secondary as one.
+    for service in ["zoo", "pg-master", "pg-slave", "haproxy", "warden-pg-master", "warden-pg-slave", "warden-haproxy"]
+    {
+        let health = stack.container(service).inspect("{{ .State.Health.Status }}").await?;
+        ensure!(health == "healthy", "{service} is {health}");
+    }
+    let log = stack.container(secondary).logs().await?;
+    let line = format!("I am ({standby}), a secondary, and following a leader ({leader})");
+    wait::until("the secondary's log says so", Duration::from_secs(15), || async {
+        let log = stack.container(secondary).logs().await?;
+        ensure!(log.contains(&line), "no {line:?} in the log");
+        Ok(())
+    })
+    .await
+    .with_context(|| log.lines().rev().take(5).collect::<Vec<_>>().join("\n"))?;
+
+    // 2. A client connects to both nodes.
+    let on_primary = session(stack.node_port(primary)).await.context("the primary")?;
+    let on_secondary = session(stack.node_port(secondary)).await.context("the secondary")?;
+
+    // 3. A table is made and filled on the primary; the rows show up on the secondary.
+    on_primary.batch_execute("DROP TABLE IF EXISTS walk; CREATE TABLE walk (id int PRIMARY KEY, what text)").await?;
+    on_primary.batch_execute("INSERT INTO walk SELECT i, 'row ' || i FROM generate_series(1, 100) i").await?;
+    wait::until("the rows show up on the secondary", Duration::from_secs(10), || async {
+        let count: i64 = on_secondary.query_one("SELECT count(*) FROM walk", &[]).await?.get(0);
+        ensure!(count == 100, "{count} rows");
+        Ok(())
+    })
+    .await?;
+
+    // 4. The secondary refuses writes.
+    let refused = on_secondary.execute("INSERT INTO walk VALUES (0, 'no')", &[]).await;
+    let why = refused.err().context("the secondary took a write")?;
+    let code = why.code().map(|code| code.code().to_owned());
+    ensure!(code.as_deref() == Some("25006"), "refused for another reason than being read-only: {why}");
+
+    // 5. HAProxy's log and its statistics show traffic going to the primary only.
+    let through_proxy = session(stack.ports.proxy).await?;
+    let address: String = through_proxy.query_one("SELECT host(inet_server_addr())", &[]).await?.get(0);
+    ensure!(address == stack.container(primary).ip().await?.to_string(), "the proxy leads to {address}");
+    through_proxy.execute("INSERT INTO walk VALUES (101, 'through the proxy')", &[]).await?;
+    drop(through_proxy);
+    wait::until("HAProxy's log shows the session", Duration::from_secs(10), || async {
+        let log = stack.container("haproxy").logs().await?;
+        ensure!(log.contains(&format!("postgres/{primary}")), "no session to {primary} in the log");
+        Ok(())
+    })
+    .await?;
+    let (up, down) = (stats(stack, primary).await?, stats(stack, secondary).await?);
+    ensure!(up.status == "UP" && up.sessions > 0, "{primary}: {up:?}");
+    ensure!(down.status == "DOWN", "{secondary}: {down:?}");
+    let before = down.sessions;
+
+    // 6. The secondary's container is killed: HAProxy notices, and writing through the proxy goes on.
+    let killed = stack.container(secondary);
+    killed.kill().await?;
+    wait::until("HAProxy's log shows the secondary going away", Duration::from_secs(20), || async {
+        let log = stack.container("haproxy").logs().await?;
+        let gone = |line: &&str| {
+            line.contains(&format!("Health check for server postgres/{secondary} failed")) && line.contains("Layer4")
+        };
+        ensure!(log.lines().any(|line| gone(&line)), "HAProxy's log says nothing of {secondary}");
+        Ok(())
+    })
+    .await?;
+    let through_proxy = wait_for_session(stack.ports.proxy, Duration::from_secs(10)).await?;
+    // Synchronous mode: the first commit waits until Patroni has given up the standby that is gone.
+    let insert = through_proxy.execute("INSERT INTO walk VALUES (102, 'without a secondary')", &[]);
+    tokio::time::timeout(Duration::from_secs(60), insert).await.context("no write without a secondary")??;
+    let count: i64 = on_primary.query_one("SELECT count(*) FROM walk WHERE id > 100", &[]).await?.get(0);
+    ensure!(count == 2, "{count} of the proxy's 2 rows are in the primary");
+    let sessions = stats(stack, secondary).await?.sessions;
+    ensure!(sessions == before, "HAProxy sent {} sessions to the secondary", sessions - before);
+
+    // And it comes back.
+    killed.start().await?;
+    truth::all_well(stack).await?;
+
+    // `compose/up` run again changes nothing and is quick.
+    let ids = container_ids(stack).await?;
+    stack.compose_up().await?;
+    ensure!(container_ids(stack).await? == ids, "a second compose/up made containers anew");
+    Ok(())
+}
+
+async fn container_ids(stack: &Stack) -> anyhow::Result<Vec<String>> {
+    let filter = format!("label=com.docker.compose.project={}", stack.project);
+    let mut ids: Vec<String> =
+        docker::docker(&["ps", "-q", "--no-trunc", "--filter", &filter]).await?.lines().map(str::to_owned).collect();
+    ids.sort();
+    Ok(ids)
+}
+
+#[derive(Debug)]
+struct Stats {
+    status: String,
+    sessions: u64,
+}
+
+/// A server's line of HAProxy's statistics page, as a browser gets it (`;csv`).
+async fn stats(stack: &Stack, server: &str) -> anyhow::Result<Stats> {
+    let url = format!("http://127.0.0.1:{}/;csv", stack.ports.stats);
+    let text = reqwest::get(&url).await?.error_for_status()?.text().await?;
+    let mut lines = text.lines();
+    let header: Vec<&str> = lines.next().context("an empty page")?.trim_start_matches("# ").split(',').collect();
+    let fields: Vec<&str> = lines
+        .map(|line| line.split(',').collect::<Vec<_>>())
+        .find(|fields| fields.first() == Some(&"postgres") && fields.get(1) == Some(&server))
+        .with_context(|| format!("{server} is not on the page"))?;
+    let get = |name: &str| header.iter().position(|known| *known == name).and_then(|at| fields.get(at)).copied();
+    let status = get("status").context("no status")?.split(' ').next().unwrap_or_default().to_owned();
+    Ok(Stats { status, sessions: get("stot").context("no stot")?.parse()? })
+}

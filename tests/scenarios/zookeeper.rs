@@ -1,0 +1,166 @@
+//! ZooKeeper restarted, paused, killed, and one of three servers cut off: nothing is lost, nobody claims to
+//! know what he does not, and afterwards everybody knows again.
+
+use anyhow::{Context, bail, ensure};
+use std::time::{Duration, Instant};
+use tokio::time::{sleep, timeout};
+use warden_e2e::history::LEADER;
+use warden_e2e::stack::{AGENTS, Stack, other};
+use warden_e2e::watching::{Sample, Watching};
+use warden_e2e::writers::{Route, Writers};
+use warden_e2e::{truth, wait};
+use zookeeper_async::{WatchedEvent, ZooKeeper};
+
+/// Answers to questions asked later than this after a fault began are about the fault.
+const INTO_THE_FAULT: Duration = Duration::from_millis(100);
+
+pub(crate) async fn restarted(stack: &Stack) -> anyhow::Result<()> {
+    undisturbed(stack, || async { stack.container("zoo").restart().await }).await
+}
+
+pub(crate) async fn killed_and_started_with_no_connections(stack: &Stack) -> anyhow::Result<()> {
+    let zoo = stack.container("zoo");
+    undisturbed(stack, || async {
+        zoo.kill().await?;
+        sleep(Duration::from_secs(3)).await;
+        zoo.start().await
+    })
+    .await
+}
+
+pub(crate) async fn paused_for_less_than_ttl(stack: &Stack) -> anyhow::Result<()> {
+    undisturbed(stack, || async { paused(stack, Duration::from_secs(8)).await.map(drop) }).await
+}
+
+/// A fault of ZooKeeper that is over within ttl: the same leader, and not a row lost.
+async fn undisturbed<F>(stack: &Stack, fault: impl FnOnce() -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let before = truth::all_well(stack).await?;
+    let writers = Writers::start(stack).await?;
+    let watching = Watching::start(stack);
+    fault().await?;
+    let after = truth::all_well(stack).await?;
+    watching.judge(stack).await?;
+    let report = writers.stop(stack).await?;
+    report.nothing_lost_and_no_two_primaries()?;
+    ensure!(
+        before.leader.as_ref().map(|(name, _)| name) == after.leader.as_ref().map(|(name, _)| name),
+        "{before:?} became {after:?}"
+    );
+    eprintln!("      {report}");
+    Ok(())
+}
+
+/// Pauses ZooKeeper for `duration`; returns what the agents said meanwhile. None of it may be called verified.
+async fn paused(stack: &Stack, duration: Duration) -> anyhow::Result<Vec<Sample>> {
+    let zoo = stack.container("zoo");
+    let watching = Watching::start(stack);
+    zoo.pause().await?;
+    let from = std::time::SystemTime::now() + INTO_THE_FAULT;
+    sleep(duration).await;
+    let said: Vec<Sample> = watching.so_far().into_iter().filter(|sample| sample.asked >= from).collect();
+    zoo.unpause().await?;
+    for agent in AGENTS {
+        ensure!(said.iter().any(|sample| sample.agent == agent), "{agent} said nothing while ZooKeeper was paused");
+    }
+    if let Some(sample) = said.iter().find(|sample| sample.verified()) {
+        bail!("{} called its leader verified while ZooKeeper was paused: {}", sample.agent, sample.state["leader"]);
+    }
+    let late = said.iter().filter(|sample| sample.asked >= from + Duration::from_secs(5));
+    for sample in late {
+        let told = sample.warnings();
+        ensure!(told.contains(&"zookeeper_lost"), "{} does not warn of ZooKeeper: {told:?}", sample.agent);
+    }
+    Ok(said)
+}
+
+/// Without failsafe mode Patroni demotes the primary. The agents have to say that nobody takes writes, and that
+/// they do not know who leads.
+pub(crate) async fn paused_for_longer_than_ttl(stack: &Stack) -> anyhow::Result<()> {
+    truth::all_well(stack).await?;
+    let writers = Writers::start(stack).await?;
+    let said = paused(stack, Duration::from_secs(45)).await?;
+    for agent in AGENTS {
+        let last = said.iter().rfind(|sample| sample.agent == agent).context("nothing said")?;
+        for member in ["postgresql0", "postgresql1"] {
+            ensure!(
+                last.writable(member) != Some(true),
+                "{agent} still calls {member} writable after 45 s: {:#}",
+                last.state
+            );
+        }
+    }
+    truth::all_well(stack).await?;
+    let report = writers.stop(stack).await?;
+    report.nothing_lost_and_no_two_primaries()?;
+    ensure!(
+        report.stories.get(&Route::Proxy).is_some_and(|story| !story.errors.is_empty()),
+        "nobody was demoted: {report}"
+    );
+    eprintln!("      {report}");
+    Ok(())
+}
+
+/// One of three servers is cut off from the others while its clients still reach it. Until it notices, it
+/// serves what it last knew: a plain read of it is stale, and whoever depends on it must not call that verified.
+pub(crate) async fn a_stalled_follower_is_not_believed(stack: &Stack) -> anyhow::Result<()> {
+    make_zoo3_a_follower(stack).await?;
+    let before = truth::all_well(stack).await?;
+    let (old, _) = before.leader.context("no leader")?;
+    let zoo3 = stack.container("zoo3");
+    let address = zoo3.ip_in("default").await?;
+    let stale = timeout(
+        Duration::from_secs(5),
+        ZooKeeper::connect(&format!("{address}:2181"), Duration::from_secs(30), |_: WatchedEvent| {}),
+    )
+    .await
+    .context("zoo3 does not answer")??;
+    let watching = Watching::start(stack);
+    let mut peers = Vec::new();
+    for server in ["zoo", "zoo2"] {
+        peers.push(stack.container(server).ip_in("quorum").await?);
+    }
+    zoo3.cut(&peers).await?;
+    // A follower that hears nothing gives up after syncLimit * tickTime = 10 s. The leader has to change before.
+    let cut = Instant::now();
+    let new = stack.switchover(&old).await?;
+    let changed = std::time::SystemTime::now();
+    let read = timeout(Duration::from_secs(2), stale.get_data(LEADER, false)).await;
+    let read = String::from_utf8(read.context("zoo3 answers no plain read")??.0)?;
+    ensure!(
+        read == old && new == other(&old),
+        "a plain read of zoo3 is not stale after {:?}: {read}, now {new}",
+        cut.elapsed()
+    );
+    sleep(Duration::from_secs(3)).await;
+    let meanwhile: Vec<Sample> = watching.so_far().into_iter().filter(|sample| sample.asked >= changed).collect();
+    let depends = |sample: &&Sample| sample.agent == "warden-haproxy";
+    ensure!(meanwhile.iter().filter(depends).count() > 3, "the agent that depends on zoo3 said too little");
+    for sample in meanwhile.iter().filter(depends) {
+        ensure!(!sample.verified(), "stale and called verified: {}", sample.state["leader"]);
+        ensure!(!sample.warnings().is_empty(), "unverified without a warning: {:#}", sample.state);
+    }
+    let others_know =
+        meanwhile.iter().any(|sample| !depends(&sample) && sample.verified() && sample.holder() == Some(&new));
+    ensure!(others_know, "the agents that talk to the quorum do not know {new}");
+    zoo3.heal(&peers).await?;
+    truth::all_well(stack).await?;
+    watching.judge(stack).await?;
+    Ok(())
+}
+
+/// The ensemble's leader, cut off, would be followed by an election; what is wanted is a follower that is behind.
+async fn make_zoo3_a_follower(stack: &Stack) -> anyhow::Result<()> {
+    wait::until("zoo3 follows", Duration::from_secs(90), || async {
+        let ask = "exec 3<>/dev/tcp/127.0.0.1/2181; printf srvr >&3; timeout 2 cat <&3";
+        let said = stack.container("zoo3").exec(&["bash", "-c", ask]).await?;
+        if said.contains("Mode: leader") {
+            stack.container("zoo3").restart().await?;
+        }
+        ensure!(said.contains("Mode: follower"), "{said}");
+        Ok(())
+    })
+    .await
+}

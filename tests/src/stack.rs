@@ -1,0 +1,242 @@
+//! A whole stack for a test: a compose project of its own, with its own container names and ports, so that it
+//! does not collide with a running `compose/up`. It is brought up by `compose/up` itself.
+
+use crate::docker::{self, Container};
+use crate::wait;
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio_postgres::{Client, Config, NoTls};
+
+/// How long `compose/up` may take once the images are there.
+const UP: Duration = Duration::from_secs(420);
+
+/// Which stack a test needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavor {
+    /// One ZooKeeper server, as `compose/up` makes it.
+    Single,
+    /// Three ZooKeeper servers. The agent beside HAProxy knows only `zoo3`, the nodes only the other two:
+    /// so it is known who talks to whom (`tests/ensemble-known.yml`).
+    Ensemble,
+}
+
+/// The two nodes: container and member name.
+pub const NODES: [(&str, &str); 2] = [("pg-master", "postgresql0"), ("pg-slave", "postgresql1")];
+
+/// The agents' containers.
+pub const AGENTS: [&str; 3] = ["warden-pg-master", "warden-pg-slave", "warden-haproxy"];
+
+/// The host ports of a stack.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    /// pg-master's PostgreSQL.
+    pub master: u16,
+    /// pg-slave's PostgreSQL.
+    pub slave: u16,
+    /// Writes, through HAProxy.
+    pub proxy: u16,
+    /// HAProxy's statistics.
+    pub stats: u16,
+    /// Prometheus.
+    pub prometheus: u16,
+}
+
+/// A running stack. [`Stack::down`] removes it; so does the next run of the tests, should this one be killed.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    /// Of the compose project.
+    pub project: String,
+    /// What kind of stack it is.
+    pub flavor: Flavor,
+    /// Where it listens on this machine.
+    pub ports: Ports,
+    root: PathBuf,
+}
+
+impl Stack {
+    /// Brings up a stack whose project is called `project`, and waits until it is healthy.
+    pub async fn up(project: &str, flavor: Flavor) -> anyhow::Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no top")?.to_owned();
+        let stack = Self { project: project.to_owned(), flavor, ports: free_ports()?, root };
+        let said = stack.compose_up().await?;
+        ensure!(said.contains("the cluster is healthy"), "compose/up did not say that it is healthy: {said}");
+        Ok(stack)
+    }
+
+    /// Runs `compose/up` (again) and returns what it said.
+    pub async fn compose_up(&self) -> anyhow::Result<String> {
+        let script = self.root.join("compose/up");
+        let (status, out, err) = docker::run_with(&script.to_string_lossy(), &[], &self.env(), UP).await?;
+        ensure!(status == 0, "compose/up ended with {status}:\n{out}\n{err}");
+        Ok(out)
+    }
+
+    fn env(&self) -> Vec<(String, String)> {
+        let Ports { master, slave, proxy, stats, prometheus } = self.ports;
+        let mut env = vec![
+            ("COMPOSE_PROJECT_NAME".to_owned(), self.project.clone()),
+            ("WARDEN_PREFIX".to_owned(), format!("{}-", self.project)),
+            // Built once for all stacks, by tests/run.
+            ("WARDEN_BUILD".to_owned(), "no".to_owned()),
+        ];
+        let ports = [
+            ("PG_MASTER_PORT", master),
+            ("PG_SLAVE_PORT", slave),
+            ("HAPROXY_PORT", proxy),
+            ("HAPROXY_STATS_PORT", stats),
+            ("PROMETHEUS_PORT", prometheus),
+        ];
+        env.extend(ports.map(|(name, port)| (name.to_owned(), port.to_string())));
+        if self.flavor == Flavor::Ensemble {
+            env.push(("WARDEN_ENSEMBLE".to_owned(), "1".to_owned()));
+            let known = self.root.join("tests/ensemble-known.yml");
+            env.push(("WARDEN_COMPOSE_FILES".to_owned(), known.to_string_lossy().into_owned()));
+        }
+        env
+    }
+
+    /// Removes containers, networks and volumes.
+    pub async fn down(&self) -> anyhow::Result<()> {
+        remove_project(&self.project).await
+    }
+
+    /// The container of a service.
+    pub fn container(&self, service: &str) -> Container {
+        Container(format!("{}-{service}", self.project))
+    }
+
+    /// The containers of ZooKeeper's servers.
+    pub fn zookeepers(&self) -> Vec<Container> {
+        let names: &[&str] = match self.flavor {
+            Flavor::Single => &["zoo"],
+            Flavor::Ensemble => &["zoo", "zoo2", "zoo3"],
+        };
+        names.iter().map(|name| self.container(name)).collect()
+    }
+
+    /// The name of a network of this stack, like `default`.
+    pub fn network(&self, name: &str) -> String {
+        format!("{}_{name}", self.project)
+    }
+
+    /// The container of a member.
+    pub fn node_of(&self, member: &str) -> anyhow::Result<Container> {
+        let (container, _) =
+            NODES.iter().find(|(_, name)| *name == member).with_context(|| format!("no node is called {member:?}"))?;
+        Ok(self.container(container))
+    }
+
+    /// The host port of a node's PostgreSQL, by container name.
+    pub fn node_port(&self, node: &str) -> u16 {
+        if node == "pg-master" { self.ports.master } else { self.ports.slave }
+    }
+
+    /// `warden status -f json` as a user types it, from one agent's container, with further arguments.
+    pub async fn status(&self, agent: &str, args: &[&str]) -> anyhow::Result<Value> {
+        let text = self.container(agent).exec(&[&["warden", "status", "-f", "json"], args].concat()).await?;
+        serde_json::from_str(&text).with_context(|| format!("the status of {agent} is not JSON: {text}"))
+    }
+
+    /// `patronictl …` in whichever node's container runs.
+    pub async fn patronictl(&self, args: &[&str]) -> anyhow::Result<String> {
+        let mut node = self.container("pg-master");
+        let mut file = "/postgres0.yml";
+        if !node.runs().await? {
+            (node, file) = (self.container("pg-slave"), "/postgres1.yml");
+        }
+        node.exec(&[&["patronictl", "-c", file], args].concat()).await
+    }
+
+    /// Asks for a switchover away from `leader`, and returns when Patroni says that it is done.
+    pub async fn switchover(&self, leader: &str) -> anyhow::Result<String> {
+        let candidate = other(leader);
+        let args = ["switchover", "my_cluster", "--leader", leader, "--candidate", candidate, "--force"];
+        let said = self.patronictl(&args).await?;
+        ensure!(said.contains("Successfully switched over"), "the switchover failed: {said}");
+        Ok(candidate.to_owned())
+    }
+
+    /// Writes the containers' logs to `directory`.
+    pub async fn keep_logs(&self, directory: &Path) -> anyhow::Result<()> {
+        tokio::fs::create_dir_all(directory).await?;
+        let filter = format!("label=com.docker.compose.project={}", self.project);
+        let names = docker::docker(&["ps", "-a", "--filter", &filter, "--format", "{{.Names}}"]).await?;
+        for name in names.lines() {
+            let logs = match Container(name.to_owned()).logs().await {
+                Ok(logs) => logs,
+                Err(error) => format!("no logs: {error:#}\n"),
+            };
+            tokio::fs::write(directory.join(format!("{name}.log")), logs).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The member that is not `member`.
+pub fn other(member: &str) -> &'static str {
+    if member == "postgresql0" { "postgresql1" } else { "postgresql0" }
+}
+
+/// A session with a server of the stack on this machine's `port`.
+pub async fn session(port: u16) -> anyhow::Result<Client> {
+    let mut config = Config::new();
+    config.host("127.0.0.1").port(port).user("postgres").password("postgres").dbname("postgres");
+    config.connect_timeout(Duration::from_secs(2)).application_name("warden-e2e");
+    let connecting = tokio::time::timeout(Duration::from_secs(3), config.connect(NoTls));
+    let (client, connection) = connecting.await.context("no session within 3 s")??;
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(client)
+}
+
+/// Removes every project whose name starts with `prefix`: what an earlier run that was killed left behind.
+pub async fn remove_stale(prefix: &str) -> anyhow::Result<()> {
+    let format = r#"{{ .Label "com.docker.compose.project" }}"#;
+    let mut projects: Vec<String> =
+        docker::docker(&["ps", "-a", "--format", format]).await?.lines().map(str::to_owned).collect();
+    projects.sort();
+    projects.dedup();
+    for project in projects.iter().filter(|project| project.starts_with(prefix)) {
+        remove_project(project).await?;
+    }
+    Ok(())
+}
+
+/// By label and not by compose file, so that it works whatever the files say by now.
+async fn remove_project(project: &str) -> anyhow::Result<()> {
+    let filter = format!("label=com.docker.compose.project={project}");
+    let lists: [(&[&str], &[&str]); 3] = [
+        (&["ps", "-aq", "--filter", &filter], &["rm", "-f", "-v"]),
+        (&["network", "ls", "-q", "--filter", &filter], &["network", "rm"]),
+        (&["volume", "ls", "-q", "--filter", &filter], &["volume", "rm", "-f"]),
+    ];
+    for (list, remove) in lists {
+        let found = docker::docker(list).await?;
+        let found: Vec<&str> = found.split_whitespace().collect();
+        if !found.is_empty() {
+            docker::docker(&[remove, found.as_slice()].concat()).await?;
+        }
+    }
+    let left = docker::docker(&["ps", "-aq", "--filter", &filter]).await?;
+    ensure!(left.trim().is_empty(), "containers of {project} are left: {left}");
+    Ok(())
+}
+
+/// Ports that nobody listens on now. They are given back before they are used; a clash fails `compose/up` loudly.
+fn free_ports() -> anyhow::Result<Ports> {
+    let held: Vec<TcpListener> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let ports: Vec<u16> = held.iter().map(|held| Ok(held.local_addr()?.port())).collect::<std::io::Result<_>>()?;
+    match ports.as_slice() {
+        [master, slave, proxy, stats, prometheus] => {
+            Ok(Ports { master: *master, slave: *slave, proxy: *proxy, stats: *stats, prometheus: *prometheus })
+        }
+        _ => anyhow::bail!("five ports were wanted"),
+    }
+}
+
+/// Waits until a TCP port on this machine accepts a PostgreSQL session.
+pub async fn wait_for_session(port: u16, limit: Duration) -> anyhow::Result<Client> {
+    wait::until(&format!("a session on port {port}"), limit, || session(port)).await
+}

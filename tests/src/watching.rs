@@ -1,0 +1,124 @@
+//! Every agent asked all the time while a fault goes on, and every claim of "verified" held against
+//! ZooKeeper's own log afterwards.
+
+use crate::docker::Container;
+use crate::history::{self, Reign};
+use crate::stack::{AGENTS, Stack};
+use anyhow::ensure;
+use serde_json::Value;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::task::JoinSet;
+
+/// Each agent is asked this often.
+const PERIOD: Duration = Duration::from_millis(200);
+
+/// ZooKeeper dates a transaction when it is proposed; it can be read only when it is on disk.
+const COMMIT: Duration = Duration::from_millis(1000);
+
+/// What an agent said of the leader.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Which agent.
+    pub agent: &'static str,
+    /// When it was asked.
+    pub asked: SystemTime,
+    /// When it had answered.
+    pub answered: SystemTime,
+    /// The whole state.
+    pub state: Value,
+}
+
+impl Sample {
+    /// Whether it claims to know for certain.
+    pub fn verified(&self) -> bool {
+        self.state["leader"]["verified"] == true
+    }
+
+    /// The holder that it names.
+    pub fn holder(&self) -> Option<&str> {
+        self.state["leader"]["name"].as_str()
+    }
+
+    /// Whether `member` takes writes, as it says.
+    pub fn writable(&self, member: &str) -> Option<bool> {
+        let members = self.state["members"].as_array()?;
+        members.iter().find(|known| known["name"] == member)?["writable"].as_bool()
+    }
+
+    /// The codes of its warnings.
+    pub fn warnings(&self) -> Vec<&str> {
+        let warnings = self.state["warnings"].as_array();
+        warnings.into_iter().flatten().filter_map(|warning| warning["code"].as_str()).collect()
+    }
+}
+
+/// Asks until it is told to stop.
+#[derive(Debug)]
+pub struct Watching {
+    samples: Arc<Mutex<Vec<Sample>>>,
+    tasks: JoinSet<()>,
+}
+
+impl Watching {
+    /// Starts to ask every agent of `stack`.
+    pub fn start(stack: &Stack) -> Self {
+        let samples = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = JoinSet::new();
+        for agent in AGENTS {
+            tasks.spawn(ask(agent, stack.container(agent), Arc::clone(&samples)));
+        }
+        Self { samples, tasks }
+    }
+
+    /// What has been said so far.
+    pub fn so_far(&self) -> Vec<Sample> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Stops asking; fails if any agent ever claimed something verified that was not so.
+    pub async fn judge(mut self, stack: &Stack) -> anyhow::Result<Vec<Sample>> {
+        self.tasks.shutdown().await;
+        let samples = self.so_far();
+        let zoo = stack.zookeepers().into_iter().next().ok_or_else(|| anyhow::anyhow!("no ZooKeeper"))?;
+        let reigns = history::reigns(&zoo).await?;
+        let lies = lies(&samples, &reigns);
+        ensure!(lies.is_empty(), "claimed as verified what was not so:\n{}\nreigns: {reigns:#?}", lies.join("\n"));
+        ensure!(samples.iter().any(Sample::verified), "in {} answers nothing was ever verified", samples.len());
+        Ok(samples)
+    }
+}
+
+fn lies(samples: &[Sample], reigns: &[Reign]) -> Vec<String> {
+    let untrue = |sample: &&Sample| {
+        let claim = sample.holder().map(|holder| (holder, sample.state["leader"]["czxid"].as_i64().unwrap_or(-1)));
+        sample.verified() && !history::was_so(reigns, claim, sample.asked - COMMIT, sample.answered)
+    };
+    let tell = |sample: &Sample| {
+        format!("{} at {:?}..{:?}: {}", sample.agent, sample.asked, sample.answered, sample.state["leader"])
+    };
+    samples.iter().filter(untrue).map(tell).collect()
+}
+
+async fn ask(agent: &'static str, container: Container, samples: Arc<Mutex<Vec<Sample>>>) {
+    let Ok(http) = reqwest::Client::builder().timeout(Duration::from_secs(4)).no_proxy().build() else { return };
+    let mut address = None;
+    loop {
+        if address.is_none() {
+            address = container.ip().await.ok();
+        }
+        if let Some(ip) = address {
+            let asked = SystemTime::now();
+            let answer = async { http.get(format!("http://{ip}:8010/api/v1/state")).send().await?.json().await };
+            match answer.await as reqwest::Result<Value> {
+                Ok(state) => {
+                    let sample = Sample { agent, asked, answered: SystemTime::now(), state };
+                    samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+                }
+                // It may have come back under another address.
+                Err(_) => address = None,
+            }
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}

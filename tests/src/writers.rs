@@ -1,0 +1,273 @@
+//! The clients' truth: writers that keep writing through every fault, through the proxy and straight at each
+//! node, and remember every row that was acknowledged to them, with its time.
+//!
+//! Each acknowledgement carries the timeline that the server was on, so that "two nodes took writes at once"
+//! needs no clock but ours: a row acknowledged on an older timeline *after* one on a newer timeline.
+
+use crate::stack::{NODES, Stack, session};
+use anyhow::{Context, ensure};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+/// A row every so often.
+const PACE: Duration = Duration::from_millis(20);
+
+/// After this long without an answer a writer gives up its session: the row is not acknowledged.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How a writer reaches a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Route {
+    /// Through HAProxy, in one session that is kept as long as it lasts.
+    Proxy,
+    /// Through HAProxy, with a session for each row.
+    ProxyAnew,
+    /// Straight at a node, by container name.
+    Node(&'static str),
+}
+
+impl Route {
+    /// Every route of a stack.
+    pub const ALL: [Self; 4] = [Self::Proxy, Self::ProxyAnew, Self::Node(NODES[0].0), Self::Node(NODES[1].0)];
+
+    fn name(self) -> String {
+        match self {
+            Self::Proxy => "proxy".to_owned(),
+            Self::ProxyAnew => "proxy, a session for each row".to_owned(),
+            Self::Node(node) => node.to_owned(),
+        }
+    }
+
+    fn port(self, stack: &Stack) -> u16 {
+        match self {
+            Self::Proxy | Self::ProxyAnew => stack.ports.proxy,
+            Self::Node(node) => stack.node_port(node),
+        }
+    }
+}
+
+/// A row that a server said it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// The row's number within its writer.
+    pub row: u64,
+    /// When the writer had it.
+    pub at: Instant,
+    /// The server's timeline.
+    pub timeline: u32,
+}
+
+/// What one writer went through.
+#[derive(Clone, Debug, Default)]
+pub struct Story {
+    /// In order.
+    pub acks: Vec<Ack>,
+    /// Attempts that failed, with their time.
+    pub errors: Vec<(Instant, String)>,
+}
+
+impl Story {
+    /// The longest time without an acknowledgement between two of them, and when it began.
+    pub fn longest_outage(&self) -> Option<(Duration, Instant)> {
+        self.acks.iter().zip(self.acks.iter().skip(1)).map(|(a, b)| (b.at - a.at, a.at)).max()
+    }
+
+    /// Acknowledgements after `since`.
+    pub fn acks_since(&self, since: Instant) -> usize {
+        self.acks.iter().filter(|ack| ack.at >= since).count()
+    }
+}
+
+/// Writers at work on a stack.
+#[derive(Debug)]
+pub struct Writers {
+    stories: BTreeMap<Route, Arc<Mutex<Story>>>,
+    tasks: JoinSet<()>,
+    run: String,
+}
+
+impl Writers {
+    /// Starts a writer on every route, and waits until rows arrive through the proxy.
+    pub async fn start(stack: &Stack) -> anyhow::Result<Self> {
+        let setup = session(stack.ports.proxy).await.context("no session through the proxy")?;
+        setup
+            .batch_execute(
+                "CREATE TABLE IF NOT EXISTS truth (run text, writer text, row bigint, PRIMARY KEY (run, writer, row))",
+            )
+            .await?;
+        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        let run = since_epoch.as_nanos().to_string();
+        let mut tasks = JoinSet::new();
+        let mut stories = BTreeMap::new();
+        for route in Route::ALL {
+            let story = Arc::new(Mutex::new(Story::default()));
+            tasks.spawn(write(route, route.port(stack), run.clone(), Arc::clone(&story)));
+            stories.insert(route, story);
+        }
+        let writers = Self { stories, tasks, run };
+        crate::wait::until("rows through the proxy", Duration::from_secs(10), || async {
+            ensure!(writers.story(Route::Proxy).acks.len() > 5, "{:?}", writers.story(Route::Proxy).errors.last());
+            Ok(())
+        })
+        .await?;
+        Ok(writers)
+    }
+
+    /// What the writer on `route` went through so far.
+    pub fn story(&self, route: Route) -> Story {
+        self.stories
+            .get(&route)
+            .map(|story| story.lock().unwrap_or_else(PoisonError::into_inner).clone())
+            .unwrap_or_default()
+    }
+
+    /// Stops the writers and holds what they were told against what the primary has. To be called when the
+    /// cluster is whole again.
+    pub async fn stop(mut self, stack: &Stack) -> anyhow::Result<Report> {
+        self.tasks.shutdown().await;
+        let client = session(stack.ports.proxy).await.context("no session through the proxy")?;
+        let rows = client.query("SELECT writer, row FROM truth WHERE run = $1", &[&self.run]).await?;
+        let present: BTreeSet<(String, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let stories: BTreeMap<Route, Story> = Route::ALL.iter().map(|route| (*route, self.story(*route))).collect();
+        let mut lost = Vec::new();
+        for (route, story) in &stories {
+            let is_there = |row: u64| i64::try_from(row).is_ok_and(|row| present.contains(&(route.name(), row)));
+            lost.extend(story.acks.iter().filter(|ack| !is_there(ack.row)).map(|ack| (*route, *ack)));
+        }
+        Ok(Report { lost, dual: dual(&stories), stories })
+    }
+}
+
+/// What the clients saw.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Rows that were acknowledged and are not there.
+    pub lost: Vec<(Route, Ack)>,
+    /// For how long two servers took writes at once.
+    pub dual: Duration,
+    /// Each writer's own story.
+    pub stories: BTreeMap<Route, Story>,
+}
+
+impl Report {
+    /// Rows acknowledged on all routes together.
+    pub fn acknowledged(&self) -> usize {
+        self.stories.values().map(|story| story.acks.len()).sum()
+    }
+
+    /// Fails if an acknowledged row is lost or two servers took writes at once.
+    pub fn nothing_lost_and_no_two_primaries(&self) -> anyhow::Result<()> {
+        ensure!(self.lost.is_empty(), "{} acknowledged rows are lost: {:?}", self.lost.len(), self.lost.first());
+        ensure!(self.dual.is_zero(), "two servers took writes at once for {:?}", self.dual);
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} rows acknowledged, {} lost, two primaries for {:?}",
+            self.acknowledged(),
+            self.lost.len(),
+            self.dual
+        )?;
+        for (route, story) in &self.stories {
+            let outage = story.longest_outage().map_or(Duration::ZERO, |(outage, _)| outage);
+            write!(f, "; {}: {} rows, longest outage {outage:.1?}", route.name(), story.acks.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// From the first acknowledgement on a newer timeline to the last one on an older timeline, where that is later.
+fn dual(stories: &BTreeMap<Route, Story>) -> Duration {
+    let acks: Vec<&Ack> = stories.values().flat_map(|story| &story.acks).collect();
+    let mut firsts: BTreeMap<u32, Instant> = BTreeMap::new();
+    for ack in &acks {
+        firsts.entry(ack.timeline).and_modify(|first| *first = ack.at.min(*first)).or_insert(ack.at);
+    }
+    let overlap = |ack: &&Ack| {
+        let newer = firsts.range(ack.timeline.saturating_add(1)..).map(|(_, first)| *first).min();
+        newer.map_or(Duration::ZERO, |first| ack.at.saturating_duration_since(first))
+    };
+    acks.iter().map(overlap).max().unwrap_or_default()
+}
+
+async fn write(route: Route, port: u16, run: String, story: Arc<Mutex<Story>>) {
+    let mut client: Option<Client> = None;
+    let mut row = 0;
+    loop {
+        row += 1;
+        let next = tokio::time::sleep(PACE);
+        let attempt = async {
+            let open = match client.take() {
+                Some(open) if !open.is_closed() => open,
+                _ => session(port).await?,
+            };
+            let insert = format!(
+                "INSERT INTO truth VALUES ('{run}', '{}', {row}) \
+                 RETURNING ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int",
+                route.name()
+            );
+            // The simple protocol's answer is complete only when the server has committed.
+            let messages = timeout(PATIENCE, open.simple_query(&insert)).await.context("no answer")??;
+            let timeline = messages.iter().find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+                _ => None,
+            });
+            anyhow::Ok((open, timeline.context("no timeline")?))
+        };
+        let done = attempt.await;
+        let at = Instant::now();
+        {
+            let mut story = story.lock().unwrap_or_else(PoisonError::into_inner);
+            match done {
+                Ok((open, timeline)) => {
+                    story.acks.push(Ack { row, at, timeline });
+                    client = (route != Route::ProxyAnew).then_some(open);
+                }
+                Err(error) => story.errors.push((at, format!("{error:#}"))),
+            }
+        }
+        next.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn story(start: Instant, acks: &[(u64, u32)]) -> Story {
+        let ack =
+            |(ms, timeline): &(u64, u32)| Ack { row: *ms, at: start + Duration::from_millis(*ms), timeline: *timeline };
+        Story { acks: acks.iter().map(ack).collect(), errors: Vec::new() }
+    }
+
+    #[test]
+    fn two_primaries_are_rows_on_an_older_timeline_after_rows_on_a_newer_one() {
+        let start = Instant::now();
+        type Acks = &'static [(u64, u32)];
+        let cases: [(Acks, Acks, u64); 4] = [
+            (&[(1, 1), (2, 1)], &[(3, 2), (4, 2)], 0),
+            (&[(1, 1), (5, 1)], &[(3, 2), (4, 2)], 2),
+            (&[(1, 1), (9, 3)], &[(3, 2), (7, 2)], 0),
+            (&[(1, 1), (9, 1)], &[], 0),
+        ];
+        for (a, b, expected) in cases {
+            let stories = BTreeMap::from([(Route::Proxy, story(start, a)), (Route::ProxyAnew, story(start, b))]);
+            assert_eq!(dual(&stories), Duration::from_millis(expected), "{a:?} {b:?}");
+        }
+    }
+
+    #[test]
+    fn an_outage_is_the_longest_gap_between_two_rows() {
+        let start = Instant::now();
+        let (longest, began) = story(start, &[(1, 1), (3, 1), (30, 1), (31, 1)]).longest_outage().unwrap();
+        assert_eq!((longest, began), (Duration::from_millis(27), start + Duration::from_millis(3)));
+    }
+}
