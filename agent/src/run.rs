@@ -6,16 +6,19 @@
 //! |---------------|--------------------------------------------------------|----------------------|-------------------|
 //! | (main)        | the loop: event -> view -> decide -> steps             | events, queries      | steps, targets    |
 //! | zookeeper     | turns what the client reports into events              | updates              | events            |
+//! | (epochs)      | begins one ZooKeeper client after the other            |                      | updates           |
 //! | (epoch)       | one ZooKeeper client; a thread of its own, disposable  | requests             | updates           |
 //! | members       | a pair of watchers (Patroni, PostgreSQL) per member    | targets              | events            |
 //! | alive-lock    | the local Patroni's lock; a thread waits on it         |                      | events            |
 //! | haproxy       | the local HAProxy's servers                            | targets              | events            |
 //! | act           | carries out steps                                      | steps                | events            |
-//! | http          | the API                                                |                      | queries           |
+//! | http          | the API, a task for each connection, at most 64        |                      | queries           |
 //!
 //! Channels, all bounded: `events` (watchers wait while it is full), `updates` (the ZooKeeper client's),
 //! `queries` (HTTP waits, with a limit), `steps` (the loop drops a step that does not fit: the next
-//! decision makes it again), `targets` (latest value only).
+//! decision makes it again), `targets` (latest value only). Within the ZooKeeper client: `requests` (16), the
+//! present epoch, what is to be published and the session timeout (latest value only), and the states that its
+//! library goes through, which end the epoch at the first that is not `Connected`.
 //!
 //! One thread is enough: nothing here computes, and what may block in the kernel has a thread of its own.
 //! It also keeps the agent small beside the database it stands next to.

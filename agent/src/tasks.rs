@@ -54,11 +54,14 @@ impl Supervisor {
                 if events.send(events.clock.now(), Event::TaskFailed { task, error }).await.is_err() {
                     return;
                 }
-                pause = if started.elapsed() >= HEALTHY { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+                if started.elapsed() >= HEALTHY {
+                    pause = FIRST_PAUSE;
+                }
                 tokio::select! {
                     () = shutdown.cancelled() => return,
                     () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))) => {}
                 }
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
         });
     }

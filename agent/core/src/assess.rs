@@ -8,7 +8,7 @@ use crate::event::{
 };
 use crate::fact::{Fact, Reading, Source};
 use crate::types::{AgentName, Lsn, MemberName, Moment, Timeline};
-use crate::view::{Member, View};
+use crate::view::{self, Member, View};
 use alloc::collections::BTreeSet;
 use alloc::string::{String, ToString};
 use alloc::{format, vec::Vec};
@@ -146,12 +146,7 @@ fn truth<'a>(
     let status = patroni.and_then(|fact| status(&fact.value));
     let record = member.record.as_ref().and_then(|fact| fact.value.present());
     let place = record.or(member.last_record.as_ref());
-    let writable = match postgres.as_ref().map(|fact| &fact.value) {
-        Some(PostgresAnswer::Writable(_)) => Some(true),
-        // A server that turns every session away takes no writes.
-        Some(PostgresAnswer::InRecovery(_) | PostgresAnswer::Refused(_)) => Some(false),
-        Some(PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_)) | None => None,
-    };
+    let writable = postgres.as_ref().and_then(|fact| view::writable(&fact.value));
     let server = postgres.as_ref().and_then(|fact| fact.value.server());
     let timeline = server
         .and_then(|server| server.timeline)

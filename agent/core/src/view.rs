@@ -89,8 +89,31 @@ pub struct Member {
     pub patroni_away_since: Option<Moment>,
     /// How its PostgreSQL answered us last.
     pub postgres: Option<Fact<PostgresAnswer>>,
+    /// Since when its PostgreSQL has been seen writable, by whomever, and never otherwise in between.
+    pub writable_since: Option<Moment>,
     /// When anything of it last showed life.
     pub alive_at: Option<Moment>,
+}
+
+impl Member {
+    /// Keeps [`Member::writable_since`] with an answer of its PostgreSQL: `None` where that says nothing.
+    fn note_writable(&mut self, writable: Option<bool>, at: Moment) {
+        match writable {
+            Some(true) => self.writable_since = Some(self.writable_since.map_or(at, |since| since.min(at))),
+            Some(false) => self.writable_since = None,
+            None => {}
+        }
+    }
+}
+
+/// Whether an answer says that its server takes writes, if it says anything.
+pub(crate) const fn writable(answer: &PostgresAnswer) -> Option<bool> {
+    match answer {
+        PostgresAnswer::Writable(_) => Some(true),
+        // A server that turns every session away takes no writes.
+        PostgresAnswer::InRecovery(_) | PostgresAnswer::Refused(_) => Some(false),
+        PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => None,
+    }
 }
 
 /// The cluster's other znodes.
@@ -120,7 +143,8 @@ pub struct View {
     pub identity: Identity,
     /// The connection to ZooKeeper.
     pub link: Link,
-    /// When the tree was last read as a whole in the present session; older facts from it are as of then.
+    /// When the tree was last read as a whole, in the present session or, when it is lost, in the last one;
+    /// older facts from it are as of then.
     pub tree_read: Option<Moment>,
     /// Round trip of a read, as last measured.
     pub latency: Option<Duration>,
@@ -219,8 +243,14 @@ impl View {
                 }
                 record => {
                     // A node with an agent is a member, even while its Patroni has no session.
-                    if let Some(member) = record.present().and_then(|record| record.member.clone()) {
-                        self.members.entry(member).or_default();
+                    if let Some(known) = record.present()
+                        && let Some(member) = known.member.clone()
+                    {
+                        let member = self.members.entry(member).or_default();
+                        if let Some((answer, age)) = &known.postgres {
+                            let asked = Moment::new(at.since_start().saturating_sub(*age));
+                            member.note_writable(writable(answer), asked);
+                        }
                     }
                     self.agents.insert(name, Fact::new(record, Source::ZooKeeper, at));
                 }
@@ -228,9 +258,10 @@ impl View {
             Event::NameTaken { by } => self.name_taken = Some(Fact::new(by, Source::ZooKeeper, at)),
             Event::Patroni { member, answer } => {
                 let member = self.members.entry(member).or_default();
-                if matches!(answer, PatroniAnswer::Answering(_)) {
+                if let PatroniAnswer::Answering(status) = &answer {
                     member.alive_at = Some(at);
                     member.patroni_away_since = None;
+                    member.note_writable(status.writable, at);
                 } else if member.patroni_away_since.is_none() {
                     member.patroni_away_since = Some(at);
                 }
@@ -241,6 +272,7 @@ impl View {
                 if answer.server().is_some() {
                     member.alive_at = Some(at);
                 }
+                member.note_writable(writable(&answer), at);
                 replace(&mut member.postgres, Fact::new(answer, via, at));
             }
             Event::AliveLock(lock) => replace(&mut self.alive_lock, Fact::new(lock, Source::AliveLock, at)),

@@ -1,10 +1,10 @@
 //! What a person should know: warnings in plain words, each with a code that does not change.
 //!
 //! A warning states a fact that is wrong or unknown, never a guess. Codes are an interface: they are
-//! listed in [`CODES`], documented in the README of the status command, and used as metric labels.
+//! listed in [`CODES`], documented in the README, and used as metric labels.
 
 use crate::assess::{self, Leader, MemberTruth, PROBE_LIMIT, seconds};
-use crate::event::{AgentRecord, AliveLock, HaproxyAnswer, PatroniAnswer, PostgresAnswer, Role};
+use crate::event::{AliveLock, HaproxyAnswer, PatroniAnswer, PostgresAnswer, Role};
 use crate::fact::Reading;
 use crate::types::{MemberName, Moment};
 use crate::view::{Link, View};
@@ -32,7 +32,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("leader_not_writable", "the holder of the leader key takes no writes"),
     ("writable_without_leader_key", "a member takes writes but does not hold the leader key"),
     ("several_writable", "more than one member takes writes"),
-    ("member_key_missing", "a member shows life but has no znode"),
+    ("member_key_missing", "a member has no znode"),
     ("patroni_silent", "a member's Patroni does not answer"),
     ("patroni_refused", "nobody listens on the port of a member's Patroni"),
     ("patroni_unusable", "a member's Patroni answers something that cannot be used"),
@@ -137,8 +137,7 @@ fn cluster(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], list: 
     if view.session().is_some() && leader.reading == Some(&Reading::Absent) {
         list.about_all("no_leader", "nobody holds the leader key".to_string());
     }
-    let writable: Vec<&str> =
-        members.iter().filter(|member| member.writable == Some(true)).map(|member| member.name.as_str()).collect();
+    let writable = writable_at_once(view, members);
     if writable.len() > 1 {
         list.about_all("several_writable", format!("{} take writes at once", writable.join(" and ")));
     }
@@ -192,12 +191,30 @@ fn unreadable(view: &View) -> impl Iterator<Item = (String, &str)> {
     fixed.into_iter().flatten().chain(members).chain(agents)
 }
 
+/// Members of which at least two were writable at one and the same moment, as far as it was seen.
+///
+/// That both were seen writable lately does not do: the one may have ended before the other began.
+fn writable_at_once<'a>(view: &View, members: &[MemberTruth<'a>]) -> Vec<&'a str> {
+    let seen = members.iter().filter(|member| member.writable == Some(true)).filter_map(|member| {
+        let (from, last) = (view.members.get(member.name)?.writable_since?, member.postgres.as_ref()?.at);
+        Some((member.name.as_str(), from, last))
+    });
+    let seen: Vec<(&str, Moment, Moment)> = seen.collect();
+    let with_another = |(name, from, last): &(&'a str, Moment, Moment)| {
+        let overlaps = seen.iter().any(|(other, began, ended)| other != name && from <= ended && began <= last);
+        overlaps.then_some(*name)
+    };
+    seen.iter().filter_map(with_another).collect()
+}
+
 fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, list: &mut List) {
     let name = member.name;
     let holds = leader.holder() == Some(name);
     // A key that cannot be read says nothing about who holds it.
     let known = matches!(leader.reading, Some(Reading::Present(_) | Reading::Absent));
-    if member.writable == Some(true) && known && !holds {
+    // Seen writable before the key went to somebody else says nothing about now.
+    let since_then = member.postgres.as_ref().is_some_and(|fact| Some(fact.at) >= view.leader_changed);
+    if member.writable == Some(true) && known && !holds && since_then {
         let certainty = if leader.verified { "" } else { " (as last read)" };
         let pause =
             if view.cluster.config().is_some_and(|config| config.pause) { "; the cluster is paused" } else { "" };
@@ -275,6 +292,12 @@ fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) 
 fn postgres(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], member: &MemberTruth<'_>, list: &mut List) {
     let name = member.name;
     let Some(postgres) = &member.postgres else { return };
+    // Others may know how our neighbour is; that we cannot ask it ourselves has to be said all the same.
+    let own = view.members.get(name).and_then(|known| known.postgres.as_ref());
+    let own = own.filter(|_| view.identity.member.as_ref() == Some(name)).map(|fact| &fact.value);
+    if let (Some(PostgresAnswer::Unknown(why)), true) = (own, own != Some(&postgres.value)) {
+        list.about("postgres_unknown", name, format!("PostgreSQL of {name} answers others, but not Warden: {why}"));
+    }
     match &postgres.value {
         PostgresAnswer::Silent(why) => {
             list.about("postgres_silent", name, format!("PostgreSQL of {name} is silent: {why}"));
@@ -333,6 +356,11 @@ fn agent(view: &View, member: &MemberTruth<'_>, list: &mut List) {
 fn haproxy(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
     for router in assess::routers(view, now) {
         let agent = router.agent;
+        let own = *agent == view.identity.agent;
+        // Without ZooKeeper nothing is known of the others.
+        if !own && view.session().is_none() {
+            continue;
+        }
         let servers = match router.answer {
             HaproxyAnswer::Unusable(why) => {
                 list.about_all("haproxy_unusable", format!("HAProxy beside {agent} cannot be asked: {why}"));
@@ -340,7 +368,7 @@ fn haproxy(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
             }
             HaproxyAnswer::Servers(servers) => servers,
         };
-        if router.age > assess::AGENT_LIMIT.max(PROBE_LIMIT) {
+        if router.age > if own { PROBE_LIMIT } else { STALE_AGENT } {
             list.about_all(
                 "agent_stale",
                 format!("agent {agent} has said nothing of its HAProxy for {}", seconds(router.age)),
@@ -368,11 +396,6 @@ fn haproxy(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
             }
         }
     }
-}
-
-/// Whether an agent's record can be counted on: there, readable and written lately.
-pub fn is_living(record: &crate::fact::Fact<Reading<AgentRecord>>, now: Moment) -> bool {
-    record.fresh(now, STALE_AGENT).is_some_and(|reading| reading.present().is_some())
 }
 
 #[cfg(test)]

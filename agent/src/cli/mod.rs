@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand.
 //!
 //! Exit codes, documented in the README: 0 done; 1 failed at run time; 2 wrong command line (clap's);
-//! 3 wrong configuration; 4 nothing answered.
+//! 3 wrong configuration; 4 nothing answered (`status`).
 
 mod check_config;
 mod client;
@@ -44,7 +44,7 @@ enum Command {
     CheckConfig,
     /// Show the cluster as an agent sees it, or ask ZooKeeper and Patroni where no agent answers
     Status(status::Args),
-    /// Whether the agent on this machine is healthy: exit code 0 or 1
+    /// Whether the agent on this machine is healthy: exit code 0 if so
     Health,
     /// Change the log level of the agent on this machine
     LogLevel(log_level::Args),

@@ -59,8 +59,12 @@ pub(super) fn main(config: &Path, args: &Args) -> Result<(), Failure> {
     let runtime = runtime()?;
     let done = runtime.block_on(async {
         loop {
-            let state = look(&config, *direct, agent.as_deref()).await?;
-            let text = render(&state, *format)?;
+            let text = match look(&config, *direct, agent.as_deref()).await {
+                Ok(state) => render(&state, *format)?,
+                // Whoever watches wants to see it come back.
+                Err(failure) if *watch => format!("{failure}\n"),
+                Err(failure) => return Err(failure),
+            };
             show(&text, *watch).context("cannot write the status")?;
             if !watch {
                 return Ok(());

@@ -45,7 +45,9 @@ impl ConfigError {
     pub(super) fn yaml(file: &Path, error: &serde_saphyr::Error) -> Self {
         let line = error.location().map(|location| location.line());
         let text = error.without_snippet().to_string();
-        let problem = text.lines().next().unwrap_or("cannot be read").trim_end_matches(':').to_owned();
+        let first = text.lines().next().unwrap_or("cannot be read").trim_end_matches(':');
+        // The line is named in front, as by every compiler.
+        let problem = first.rsplit_once(" at line ").map_or(first, |(problem, _)| problem).to_owned();
         let remedy = if text.contains("unknown field") {
             "remove the key or correct its spelling; the README lists all keys"
         } else if text.contains("missing field") {

@@ -37,7 +37,7 @@ pub struct Config {
     pub zookeeper: ZooKeeperConfig,
     /// How to talk to any member's Patroni.
     pub patroni: PatroniConfig,
-    /// How to log in to any member's PostgreSQL; absent beside HAProxy, where nobody's PostgreSQL is asked.
+    /// How to log in to any member's PostgreSQL; where it is absent, Patroni's and the other agents' word has to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub superuser: Option<Superuser>,
     /// The node role; on when present.

@@ -200,7 +200,9 @@ impl Resolver<'_> {
             Some(api) if api.contains("://") => api.trim_end_matches('/').to_owned(),
             Some(address) => {
                 let scheme = if restapi.certfile.is_some() { "https" } else { "http" };
-                format!("{scheme}://{address}")
+                // `listen` may be a wildcard, or several hosts.
+                let place = split_address(&address).map_or(address, |(host, port)| format!("{host}:{port}"));
+                format!("{scheme}://{place}")
             }
             None => {
                 let remedy =

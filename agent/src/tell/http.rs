@@ -100,6 +100,8 @@ pub async fn serve(listener: Arc<TcpListener>, api: Api, shutdown: CancellationT
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(MAX_HEAD)
+                // One request each: the limit below is then a limit for a request, and idle clients hold no slot.
+                .keep_alive(false)
                 .max_buf_size(32 * 1024)
                 .serve_connection(TokioIo::new(stream), service);
             // However it ends, it is the client's business.

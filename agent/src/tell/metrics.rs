@@ -73,7 +73,7 @@ impl Metrics {
             sessions_lost: counter(
                 r,
                 "warden_zookeeper_sessions_lost_total",
-                "ZooKeeper sessions that ended, by reason.",
+                "ZooKeeper sessions that ended and attempts to begin one that failed, by reason.",
                 &["reason"],
             )?,
             barrier_reads: counter(
@@ -86,7 +86,7 @@ impl Metrics {
             leader_changes: counter(
                 r,
                 "warden_leader_changes_total",
-                "Changes of the leader key seen, by new holder (empty: nobody).",
+                "Changes of the leader key seen, by new holder (nobody, unreadable), the first sight of it included.",
                 &["holder"],
             )?,
             task_failures: counter(

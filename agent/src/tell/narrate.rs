@@ -49,7 +49,7 @@ impl Narrator {
         if self.holder.as_ref() == Some(&holder) {
             return None;
         }
-        let czxid = view.leader.as_ref().and_then(|fact| fact.value.present()).map(|key| key.czxid.0);
+        let czxid = view.leader.as_ref().and_then(|fact| fact.value.present()).map(|key| format!("{:#x}", key.czxid.0));
         info!(holder, czxid, before = self.holder.as_deref().unwrap_or("unknown"), "leader key");
         self.holder = Some(holder.clone());
         Some(holder)

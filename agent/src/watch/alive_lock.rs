@@ -34,13 +34,16 @@ const REMOTE: [u32; 7] = [0x6969, 0x517b, 0xfe53_4d42, 0xff53_4d42, 0x0102_1997,
 /// Watches the lock until the agent shuts down.
 pub async fn watch(path: PathBuf, events: Events) -> anyhow::Result<()> {
     let shared = Arc::new(Shared::default());
+    // When this task is ended the waiter, which nobody can wake, must not go on reporting.
+    let _retired_when_dropped = Retire(Arc::clone(&shared));
     loop {
         let generation = shared.generation.fetch_add(1, Ordering::SeqCst) + 1;
         let waiter = Waiter { path: path.clone(), events: events.clone(), shared: Arc::clone(&shared), generation };
-        std::thread::Builder::new().name("alive-lock".to_owned()).spawn(move || waiter.run())?;
+        let thread = std::thread::Builder::new().name("alive-lock".to_owned()).spawn(move || waiter.run())?;
         // The waiter may sleep in the kernel for ever on a file that was replaced under it: notice that here.
         loop {
             sleep(INODE_CHECK).await;
+            anyhow::ensure!(!thread.is_finished(), "the thread that waits for {} has ended", path.display());
             let waited_on = shared.inode.load(Ordering::SeqCst);
             let named = std::fs::metadata(&path).map_or(0, |metadata| metadata.ino());
             if waited_on != 0 && named != waited_on {
@@ -62,13 +65,22 @@ fn unknown(path: &Path, why: &str) -> Event {
     Event::AliveLock(AliveLock::Unknown(format!("{} {why}", path.display())))
 }
 
+/// Takes the present waiter's word from it.
+struct Retire(Arc<Shared>);
+
+impl Drop for Retire {
+    fn drop(&mut self) {
+        self.0.generation.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 #[derive(Default)]
 struct Shared {
     /// The waiter of this number is the one that counts.
     generation: AtomicU64,
     /// The inode it waits on; 0 while it waits on none.
     inode: AtomicU64,
-    /// Waiters that are stuck on an inode which the path no longer names.
+    /// Waiters that sleep in the kernel: the present one, and those on inodes which the path no longer names.
     strays: AtomicU64,
 }
 
@@ -88,7 +100,8 @@ impl Waiter {
             let state = self.look();
             if last.as_ref() != Some(&state) {
                 last = Some(state.clone());
-                if self.events.send_blocking(at, Event::AliveLock(state.clone())).is_err() {
+                // It may have been retired while it slept.
+                if !self.is_current() || self.events.send_blocking(at, Event::AliveLock(state.clone())).is_err() {
                     return;
                 }
             }

@@ -88,7 +88,8 @@ fn start(
     let socket = node.and_then(|node| node.socket_dir.clone().map(|directory| Place::Socket(directory, node.port)));
     let place = socket.or_else(|| target.postgres.clone().map(|(host, port)| Place::Tcp(host, port)));
     if let (Some(place), Some(superuser)) = (place, superuser) {
-        tasks.spawn(postgres::watch(name.clone(), place, superuser.clone(), events.clone()));
+        let tcp = target.postgres.clone();
+        tasks.spawn(postgres::watch(name.clone(), place, tcp, superuser.clone(), events.clone()));
     }
     tasks
 }

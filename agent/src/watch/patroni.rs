@@ -66,16 +66,17 @@ impl PatroniClient {
 
     /// Asks `GET /patroni`, and `GET /liveness` where `liveness` is wanted.
     pub async fn ask(&self, api: &str, liveness: bool) -> PatroniAnswer {
-        match self.get(api, "patroni").await {
+        // Side by side, so that both together take no longer than one.
+        let turns = async { if liveness { self.get(api, "liveness").await.ok() } else { None } };
+        let (answer, turns) = tokio::join!(self.get(api, "patroni"), turns);
+        match answer {
             Ok((_, body)) => match parse(&body, &self.scope) {
                 Ok(mut status) => {
-                    if liveness && let Ok((code, _)) = self.get(api, "liveness").await {
-                        status.loop_turns = match code {
-                            200 => Some(true),
-                            503 => Some(false),
-                            _ => None,
-                        };
-                    }
+                    status.loop_turns = match turns.map(|(code, _)| code) {
+                        Some(200) => Some(true),
+                        Some(503) => Some(false),
+                        _ => None,
+                    };
                     PatroniAnswer::Answering(status)
                 }
                 Err(why) => PatroniAnswer::Unusable(why),

@@ -60,22 +60,37 @@ impl Place {
 }
 
 /// Watches one member's PostgreSQL until the agent shuts down.
-pub async fn watch(member: MemberName, place: Place, login: Superuser, events: Events) -> Result<(), Closed> {
-    let mut watcher =
-        Watcher { member, via: place.source(), config: client_config(&place, &login), sslmode: login.sslmode, events };
+///
+/// `tcp` is where else the server listens, should `place` be its socket.
+pub async fn watch(
+    member: MemberName,
+    place: Place,
+    tcp: Option<(String, u16)>,
+    login: Superuser,
+    events: Events,
+) -> Result<(), Closed> {
+    let (via, config) = (place.source(), client_config(&place, &login));
+    let mut watcher = Watcher { member, via, config, sslmode: login.sslmode, tcp, had_session: false, events };
     loop {
         let asked = Instant::now();
         let at = watcher.events.clock.now();
         match timeout(PERIOD, connect(&watcher.config, watcher.sslmode)).await {
             Ok(Ok((client, connection))) => {
+                watcher.had_session = true;
                 // The driver ends with the connection, and the connection with the client: nothing leaks.
                 tokio::select! {
                     closed = watcher.ask_for_ever(client) => closed?,
                     () = connection => {}
                 }
-                continue;
+                if asked.elapsed() >= RECONNECT {
+                    continue;
+                }
+                // A server that lets us in and throws us out again is not to be asked without a pause.
             }
-            Ok(Err(error)) => watcher.tell(at, answer_of_error(&error)).await?,
+            Ok(Err(error)) => {
+                let answer = watcher.answer_of_failure(&error).await;
+                watcher.tell(at, answer).await?;
+            }
             Err(_) => watcher.tell(at, PostgresAnswer::Silent("no session within 1 s".to_owned())).await?,
         }
         // Jitter, so that agents which lost the same server do not come back in step.
@@ -88,10 +103,34 @@ struct Watcher {
     via: Source,
     config: Config,
     sslmode: SslMode,
+    /// Where the server listens besides its socket.
+    tcp: Option<(String, u16)>,
+    /// Whether this place ever let us in: only then does a socket that is not there mean a server that is not.
+    had_session: bool,
     events: Events,
 }
 
 impl Watcher {
+    /// What a failed attempt to connect says about the server.
+    ///
+    /// A socket that was never there may only be looked for in the wrong place (another directory, a volume that
+    /// is not shared), and a server must not be taken for dead by that: its port has to refuse as well.
+    async fn answer_of_failure(&self, error: &tokio_postgres::Error) -> PostgresAnswer {
+        let missing = io_cause(error).is_some_and(|cause| cause.kind() == io::ErrorKind::NotFound);
+        if !missing || self.had_session {
+            return answer_of_error(error);
+        }
+        let directory = "there is no socket in the directory that Warden looks in (node.socket_dir)";
+        let Some((host, port)) = &self.tcp else { return PostgresAnswer::Unknown(directory.to_owned()) };
+        match timeout(PERIOD / 2, tokio::net::TcpStream::connect((host.as_str(), *port))).await {
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                PostgresAnswer::Refused("there is no socket and nobody listens on its port".to_owned())
+            }
+            Ok(Ok(_)) => PostgresAnswer::Unknown(format!("its port answers, but {directory}")),
+            _ => PostgresAnswer::Unknown(format!("{directory}, and its port does not answer")),
+        }
+    }
+
     async fn tell(&mut self, at: warden_core::types::Moment, answer: PostgresAnswer) -> Result<(), Closed> {
         self.events.send(at, Event::Postgres { member: self.member.clone(), via: self.via, answer }).await
     }

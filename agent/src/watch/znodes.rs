@@ -17,7 +17,7 @@ use warden_core::event::{
 use warden_core::fact::Reading;
 use warden_core::types::{AgentName, Lsn, MemberName, SessionId, SystemId, Timeline, UnixMillis, Zxid};
 
-/// What the ZooKeeper client reports, as an event. `requested` is the timeout that the session was asked with.
+/// What the ZooKeeper client reports, as an event.
 pub fn observed(update: Update, clock: &Clock) -> Observed {
     match update {
         Update::Connected { server, session, requested, negotiated, at, .. } => Observed {
@@ -124,7 +124,8 @@ fn config(value: &Value) -> Result<ClusterConfig, String> {
         _ => flag("synchronous_mode")?,
     };
     Ok(ClusterConfig {
-        ttl: seconds("ttl", 30)?,
+        // Patroni takes nothing shorter (`_validate_and_adjust_timeouts`), whatever stands here.
+        ttl: seconds("ttl", 30)?.max(Duration::from_secs(20)),
         loop_wait: seconds("loop_wait", 10)?,
         retry_timeout: seconds("retry_timeout", 10)?,
         pause: flag("pause")?,

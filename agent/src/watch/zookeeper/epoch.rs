@@ -99,6 +99,9 @@ impl Watcher for Pokes {
     }
 }
 
+/// What an epoch begins with: client, pokes, states, our own znodes, ZooKeeper's clock.
+type Begun = (ZooKeeper, Pokes, mpsc::UnboundedReceiver<ZkState>, Own, (i64, Instant));
+
 struct Epoch {
     context: Context,
     zk: ZooKeeper,
@@ -127,11 +130,12 @@ impl Epoch {
             () = stop.cancelled() => Err(End::new(EndReason::Shutdown, "shutdown")),
         };
         let mut epoch = match epoch {
-            Ok((zk, pokes, states, own)) => {
+            Ok((zk, pokes, states, own, server_clock)) => {
                 let chroot = &context.settings.chroot;
                 let tree = Tree::new(
                     format!("{chroot}{}", context.settings.tree),
                     format!("{chroot}{}", context.settings.own),
+                    server_clock,
                 );
                 Self { context, zk, pokes, states, tree, own }
             }
@@ -146,10 +150,7 @@ impl Epoch {
     }
 
     /// Connects, authenticates, reports the session.
-    async fn begin(
-        context: &mut Context,
-        server: &connect::Server,
-    ) -> Result<(ZooKeeper, Pokes, mpsc::UnboundedReceiver<ZkState>, Own), End> {
+    async fn begin(context: &mut Context, server: &connect::Server) -> Result<Begun, End> {
         let settings = &context.settings;
         let requested = settings.session_timeout.max(SHORTEST_TIMEOUT);
         let capture = Capture::start();
@@ -195,6 +196,8 @@ impl Epoch {
             }
         }
         let own = Own::new(settings, granted.session);
+        // A server that takes no writes (cut off from its quorum) is of no use, and so is found out at once.
+        let server_clock = (own.server_clock(&zk).await?, Instant::now());
         let connected = Update::Connected {
             server: server.to_string(),
             session: granted.session,
@@ -204,7 +207,7 @@ impl Epoch {
         };
         send(&context.updates, connected).await?;
         context.published.mark_changed();
-        Ok((zk, pokes, states, own))
+        Ok((zk, pokes, states, own, server_clock))
     }
 
     /// Everything the epoch does until it ends.

@@ -282,7 +282,19 @@ pub fn spawn(settings: Settings, updates: mpsc::Sender<Update>) -> Handle {
         stop: stop.clone(),
     };
     tokio::spawn(async move {
-        epochs(context, &present_in).await;
+        let present = Arc::new(present_in);
+        loop {
+            // A task of its own, so that a panic in it is reported and does not leave us without ZooKeeper for good.
+            let (context, present) = (context.clone(), Arc::clone(&present));
+            let updates = context.updates.clone();
+            let Err(error) = tokio::spawn(async move { epochs(context, &present).await }).await else { break };
+            let detail = format!("the ZooKeeper client failed: {error}");
+            let lost = Update::Lost { reason: EndReason::Crashed, detail, at: Instant::now() };
+            if stop.is_cancelled() || updates.send(lost).await.is_err() {
+                break;
+            }
+            sleep(LONGEST_PAUSE).await;
+        }
         stopped.cancel();
     });
     handle
@@ -304,13 +316,13 @@ async fn epochs(mut context: epoch::Context, present: &Present) {
         let at = Instant::now();
         let wait = match end.reason {
             EndReason::SettingsChanged => Duration::ZERO,
-            _ if begun.elapsed() >= GOOD_EPOCH => {
-                pause = FIRST_PAUSE;
-                pause.mul_f64(random_range(0.0..1.0))
-            }
             _ => {
+                if begun.elapsed() >= GOOD_EPOCH {
+                    pause = FIRST_PAUSE;
+                }
+                let wait = pause.mul_f64(random_range(0.0..1.0));
                 pause = (pause * 2).min(LONGEST_PAUSE);
-                pause.mul_f64(random_range(0.0..1.0))
+                wait
             }
         };
         let lost = Update::Lost { reason: end.reason, detail: end.detail, at };

@@ -4,7 +4,7 @@ use super::tree::{Failed, request};
 use super::{Barrier, End, EndReason, Settings, tree};
 use serde::Deserialize;
 use std::time::Instant;
-use zookeeper_async::{Acl, CreateMode, ZooKeeper};
+use zookeeper_async::{Acl, CreateMode, Stat, ZooKeeper};
 
 /// Our part of the tree, within one epoch.
 pub(super) struct Own {
@@ -42,19 +42,28 @@ impl Own {
 
     /// Reads `leader` behind a barrier. A request that is late ends the epoch: its write may yet come.
     pub(super) async fn barrier(&self, zk: &ZooKeeper, leader: &str, started: Instant) -> Result<Barrier, End> {
-        loop {
-            match request(&self.barrier, zk.set_data(&self.barrier, Vec::new(), None)).await {
-                Ok(_) => break,
-                Err(Failed::NoNode) => self.create(zk, &self.barrier, Vec::new(), CreateMode::Persistent).await?,
-                Err(failed) => return Err(failed.end()),
-            }
-        }
+        self.touch_barrier(zk).await?;
         let value = match request(leader, zk.get_data(leader, false)).await {
             Ok((data, stat)) => Some(tree::znode(data, &stat)),
             Err(Failed::NoNode) => None,
             Err(failed) => return Err(failed.end()),
         };
         Ok(Barrier::Verified { leader: value, session: self.session, started, finished: Instant::now() })
+    }
+
+    /// ZooKeeper's clock, in milliseconds since 1970: the time that it gives to a write of ours.
+    pub(super) async fn server_clock(&self, zk: &ZooKeeper) -> Result<i64, End> {
+        Ok(self.touch_barrier(zk).await?.mtime)
+    }
+
+    async fn touch_barrier(&self, zk: &ZooKeeper) -> Result<Stat, End> {
+        loop {
+            match request(&self.barrier, zk.set_data(&self.barrier, Vec::new(), None)).await {
+                Ok(stat) => return Ok(stat),
+                Err(Failed::NoNode) => self.create(zk, &self.barrier, Vec::new(), CreateMode::Persistent).await?,
+                Err(failed) => return Err(failed.end()),
+            }
+        }
     }
 
     /// Puts `data` into our own ephemeral znode, creating it if it is not there.

@@ -39,11 +39,14 @@ pub(super) struct Tree {
     seen: BTreeMap<Node, Option<Znode>>,
     /// Whether too many children have been complained about.
     complained: bool,
+    /// ZooKeeper's clock, milliseconds since 1970, and when it was read: what is found in place when the epoch
+    /// begins is as old as its last change, not as our first sight of it.
+    server_clock: (i64, Instant),
 }
 
 impl Tree {
-    pub(super) fn new(patroni: String, own: String) -> Self {
-        Self { patroni, own, seen: BTreeMap::new(), complained: false }
+    pub(super) fn new(patroni: String, own: String, server_clock: (i64, Instant)) -> Self {
+        Self { patroni, own, seen: BTreeMap::new(), complained: false, server_clock }
     }
 
     /// The leader znode's path.
@@ -169,11 +172,24 @@ impl Tree {
         at: Instant,
         updates: &super::mpsc::Sender<Update>,
     ) -> Result<(), End> {
-        if self.seen.get(&node) == Some(&value) {
+        let known = self.seen.get(&node);
+        if known == Some(&value) {
             return Ok(());
         }
+        let at = match (&node, &value) {
+            (Node::Agent(_), Some(found)) if known.is_none() => self.written_at(found, at),
+            _ => at,
+        };
         self.seen.insert(node.clone(), value.clone());
         send(updates, Update::Znode { node, value, at }).await
+    }
+
+    /// When a znode that was there before us was last written, by ZooKeeper's clock alone: a frozen agent's word
+    /// does not become any fresher by being read again. Never later than `read`.
+    fn written_at(&self, found: &Znode, read: Instant) -> Instant {
+        let (server_ms, ours) = self.server_clock;
+        let age = u64::try_from(server_ms.saturating_sub(found.mtime_ms)).unwrap_or(0);
+        ours.checked_sub(Duration::from_millis(age)).unwrap_or(ours).min(read)
     }
 }
 
