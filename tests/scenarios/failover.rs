@@ -6,7 +6,7 @@ use std::time::Duration;
 use warden_e2e::stack::Stack;
 use warden_e2e::truth;
 use warden_e2e::watching::Watching;
-use warden_e2e::writers::{Route, Writers};
+use warden_e2e::writers::{Commit, Route, Writers};
 
 async fn leader(stack: &Stack) -> anyhow::Result<String> {
     Ok(truth::all_well(stack).await?.leader.context("no leader")?.0)
@@ -14,7 +14,7 @@ async fn leader(stack: &Stack) -> anyhow::Result<String> {
 
 pub(crate) async fn switchover_there_and_back(stack: &Stack) -> anyhow::Result<()> {
     let first = leader(stack).await?;
-    let writers = Writers::start(stack).await?;
+    let writers = Writers::start(stack, Commit::Synchronous).await?;
     let watching = Watching::start(stack);
     let second = stack.switchover(&first).await?;
     ensure!(leader(stack).await? == second, "the switchover did not last");
@@ -39,7 +39,7 @@ pub(crate) async fn switchover_there_and_back(stack: &Stack) -> anyhow::Result<(
 pub(crate) async fn a_killed_primary(stack: &Stack) -> anyhow::Result<()> {
     let old = leader(stack).await?;
     let node = stack.node_of(&old)?;
-    let writers = Writers::start(stack).await?;
+    let writers = Writers::start(stack, Commit::Synchronous).await?;
     let watching = Watching::start(stack);
     node.kill().await?;
     let agent = if old == "postgresql0" { "warden-pg-master" } else { "warden-pg-slave" };
@@ -69,7 +69,7 @@ pub(crate) async fn a_killed_primary(stack: &Stack) -> anyhow::Result<()> {
 
 pub(crate) async fn patroni_is_restarted_on_either_node(stack: &Stack) -> anyhow::Result<()> {
     let old = leader(stack).await?;
-    let writers = Writers::start(stack).await?;
+    let writers = Writers::start(stack, Commit::Synchronous).await?;
     let watching = Watching::start(stack);
     for member in [warden_e2e::stack::other(&old), &old] {
         // Patroni is the container's process: it stops its PostgreSQL and starts it again.
@@ -89,7 +89,7 @@ pub(crate) async fn a_frozen_patroni_is_seen_with_both_primaries(stack: &Stack) 
     let old = leader(stack).await?;
     let node = stack.node_of(&old)?;
     let file = if old == "postgresql0" { "patroni /postgres0.yml" } else { "patroni /postgres1.yml" };
-    let writers = Writers::start(stack).await?;
+    let writers = Writers::start(stack, Commit::Local).await?;
     let watching = Watching::start(stack);
     node.signal("STOP", file).await?;
     let seen = truth::until_every_agent_says(stack, "both take writes", Duration::from_secs(90), |state| {
@@ -115,6 +115,7 @@ pub(crate) async fn a_frozen_patroni_is_seen_with_both_primaries(stack: &Stack) 
     let report = writers.stop(stack).await?;
     // The witnesses agree with what the agents said.
     ensure!(!report.dual.is_zero(), "the clients saw no two primaries: {report}");
+    ensure!(!report.lost.is_empty(), "nothing was lost although two took writes: {report}");
     let proxy = report.stories.get(&Route::Proxy).context("no story")?;
     ensure!(proxy.acks.last().is_some(), "nothing through the proxy");
     eprintln!("      {report}");

@@ -69,9 +69,12 @@ impl Pool {
             tokio::time::timeout(LIMIT, all).await.context("the scenario hangs")?
         });
         eprintln!("      {name}: {:.0} s", started.elapsed().as_secs_f64());
-        match outcome {
+        match &outcome {
             Ok(()) => self.give_back(stack),
-            Err(_) => self.throw_away(&stack, Some(name)),
+            Err(error) => {
+                eprintln!("      {name}: {error:#}");
+                self.throw_away(&stack, Some(name));
+            }
         }
         outcome
     }

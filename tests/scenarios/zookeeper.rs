@@ -7,7 +7,7 @@ use tokio::time::{sleep, timeout};
 use warden_e2e::history::LEADER;
 use warden_e2e::stack::{AGENTS, Stack, other};
 use warden_e2e::watching::{Sample, Watching};
-use warden_e2e::writers::{Route, Writers};
+use warden_e2e::writers::{Commit, Route, Writers};
 use warden_e2e::{truth, wait};
 use zookeeper_async::{WatchedEvent, ZooKeeper};
 
@@ -38,7 +38,7 @@ where
     F: Future<Output = anyhow::Result<()>>,
 {
     let before = truth::all_well(stack).await?;
-    let writers = Writers::start(stack).await?;
+    let writers = Writers::start(stack, Commit::Synchronous).await?;
     let watching = Watching::start(stack);
     fault().await?;
     let after = truth::all_well(stack).await?;
@@ -80,7 +80,7 @@ async fn paused(stack: &Stack, duration: Duration) -> anyhow::Result<Vec<Sample>
 /// they do not know who leads.
 pub(crate) async fn paused_for_longer_than_ttl(stack: &Stack) -> anyhow::Result<()> {
     truth::all_well(stack).await?;
-    let writers = Writers::start(stack).await?;
+    let writers = Writers::start(stack, Commit::Synchronous).await?;
     let said = paused(stack, Duration::from_secs(45)).await?;
     for agent in AGENTS {
         let last = said.iter().rfind(|sample| sample.agent == agent).context("nothing said")?;

@@ -50,6 +50,25 @@ impl Route {
     }
 }
 
+/// What an acknowledgement is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Commit {
+    /// As the cluster is configured: a synchronous standby has the row too. A primary that has lost its standby
+    /// acknowledges nothing more.
+    Synchronous,
+    /// The server that was asked has the row. With this a second primary shows at once.
+    Local,
+}
+
+impl Commit {
+    const fn setting(self) -> &'static str {
+        match self {
+            Self::Synchronous => "SET synchronous_commit = on",
+            Self::Local => "SET synchronous_commit = local",
+        }
+    }
+}
+
 /// A row that a server said it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ack {
@@ -92,7 +111,7 @@ pub struct Writers {
 
 impl Writers {
     /// Starts a writer on every route, and waits until rows arrive through the proxy.
-    pub async fn start(stack: &Stack) -> anyhow::Result<Self> {
+    pub async fn start(stack: &Stack, commit: Commit) -> anyhow::Result<Self> {
         let setup = session(stack.ports.proxy).await.context("no session through the proxy")?;
         setup
             .batch_execute(
@@ -105,7 +124,7 @@ impl Writers {
         let mut stories = BTreeMap::new();
         for route in Route::ALL {
             let story = Arc::new(Mutex::new(Story::default()));
-            tasks.spawn(write(route, route.port(stack), run.clone(), Arc::clone(&story)));
+            tasks.spawn(write(route, route.port(stack), commit, run.clone(), Arc::clone(&story)));
             stories.insert(route, story);
         }
         let writers = Self { stories, tasks, run };
@@ -198,7 +217,7 @@ fn dual(stories: &BTreeMap<Route, Story>) -> Duration {
     acks.iter().map(overlap).max().unwrap_or_default()
 }
 
-async fn write(route: Route, port: u16, run: String, story: Arc<Mutex<Story>>) {
+async fn write(route: Route, port: u16, commit: Commit, run: String, story: Arc<Mutex<Story>>) {
     let mut client: Option<Client> = None;
     let mut row = 0;
     loop {
@@ -207,7 +226,11 @@ async fn write(route: Route, port: u16, run: String, story: Arc<Mutex<Story>>) {
         let attempt = async {
             let open = match client.take() {
                 Some(open) if !open.is_closed() => open,
-                _ => session(port).await?,
+                _ => {
+                    let new = session(port).await?;
+                    timeout(PATIENCE, new.batch_execute(commit.setting())).await.context("no answer")??;
+                    new
+                }
             };
             let insert = format!(
                 "INSERT INTO truth VALUES ('{run}', '{}', {row}) \
