@@ -146,7 +146,8 @@ fn cluster(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], list: 
     if config.pause {
         list.about_all("paused", "the cluster is in maintenance mode: Patroni and Warden hold still".to_string());
     }
-    let needed = config.loop_wait + 2 * config.retry_timeout;
+    // Saturating: anybody who may write the znode chooses these numbers.
+    let needed = config.loop_wait.saturating_add(config.retry_timeout.saturating_mul(2));
     if needed > config.ttl {
         list.about_all(
             "timing_impossible",
