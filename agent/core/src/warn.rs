@@ -76,7 +76,7 @@ pub fn warnings(view: &View, now: Moment, asked: Option<Moment>) -> Vec<Warning>
     for member in &members {
         leadership(view, &leader, member, &mut list);
         patroni(view, member, now, &mut list);
-        postgres(view, &leader, &members, member, &mut list);
+        postgres(view, &leader, &members, member, now, &mut list);
         agent(view, member, &mut list);
     }
     haproxy(view, &leader, now, &mut list);
@@ -273,9 +273,19 @@ fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) 
     }
 }
 
-fn postgres(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], member: &MemberTruth<'_>, list: &mut List) {
+fn postgres(
+    view: &View,
+    leader: &Leader<'_>,
+    members: &[MemberTruth<'_>],
+    member: &MemberTruth<'_>,
+    now: Moment,
+    list: &mut List,
+) {
     let name = member.name;
     let Some(postgres) = &member.postgres else { return };
+    if let Some(why) = turned_away(view, member, now) {
+        list.about("postgres_unknown", name, format!("PostgreSQL of {name} answers, but not to Warden: {why}"));
+    }
     match &postgres.value {
         PostgresAnswer::Silent(why) => {
             list.about("postgres_silent", name, format!("PostgreSQL of {name} is silent: {why}"));
@@ -283,9 +293,7 @@ fn postgres(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], membe
         PostgresAnswer::Refused(why) => {
             list.about("postgres_refused", name, format!("PostgreSQL of {name} refuses connections: {why}"));
         }
-        PostgresAnswer::Unknown(why) => {
-            list.about("postgres_unknown", name, format!("PostgreSQL of {name} answers, but not to Warden: {why}"))
-        }
+        PostgresAnswer::Unknown(_) => {}
         PostgresAnswer::Writable(server) | PostgresAnswer::InRecovery(server) => {
             let cluster_id = view.cluster.initialize.as_ref().and_then(|fact| fact.value.present());
             if let (Some(id), Some(cluster_id)) = (server.system_id, cluster_id)
@@ -313,6 +321,20 @@ fn postgres(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], membe
     {
         list.about("timeline_differs", name, format!("{name} is on timeline {}, the leader on {}", own.0, leaders.0));
     }
+}
+
+/// Why a member's PostgreSQL does not let us, or its own agent, in.
+///
+/// Not only where that is all that is known: as long as Patroni tells us what it hears from it, a wrong
+/// password would go unnoticed, and come to light on the day on which Patroni is silent.
+fn turned_away<'a>(view: &'a View, member: &'a MemberTruth<'_>, now: Moment) -> Option<&'a str> {
+    let asked = view.members.get(member.name).and_then(|member| member.postgres.as_ref());
+    let asked = asked.and_then(|fact| fact.fresh(now, PROBE_LIMIT));
+    let believed = member.postgres.as_ref().map(|fact| &fact.value);
+    [asked, believed].into_iter().flatten().find_map(|answer| match answer {
+        PostgresAnswer::Unknown(why) => Some(why.as_str()),
+        _ => None,
+    })
 }
 
 fn agent(view: &View, member: &MemberTruth<'_>, list: &mut List) {
