@@ -334,4 +334,4 @@ pub fn seconds(duration: Duration) -> String {
 
 #[cfg(test)]
 #[path = "assess_tests.rs"]
-mod tests;
+pub(crate) mod tests;
