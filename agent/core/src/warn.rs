@@ -19,6 +19,9 @@ pub struct Warning {
     pub code: &'static str,
     /// The member it is about, if it is about one.
     pub member: Option<MemberName>,
+    /// What else it is about, where there can be several of its code: a znode, a task, an agent.
+    /// With code and member it says which warning this is; the words change while it lasts.
+    pub subject: Option<String>,
     /// In plain words.
     pub message: String,
 }
@@ -87,11 +90,15 @@ struct List(Vec<Warning>);
 
 impl List {
     fn about_all(&mut self, code: &'static str, message: String) {
-        self.0.push(Warning { code, member: None, message });
+        self.0.push(Warning { code, member: None, subject: None, message });
+    }
+
+    fn about_one(&mut self, code: &'static str, subject: &str, message: String) {
+        self.0.push(Warning { code, member: None, subject: Some(subject.to_string()), message });
     }
 
     fn about(&mut self, code: &'static str, member: &MemberName, message: String) {
-        self.0.push(Warning { code, member: Some(member.clone()), message });
+        self.0.push(Warning { code, member: Some(member.clone()), subject: None, message });
     }
 }
 
@@ -119,7 +126,7 @@ fn zookeeper(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
     }
     for (task, failure) in &view.failed_tasks {
         if failure.age(now) <= RECENT_FAILURE {
-            list.about_all("agent_task_failed", format!("task {task} of this agent failed: {}", failure.value));
+            list.about_one("agent_task_failed", task, format!("task {task} of this agent failed: {}", failure.value));
         }
     }
     if let Some(taken) = &view.name_taken {
@@ -132,7 +139,7 @@ fn zookeeper(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
 
 fn cluster(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], list: &mut List) {
     for (name, why) in unreadable(view) {
-        list.about_all("znode_unreadable", format!("znode {name} cannot be understood: {why}"));
+        list.about_one("znode_unreadable", &name, format!("znode {name} cannot be understood: {why}"));
     }
     if view.session().is_some() && leader.reading == Some(&Reading::Absent) {
         list.about_all("no_leader", "nobody holds the leader key".to_string());
@@ -358,30 +365,41 @@ fn haproxy(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
         let agent = router.agent;
         let servers = match router.answer {
             HaproxyAnswer::Unusable(why) => {
-                list.about_all("haproxy_unusable", format!("HAProxy beside {agent} cannot be asked: {why}"));
+                list.about_one(
+                    "haproxy_unusable",
+                    agent.as_str(),
+                    format!("HAProxy beside {agent} cannot be asked: {why}"),
+                );
                 continue;
             }
             HaproxyAnswer::Servers(servers) => servers,
         };
         if router.age > assess::AGENT_LIMIT.max(PROBE_LIMIT) {
-            list.about_all(
+            list.about_one(
                 "agent_stale",
+                agent.as_str(),
                 format!("agent {agent} has said nothing of its HAProxy for {}", seconds(router.age)),
             );
             continue;
         }
         if !servers.iter().any(|server| server.up) {
-            list.about_all("haproxy_no_server", format!("HAProxy beside {agent} has no server for writes"));
+            list.about_one(
+                "haproxy_no_server",
+                agent.as_str(),
+                format!("HAProxy beside {agent} has no server for writes"),
+            );
         }
         for server in servers.iter().filter(|server| server.up) {
             match (&server.member, leader.holder()) {
-                (Some(member), Some(holder)) if member != holder => list.about(
-                    "haproxy_wrong_server",
-                    member,
-                    format!("HAProxy beside {agent} sends writes to {member}, but {holder} is the leader"),
-                ),
-                (None, _) => list.about_all(
+                (Some(member), Some(holder)) if member != holder => list.0.push(Warning {
+                    code: "haproxy_wrong_server",
+                    member: Some(member.clone()),
+                    subject: Some(agent.to_string()),
+                    message: format!("HAProxy beside {agent} sends writes to {member}, but {holder} is the leader"),
+                }),
+                (None, _) => list.about_one(
                     "haproxy_unknown_address",
+                    &format!("{agent}/{}", server.name),
                     format!(
                         "HAProxy beside {agent} sends writes to {} at {}, which is no member's address",
                         server.name, server.address
