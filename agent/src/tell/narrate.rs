@@ -105,3 +105,7 @@ impl Narrator {
         });
     }
 }
+
+#[cfg(test)]
+#[path = "narrate_tests.rs"]
+mod tests;
