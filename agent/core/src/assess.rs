@@ -57,7 +57,11 @@ pub fn leader(view: &View, now: Moment, asked: Option<Moment>) -> Leader<'_> {
     let session = view.session().map(|session| session.id);
     let verification =
         view.verified.as_ref().filter(|known| session == Some(known.session) && known.started >= earliest);
-    if let Some(known) = verification {
+    // Where nobody asked for a new one, news that an ordinary read brought since counts for more.
+    let outdated = |known: &&view::Verification| {
+        view.leader.as_ref().is_some_and(|read| read.at > known.started && read.value != known.leader)
+    };
+    if let Some(known) = verification.filter(|known| asked.is_some() || !outdated(known)) {
         let unreadable = known.leader.unreadable();
         return Leader {
             reading: Some(&known.leader),
@@ -329,4 +333,4 @@ pub fn seconds(duration: Duration) -> String {
 
 #[cfg(test)]
 #[path = "assess_tests.rs"]
-mod tests;
+pub(crate) mod tests;

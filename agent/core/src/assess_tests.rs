@@ -4,15 +4,15 @@ use crate::view::tests::{after, key, leader as leader_znode, lost, ms, session, 
 use alloc::vec;
 use proptest::prelude::*;
 
-fn server(timeline: u32, lsn: u64) -> Server {
+pub(crate) fn server(timeline: u32, lsn: u64) -> Server {
     Server { timeline: Some(Timeline(timeline)), lsn: Some(Lsn(lsn)), ..Server::default() }
 }
 
-fn probe(member: &str, answer: PostgresAnswer) -> Event {
+pub(crate) fn probe(member: &str, answer: PostgresAnswer) -> Event {
     Event::Postgres { member: member.into(), via: Source::Tcp, answer }
 }
 
-fn agent(member: &str, answer: PostgresAnswer, age: u64) -> Event {
+pub(crate) fn agent(member: &str, answer: PostgresAnswer, age: u64) -> Event {
     Event::Agent {
         name: member.into(),
         record: Reading::Present(AgentRecord {
@@ -28,7 +28,7 @@ fn agent(member: &str, answer: PostgresAnswer, age: u64) -> Event {
     }
 }
 
-fn status(role: Role, writable: Option<bool>) -> PatroniStatus {
+pub(crate) fn status(role: Role, writable: Option<bool>) -> PatroniStatus {
     PatroniStatus {
         state: State::Running,
         role,
@@ -45,11 +45,11 @@ fn status(role: Role, writable: Option<bool>) -> PatroniStatus {
     }
 }
 
-fn patroni(member: &str, answer: PatroniAnswer) -> Event {
+pub(crate) fn patroni(member: &str, answer: PatroniAnswer) -> Event {
     Event::Patroni { member: member.into(), answer }
 }
 
-fn record(member: &str, role: Role) -> Event {
+pub(crate) fn record(member: &str, role: Role) -> Event {
     let record = MemberRecord {
         host: Some("h".to_string()),
         port: Some(5432),

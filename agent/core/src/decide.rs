@@ -82,16 +82,21 @@ pub fn decide(view: &View, policy: &Policy, now: Moment) -> Plan {
 
 /// A step, or the moment at which there may be one.
 enum Due {
-    Now(Step),
+    /// To be done, and to be considered again at this moment if nothing comes of it.
+    Now(Step, Moment),
     At(Moment),
 }
 
 impl Plan {
     fn consider(&mut self, due: Due, now: Moment) {
-        match due {
-            Due::Now(step) => self.steps.push(step),
-            Due::At(moment) => self.wake = self.wake.min(moment).max(now),
-        }
+        let next = match due {
+            Due::Now(step, again) => {
+                self.steps.push(step);
+                again
+            }
+            Due::At(moment) => moment,
+        };
+        self.wake = self.wake.min(next).max(now);
     }
 }
 
@@ -105,13 +110,17 @@ fn session_timeout(view: &View, requested: Duration) -> Option<Step> {
 }
 
 fn verification(view: &View, policy: &Policy, now: Moment) -> Due {
-    let verify = |reason: &str| Due::Now(Step { action: Action::Verify, reason: reason.to_string() });
+    let verify = |reason: &str| {
+        let step = Step { action: Action::Verify, reason: reason.to_string() };
+        Due::Now(step, now.plus(VERIFICATION_LOST))
+    };
     let finished = view.verified.as_ref().map(|known| known.started);
     let failed = view.barrier_failed.as_ref().map(|failed| failed.at);
     let Some(asked) = view.verification_asked else { return verify("new session") };
     let answered = finished.max(failed).is_some_and(|at| at >= asked);
-    if !answered && now.since(asked) < VERIFICATION_LOST {
-        return Due::At(asked.plus(VERIFICATION_LOST));
+    if !answered {
+        let lost = asked.plus(VERIFICATION_LOST);
+        return if now >= lost { verify("no answer to the last attempt") } else { Due::At(lost) };
     }
     if failed > finished {
         let next = asked.plus(VERIFICATION_PAUSE);
@@ -131,7 +140,8 @@ fn verification(view: &View, policy: &Policy, now: Moment) -> Due {
 fn announcement(view: &View, policy: &Policy, now: Moment) -> Due {
     let record = own_record(view, now);
     let announce = |reason: &str, record| {
-        Due::Now(Step { action: Action::Announce(Box::new(record)), reason: reason.to_string() })
+        let step = Step { action: Action::Announce(Box::new(record)), reason: reason.to_string() };
+        Due::Now(step, now.plus(policy.announce_every))
     };
     let Some((announced, at)) = &view.announced else { return announce("new session", record) };
     if now.since(*at) >= policy.announce_every {

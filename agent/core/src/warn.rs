@@ -19,6 +19,9 @@ pub struct Warning {
     pub code: &'static str,
     /// The member it is about, if it is about one.
     pub member: Option<MemberName>,
+    /// What else it is about, where there can be several of its code: a znode, a task, an agent.
+    /// With code and member it says which warning this is; the words change while it lasts.
+    pub subject: Option<String>,
     /// In plain words.
     pub message: String,
 }
@@ -76,7 +79,7 @@ pub fn warnings(view: &View, now: Moment, asked: Option<Moment>) -> Vec<Warning>
     for member in &members {
         leadership(view, &leader, member, &mut list);
         patroni(view, member, now, &mut list);
-        postgres(view, &leader, &members, member, &mut list);
+        postgres(view, &leader, &members, member, now, &mut list);
         agent(view, member, &mut list);
     }
     haproxy(view, &leader, now, &mut list);
@@ -87,11 +90,15 @@ struct List(Vec<Warning>);
 
 impl List {
     fn about_all(&mut self, code: &'static str, message: String) {
-        self.0.push(Warning { code, member: None, message });
+        self.0.push(Warning { code, member: None, subject: None, message });
+    }
+
+    fn about_one(&mut self, code: &'static str, subject: &str, message: String) {
+        self.0.push(Warning { code, member: None, subject: Some(subject.to_string()), message });
     }
 
     fn about(&mut self, code: &'static str, member: &MemberName, message: String) {
-        self.0.push(Warning { code, member: Some(member.clone()), message });
+        self.0.push(Warning { code, member: Some(member.clone()), subject: None, message });
     }
 }
 
@@ -119,7 +126,7 @@ fn zookeeper(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
     }
     for (task, failure) in &view.failed_tasks {
         if failure.age(now) <= RECENT_FAILURE {
-            list.about_all("agent_task_failed", format!("task {task} of this agent failed: {}", failure.value));
+            list.about_one("agent_task_failed", task, format!("task {task} of this agent failed: {}", failure.value));
         }
     }
     if let Some(taken) = &view.name_taken {
@@ -132,7 +139,7 @@ fn zookeeper(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
 
 fn cluster(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], list: &mut List) {
     for (name, why) in unreadable(view) {
-        list.about_all("znode_unreadable", format!("znode {name} cannot be understood: {why}"));
+        list.about_one("znode_unreadable", &name, format!("znode {name} cannot be understood: {why}"));
     }
     if view.session().is_some() && leader.reading == Some(&Reading::Absent) {
         list.about_all("no_leader", "nobody holds the leader key".to_string());
@@ -145,7 +152,8 @@ fn cluster(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], list: 
     if config.pause {
         list.about_all("paused", "the cluster is in maintenance mode: Patroni and Warden hold still".to_string());
     }
-    let needed = config.loop_wait + 2 * config.retry_timeout;
+    // Saturating: anybody who may write the znode chooses these numbers.
+    let needed = config.loop_wait.saturating_add(config.retry_timeout.saturating_mul(2));
     if needed > config.ttl {
         list.about_all(
             "timing_impossible",
@@ -289,14 +297,18 @@ fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) 
     }
 }
 
-fn postgres(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], member: &MemberTruth<'_>, list: &mut List) {
+fn postgres(
+    view: &View,
+    leader: &Leader<'_>,
+    members: &[MemberTruth<'_>],
+    member: &MemberTruth<'_>,
+    now: Moment,
+    list: &mut List,
+) {
     let name = member.name;
     let Some(postgres) = &member.postgres else { return };
-    // Others may know how our neighbour is; that we cannot ask it ourselves has to be said all the same.
-    let own = view.members.get(name).and_then(|known| known.postgres.as_ref());
-    let own = own.filter(|_| view.identity.member.as_ref() == Some(name)).map(|fact| &fact.value);
-    if let (Some(PostgresAnswer::Unknown(why)), true) = (own, own != Some(&postgres.value)) {
-        list.about("postgres_unknown", name, format!("PostgreSQL of {name} answers others, but not Warden: {why}"));
+    if let Some(why) = turned_away(view, member, now) {
+        list.about("postgres_unknown", name, format!("PostgreSQL of {name} answers, but not to Warden: {why}"));
     }
     match &postgres.value {
         PostgresAnswer::Silent(why) => {
@@ -305,9 +317,7 @@ fn postgres(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], membe
         PostgresAnswer::Refused(why) => {
             list.about("postgres_refused", name, format!("PostgreSQL of {name} refuses connections: {why}"));
         }
-        PostgresAnswer::Unknown(why) => {
-            list.about("postgres_unknown", name, format!("PostgreSQL of {name} answers, but not to Warden: {why}"))
-        }
+        PostgresAnswer::Unknown(_) => {}
         PostgresAnswer::Writable(server) | PostgresAnswer::InRecovery(server) => {
             let cluster_id = view.cluster.initialize.as_ref().and_then(|fact| fact.value.present());
             if let (Some(id), Some(cluster_id)) = (server.system_id, cluster_id)
@@ -337,6 +347,20 @@ fn postgres(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], membe
     }
 }
 
+/// Why a member's PostgreSQL does not let us, or its own agent, in.
+///
+/// Not only where that is all that is known: as long as Patroni tells us what it hears from it, a wrong
+/// password would go unnoticed, and come to light on the day on which Patroni is silent.
+fn turned_away<'a>(view: &'a View, member: &'a MemberTruth<'_>, now: Moment) -> Option<&'a str> {
+    let asked = view.members.get(member.name).and_then(|member| member.postgres.as_ref());
+    let asked = asked.and_then(|fact| fact.fresh(now, PROBE_LIMIT));
+    let believed = member.postgres.as_ref().map(|fact| &fact.value);
+    [asked, believed].into_iter().flatten().find_map(|answer| match answer {
+        PostgresAnswer::Unknown(why) => Some(why.as_str()),
+        _ => None,
+    })
+}
+
 fn agent(view: &View, member: &MemberTruth<'_>, list: &mut List) {
     // Our own znode proves nothing to ourselves; and without ZooKeeper nothing is known of the others.
     let own = view.identity.member.as_ref() == Some(member.name);
@@ -361,32 +385,43 @@ fn haproxy(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
         if !own && view.session().is_none() {
             continue;
         }
-        let servers = match router.answer {
-            HaproxyAnswer::Unusable(why) => {
-                list.about_all("haproxy_unusable", format!("HAProxy beside {agent} cannot be asked: {why}"));
-                continue;
-            }
-            HaproxyAnswer::Servers(servers) => servers,
-        };
         if router.age > if own { PROBE_LIMIT } else { STALE_AGENT } {
-            list.about_all(
+            list.about_one(
                 "agent_stale",
+                agent.as_str(),
                 format!("agent {agent} has said nothing of its HAProxy for {}", seconds(router.age)),
             );
             continue;
         }
+        let servers = match router.answer {
+            HaproxyAnswer::Unusable(why) => {
+                list.about_one(
+                    "haproxy_unusable",
+                    agent.as_str(),
+                    format!("HAProxy beside {agent} cannot be asked: {why}"),
+                );
+                continue;
+            }
+            HaproxyAnswer::Servers(servers) => servers,
+        };
         if !servers.iter().any(|server| server.up) {
-            list.about_all("haproxy_no_server", format!("HAProxy beside {agent} has no server for writes"));
+            list.about_one(
+                "haproxy_no_server",
+                agent.as_str(),
+                format!("HAProxy beside {agent} has no server for writes"),
+            );
         }
         for server in servers.iter().filter(|server| server.up) {
             match (&server.member, leader.holder()) {
-                (Some(member), Some(holder)) if member != holder => list.about(
-                    "haproxy_wrong_server",
-                    member,
-                    format!("HAProxy beside {agent} sends writes to {member}, but {holder} is the leader"),
-                ),
-                (None, _) => list.about_all(
+                (Some(member), Some(holder)) if member != holder => list.0.push(Warning {
+                    code: "haproxy_wrong_server",
+                    member: Some(member.clone()),
+                    subject: Some(agent.to_string()),
+                    message: format!("HAProxy beside {agent} sends writes to {member}, but {holder} is the leader"),
+                }),
+                (None, _) => list.about_one(
                     "haproxy_unknown_address",
+                    &format!("{agent}/{}", server.name),
                     format!(
                         "HAProxy beside {agent} sends writes to {} at {}, which is no member's address",
                         server.name, server.address

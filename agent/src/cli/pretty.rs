@@ -113,23 +113,34 @@ fn bytes(bytes: u64) -> String {
     format!("{value} {}", UNITS.get(unit).unwrap_or(&"B"))
 }
 
+const HEAD: [&str; 8] = ["Member", "Role", "State", "TL", "Lag", "Writable", "Patroni", "Agent"];
+
+/// The widest that a column may be; the names get what the others leave, which is 10 at the least:
+/// 80 - 2 for the mark - 7 between columns - (14 + 12 + 4 + 7 + 8 + 9 + 7).
+const LIMITS: [usize; 8] = [WIDTH, 14, 12, 4, 7, 8, 9, 7];
+
+fn widths(rows: &[[String; 8]]) -> Vec<usize> {
+    let width = |(column, (head, limit)): (usize, (&str, usize))| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([head.len()]).max().unwrap_or(0).min(limit)
+    };
+    let mut widths: Vec<usize> = HEAD.into_iter().zip(LIMITS).enumerate().map(width).collect();
+    if let Some((names, others)) = widths.split_first_mut() {
+        let taken = 2 + others.len() + others.iter().sum::<usize>();
+        *names = (*names).min(WIDTH.saturating_sub(taken));
+    }
+    widths
+}
+
 /// Columns: mark, member, role, state, timeline, lag, writable, Patroni, agent.
 fn members(state: &State, paint: &Paint, out: &mut String) {
-    const HEAD: [&str; 8] = ["Member", "Role", "State", "TL", "Lag", "Writable", "Patroni", "Agent"];
-    // Two for the mark and one between columns; what is left over goes to the names.
-    const LIMITS: [usize; 8] = [16, 14, 12, 4, 7, 8, 9, 6];
     const RIGHT: [bool; 8] = [false, false, false, true, true, false, false, true];
     let rows: Vec<[String; 8]> = state.members.iter().map(row).collect();
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        let head = HEAD.get(column).map_or(0, |head| head.len());
-        let limit = LIMITS.get(column).copied().unwrap_or(8);
-        cells.chain([head]).max().unwrap_or(0).min(limit)
-    };
-    let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
+    let widths = widths(&rows);
     let cells = |row: &[String]| {
-        let cells = row.iter().zip(&widths).zip(RIGHT).map(|((cell, width), right)| {
-            let cell = cut(cell, *width);
+        let cells = row.iter().zip(&widths).zip(RIGHT).enumerate().map(|(column, ((cell, width), right))| {
+            // Names of a cluster's members tend to differ in their last letter.
+            let cell = if column == 0 { cut_inside(cell, *width) } else { cut(cell, *width) };
             if right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
         });
         cells.collect::<Vec<_>>().join(" ").trim_end().to_owned()
@@ -157,8 +168,8 @@ fn row(member: &Member) -> [String; 8] {
     let dash = || "-".to_owned();
     [
         clean(&member.name),
-        member.role.clone(),
-        member.state.clone(),
+        clean(&member.role),
+        clean(&member.state),
         member.timeline.map_or_else(dash, |timeline| timeline.to_string()),
         member.lag_bytes.map_or_else(dash, bytes),
         match member.writable {
@@ -166,7 +177,7 @@ fn row(member: &Member) -> [String; 8] {
             Some(false) => "no".to_owned(),
             None => "unknown".to_owned(),
         },
-        member.patroni.answer.clone(),
+        clean(&member.patroni.answer),
         member.agent.as_ref().map_or_else(|| "none".to_owned(), |agent| age(agent.age_ms)),
     ]
 }
@@ -219,9 +230,12 @@ fn line(out: &mut String, text: &str) {
     }
 }
 
-/// What a znode says must not steer the terminal.
+/// What a znode or whoever answers as an agent says must not steer the terminal, nor stand there in another
+/// order than it is in, nor hide: invisible and direction-changing characters of Unicode count as well.
 fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    let hidden =
+        |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    text.chars().map(|c| if c.is_control() || hidden(c) { '?' } else { c }).collect()
 }
 
 fn cut(text: &str, width: usize) -> String {
@@ -230,6 +244,19 @@ fn cut(text: &str, width: usize) -> String {
     }
     let kept: String = text.chars().take(width.saturating_sub(1)).collect();
     format!("{kept}~")
+}
+
+/// The same in the middle, so that the end stays.
+fn cut_inside(text: &str, width: usize) -> String {
+    let length = text.chars().count();
+    if length <= width {
+        return text.to_owned();
+    }
+    let kept = width.saturating_sub(1);
+    let end = kept.div_ceil(2);
+    let head: String = text.chars().take(kept - end).collect();
+    let tail: String = text.chars().skip(length - end).collect();
+    format!("{head}~{tail}")
 }
 
 /// Breaks at spaces; a word that is longer than a line is broken where the line ends.
@@ -271,13 +298,13 @@ pub(super) fn tsv(state: &State) -> String {
         let leads = state.leader.name.as_deref() == Some(member.name.as_str());
         let fields = [
             clean(&member.name),
-            member.role.clone(),
-            member.state.clone(),
+            clean(&member.role),
+            clean(&member.state),
             member.timeline.map_or_else(dash, |timeline| timeline.to_string()),
             member.lag_bytes.map_or_else(dash, |lag| lag.to_string()),
             member.writable.map_or_else(dash, |writable| writable.to_string()),
-            member.patroni.answer.clone(),
-            member.postgres.answer.clone(),
+            clean(&member.patroni.answer),
+            clean(&member.postgres.answer),
             leads.to_string(),
             state.leader.verified.to_string(),
         ];

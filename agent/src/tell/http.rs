@@ -244,3 +244,7 @@ fn authorized(api: &Api, headers: &HeaderMap) -> Result<(), (StatusCode, &'stati
         None => Err((StatusCode::UNAUTHORIZED, "send the token as `Authorization: Bearer …`")),
     }
 }
+
+#[cfg(test)]
+#[path = "http_tests.rs"]
+mod tests;

@@ -5,3 +5,6 @@ pub mod log;
 pub mod metrics;
 pub mod narrate;
 pub mod state;
+
+#[cfg(test)]
+mod fixtures;

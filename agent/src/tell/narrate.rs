@@ -1,7 +1,7 @@
 //! The log as a story: what changed, in words, once. A person who reads it at night should not need the code.
 
-use std::collections::BTreeSet;
-use tracing::{info, warn};
+use std::collections::{BTreeMap, BTreeSet};
+use tracing::{debug, info, warn};
 use warden_core::decide::holder_text;
 use warden_core::event::{AliveLock, Event};
 use warden_core::types::Moment;
@@ -16,22 +16,44 @@ const LASTING: u32 = 2;
 #[derive(Debug, Default)]
 pub struct Narrator {
     holder: Option<String>,
+    /// The reasons told since the ZooKeeper session was lost: each attempt that fails is a loss again.
+    lost: BTreeSet<&'static str>,
     lock: Option<AliveLock>,
-    told: BTreeSet<(String, Option<String>)>,
-    pending: Vec<(Warning, u32)>,
+    told: BTreeSet<Key>,
+    /// The warnings of the last look that have not been told, and how many looks they have lasted.
+    pending: BTreeMap<Key, u32>,
+}
+
+/// Which warning it is: code, member, subject. Its words change while it lasts.
+type Key = (&'static str, Option<String>, Option<String>);
+
+fn key(warning: &Warning) -> Key {
+    (warning.code, warning.member.as_ref().map(ToString::to_string), warning.subject.clone())
 }
 
 impl Narrator {
     /// Tells an event that is worth a line, before it is applied.
-    pub fn event(&self, event: &Event) {
+    pub fn event(&mut self, event: &Event) {
         match event {
-            Event::SessionStarted(session) => info!(
-                server = %session.server,
-                session = %session.id,
-                timeout_ms = super::state::millis(session.negotiated),
-                "ZooKeeper session started"
-            ),
-            Event::SessionLost { reason, detail } => warn!(reason, detail, "ZooKeeper session lost"),
+            Event::SessionStarted(session) => {
+                info!(
+                    server = %session.server,
+                    session = %session.id,
+                    timeout_ms = super::state::millis(session.negotiated),
+                    "ZooKeeper session started"
+                );
+                self.lost.clear();
+            }
+            Event::SessionLost { reason, detail } => {
+                let first = self.lost.is_empty();
+                if !self.lost.insert(reason) {
+                    debug!(reason, detail, "still no ZooKeeper session");
+                } else if first {
+                    warn!(reason, detail, "no ZooKeeper session");
+                } else {
+                    warn!(reason, detail, "still no ZooKeeper session");
+                }
+            }
             Event::TaskFailed { task, error } => tracing::error!(task, error, "a task failed and is started again"),
             _ => {}
         }
@@ -50,6 +72,7 @@ impl Narrator {
             return None;
         }
         let czxid = view.leader.as_ref().and_then(|fact| fact.value.present()).map(|key| format!("{:#x}", key.czxid.0));
+        let czxid = czxid.as_deref().map(tracing::field::display);
         info!(holder, czxid, before = self.holder.as_deref().unwrap_or("unknown"), "leader key");
         self.holder = Some(holder.clone());
         Some(holder)
@@ -58,27 +81,32 @@ impl Narrator {
     /// Tells which warnings have come to stay and which are over. To be called once a second.
     pub fn warnings(&mut self, view: &View, now: Moment) {
         let present = warnings::warnings(view, now, None);
-        let key = |warning: &Warning| (warning.code.to_owned(), warning.member.as_ref().map(ToString::to_string));
         let pending = std::mem::take(&mut self.pending);
         for warning in &present {
-            if self.told.contains(&key(warning)) {
+            let key = key(warning);
+            if self.told.contains(&key) {
                 continue;
             }
-            let seen = pending.iter().find(|(known, _)| key(known) == key(warning)).map_or(0, |(_, seen)| *seen) + 1;
+            let seen = pending.get(&key).copied().unwrap_or(0) + 1;
             if seen >= LASTING {
                 warn!(code = warning.code, "{}", warning.message);
-                self.told.insert(key(warning));
+                self.told.insert(key);
             } else {
-                self.pending.push((warning.clone(), seen));
+                self.pending.insert(key, seen);
             }
         }
         let still: BTreeSet<_> = present.iter().map(key).collect();
-        self.told.retain(|(code, member)| {
-            let lasts = still.contains(&(code.clone(), member.clone()));
+        self.told.retain(|key| {
+            let lasts = still.contains(key);
             if !lasts {
-                info!(code, member, "no longer");
+                let (code, member, subject) = key;
+                info!(code, member, subject, "no longer");
             }
             lasts
         });
     }
 }
+
+#[cfg(test)]
+#[path = "narrate_tests.rs"]
+mod tests;

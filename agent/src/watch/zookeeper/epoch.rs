@@ -30,6 +30,9 @@ const CLOSE: Duration = Duration::from_millis(200);
 /// The library takes a session timeout below 2 s for a reason to spin.
 const SHORTEST_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The protocol has 31 bits of milliseconds for it; nobody's server grants anything like a day.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(86_400);
+
 /// What all epochs share.
 #[derive(Clone)]
 pub(super) struct Context {
@@ -152,7 +155,7 @@ impl Epoch {
     /// Connects, authenticates, reports the session.
     async fn begin(context: &mut Context, server: &connect::Server) -> Result<Begun, End> {
         let settings = &context.settings;
-        let requested = settings.session_timeout.max(SHORTEST_TIMEOUT);
+        let requested = settings.session_timeout.clamp(SHORTEST_TIMEOUT, LONGEST_TIMEOUT);
         let capture = Capture::start();
         let pokes = Pokes::default();
         let address = server.address.to_string();

@@ -1,0 +1,245 @@
+use super::*;
+use crate::config::{LogConfig, LogFormat};
+use crate::tell::fixtures::{apply, healthy, identity, key, leader, patroni, servers, session, verified};
+use crate::tell::log;
+use crate::watch::zookeeper::{self, Settings};
+use std::net::SocketAddr;
+use std::sync::OnceLock;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use warden_core::event::{Event, Role};
+
+/// Logging is started once in a process; a second control would be without effect.
+fn log_control() -> LogControl {
+    static LOG: OnceLock<LogControl> = OnceLock::new();
+    LOG.get_or_init(|| log::start(&LogConfig { format: LogFormat::Human, level: "off".to_owned() })).clone()
+}
+
+/// A server with a ZooKeeper that does not exist and a loop that believes `view`.
+struct Server {
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    serving: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Server {
+    async fn start(view: View, token: Option<&str>) -> Self {
+        let (queries, mut asked) = mpsc::channel::<Query>(8);
+        tokio::spawn(async move {
+            let mut view = view;
+            while let Some(Query { observed, reply }) = asked.recv().await {
+                if let Some(observed) = observed {
+                    let at = observed.at;
+                    view.apply(observed, at);
+                }
+                drop(reply.send(Box::new(view.clone())));
+            }
+        });
+        Self::with(queries, token).await
+    }
+
+    async fn with(queries: mpsc::Sender<Query>, token: Option<&str>) -> Self {
+        let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let address = listener.local_addr().unwrap();
+        let settings = Settings {
+            hosts: vec!["nowhere.invalid:2181".to_owned()],
+            chroot: String::new(),
+            tree: "/service/my_cluster".to_owned(),
+            own: "/warden/my_cluster".to_owned(),
+            agent: "a".to_owned(),
+            auth: vec![],
+            session_timeout: Duration::from_secs(30),
+        };
+        // Nobody takes the updates: the client ends at its first failure, as good as one that goes on failing.
+        let zookeeper = zookeeper::spawn(settings, mpsc::channel(8).0);
+        let metrics = Metrics::new().unwrap();
+        let (clock, token) = (Clock::start(), token.map(Secret::new));
+        let api = Api { queries, zookeeper, clock, metrics, log: log_control(), token };
+        let shutdown = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, api, shutdown.clone()));
+        Self { address, shutdown, serving }
+    }
+
+    /// Sends a request; its status, and the rest of the answer with its headers.
+    async fn ask(&self, request: &str, headers: &[&str], body: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+        let length = body.len();
+        let head =
+            format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n");
+        // A server that refuses a large body may close before it has read all of it.
+        let _sent = stream.write_all((head + body).as_bytes()).await;
+        let mut answer = Vec::new();
+        let _read = timeout(Duration::from_secs(8), stream.read_to_end(&mut answer)).await.expect("an answer");
+        let answer = String::from_utf8(answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap_or_else(|| panic!("no status in {answer:?}"));
+        (status.parse().unwrap(), answer)
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        self.ask(&format!("GET {path}"), &[], "").await
+    }
+
+    /// How long the server bears with a client that has sent `text` and says no more.
+    async fn patience(&self, text: &str) -> Duration {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let since = Instant::now();
+        let _end = timeout(Duration::from_secs(9), stream.read_to_end(&mut Vec::new())).await.expect("the end");
+        since.elapsed()
+    }
+}
+
+#[tokio::test]
+async fn a_path_that_does_not_exist_is_answered_with_those_that_do() {
+    let server = Server::start(healthy(), None).await;
+    let (status, answer) = server.get("/helthz").await;
+    assert_eq!(status, 404);
+    for path in ["/healthz", "/readyz", "/metrics", "/api/v1/state", "/api/v1/log-level"] {
+        assert!(answer.contains(path), "{path} is not in {answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_log_level_is_changed_only_for_the_token_and_a_filter_that_makes_sense() {
+    const GOOD: &str = r#"{"level": "error"}"#;
+    let server = Server::start(healthy(), Some("s3cret")).await;
+    let large = format!(r#"{{"level": "{}"}}"#, "x".repeat(MAX_BODY));
+    let right = "Authorization: Bearer s3cret";
+    let refused = [
+        ("no token", None, GOOD, 401, "Authorization: Bearer"),
+        ("a wrong token", Some("Authorization: Bearer s3creT"), GOOD, 401, "not this agent's"),
+        ("no token in the header", Some("Authorization: Bearer "), GOOD, 401, "token"),
+        ("another scheme", Some("Authorization: Basic s3cret"), GOOD, 401, "Authorization: Bearer"),
+        ("not JSON", Some(right), "error", 400, r#"{\"level\": \"debug\"}"#),
+        ("an unknown key", Some(right), r#"{"level": "error", "for": "ever"}"#, 400, "for"),
+        ("a filter that is none", Some(right), r#"{"level": "=?="}"#, 400, "not a log filter"),
+        ("an empty filter", Some(right), r#"{"level": " "}"#, 400, "empty"),
+        ("a body that is too large", Some(right), &large, 413, ""),
+    ];
+    for (name, header, body, expected, words) in refused {
+        let headers: Vec<&str> = header.into_iter().collect();
+        let (status, answer) = server.ask("PUT /api/v1/log-level", &headers, body).await;
+        assert_eq!(status, expected, "{name}: {answer}");
+        assert!(answer.contains(words), "{name}: {words:?} is not in {answer}");
+        assert!(!answer.contains("s3cret"), "{name}: the token is in {answer}");
+        assert!(!tracing::enabled!(tracing::Level::ERROR), "{name}: the level has changed");
+    }
+    let (status, answer) = server.ask("PUT /api/v1/log-level", &[right], GOOD).await;
+    assert_eq!(status, 200, "{answer}");
+    assert!(tracing::enabled!(tracing::Level::ERROR), "the level has not changed");
+    assert!(!tracing::enabled!(tracing::Level::WARN));
+}
+
+#[tokio::test]
+async fn without_a_token_of_its_own_an_agent_lets_nobody_change_anything() {
+    let server = Server::start(healthy(), None).await;
+    for header in ["Authorization: Bearer ", "Authorization: Bearer x", "X-Nothing: 1"] {
+        let (status, answer) = server.ask("PUT /api/v1/log-level", &[header], r#"{"level": "off"}"#).await;
+        assert_eq!(status, 403, "{header}");
+        assert!(answer.contains("http.token_file"), "what to do: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_is_dropped_after_2_s_and_delays_nobody() {
+    let server = Server::start(healthy(), None).await;
+    let others = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let since = Instant::now();
+        assert_eq!(server.get("/healthz").await.0, 200);
+        since.elapsed()
+    };
+    let half = "GET /healthz HTTP/1.1\r\nHost: x\r\n";
+    let (silent, halting, other) = tokio::join!(server.patience(""), server.patience(half), others);
+    for patience in [silent, halting] {
+        assert!((Duration::from_millis(1900)..Duration::from_secs(4)).contains(&patience), "{patience:?}");
+    }
+    assert!(other < Duration::from_secs(1), "{other:?}");
+}
+
+#[tokio::test]
+async fn as_many_silent_clients_as_there_are_slots_delay_the_others_by_2_s_only() {
+    let server = Server::start(healthy(), None).await;
+    let mut silent = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        silent.push(TcpStream::connect(server.address).await.unwrap());
+    }
+    let since = Instant::now();
+    assert_eq!(server.get("/healthz").await.0, 200);
+    assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn readyz_says_what_is_missing() {
+    let mut node = View::new(identity(&["node"]));
+    let router = View::new(identity(&["router"]));
+    let (zookeeper, tree) = ("a ZooKeeper session", "a whole read of Patroni's tree");
+    let (local, haproxy) = ("an answer about the local Patroni", "an answer about the local HAProxy");
+    let missing = async |view: &View| {
+        let (status, answer) = Server::start(view.clone(), None).await.get("/readyz").await;
+        assert_eq!(status, if answer.contains("not yet") { 503 } else { 200 }, "{answer}");
+        [zookeeper, tree, local, haproxy].into_iter().filter(|what| answer.contains(what)).collect::<Vec<_>>()
+    };
+    assert_eq!(missing(&node).await, [zookeeper, tree, local]);
+    apply(&mut node, 1, session(1));
+    assert_eq!(missing(&node).await, [tree, local]);
+    apply(&mut node, 2, patroni("a", Role::Replica));
+    assert_eq!(missing(&node).await, [tree]);
+    apply(&mut node, 3, Event::TreeRead { latency: Duration::from_millis(1) });
+    assert_eq!(missing(&node).await, [""; 0]);
+    assert_eq!(missing(&router).await, [zookeeper, tree, haproxy]);
+    let mut router = router;
+    apply(&mut router, 1, Event::Haproxy(servers(&[("a", true, 1)])));
+    assert_eq!(missing(&router).await, [zookeeper, tree]);
+}
+
+#[tokio::test]
+async fn a_loop_that_is_stuck_makes_the_agent_unhealthy() {
+    // Questions are taken and never answered.
+    let (queries, _asked) = mpsc::channel(8);
+    let server = Server::with(queries, None).await;
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        let (status, answer) = server.get(path).await;
+        assert_eq!(status, 503, "{path}");
+        assert!(answer.contains("restart the agent"), "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_state_tells_why_its_leader_is_not_verified() {
+    let mut view = View::new(identity(&["node"]));
+    for event in [session(1), leader(key("a", 1)), verified(key("a", 1), 0)] {
+        apply(&mut view, 0, event);
+    }
+    let server = Server::start(view, None).await;
+    let (status, answer) = server.get("/api/v1/state").await;
+    assert_eq!(status, 200);
+    let body = answer.split_once("\r\n\r\n").unwrap().1;
+    let state: crate::tell::state::State = serde_json::from_str(body).unwrap();
+    assert_eq!((state.source.as_str(), state.leader.name.as_deref()), ("agent", Some("a")));
+    assert!(!state.leader.verified, "the last verification is older than the request");
+    let why = state.leader.why_unverified.unwrap();
+    assert!(why.contains("ZooKeeper"), "{why}");
+}
+
+#[tokio::test]
+async fn metrics_come_in_the_text_format_of_prometheus() {
+    let server = Server::start(healthy(), None).await;
+    let (status, answer) = server.get("/metrics").await;
+    assert_eq!(status, 200);
+    assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
+    assert!(answer.contains("\nwarden_zookeeper_connected 1\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn the_server_ends_when_the_agent_does() {
+    let server = Server::start(healthy(), None).await;
+    let end = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        server.shutdown.cancel();
+    };
+    let (open, ()) = tokio::join!(server.patience(""), end);
+    assert!(open < Duration::from_millis(1500), "an open connection was waited for");
+    timeout(Duration::from_secs(1), server.serving).await.unwrap().unwrap().unwrap();
+}
