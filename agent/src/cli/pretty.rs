@@ -29,19 +29,17 @@ pub(super) fn render(state: &State, colour: bool) -> String {
         Some(agent) => format!("seen by agent {}", agent.name),
         None => "seen without an agent".to_owned(),
     };
-    line(&mut out, &format!("Cluster {}, {at} UTC, {by}", state.scope));
-    for text in leader(state) {
-        let known = state.leader.verified && state.leader.name.is_some();
-        out.push_str(&paint.with(if known { BOLD } else { YELLOW }, &text));
-        out.push('\n');
-    }
+    line(&mut out, "Cluster", &format!("{}, {at} UTC, {by}", state.scope));
+    let known = state.leader.verified && state.leader.name.is_some();
+    let leads = lines("Leader", &leader(state));
+    leads.iter().for_each(|text| out.push_str(&(paint.with(if known { BOLD } else { YELLOW }, text) + "\n")));
     out.push('\n');
     members(state, &paint, &mut out);
     out.push('\n');
     zookeeper(state, &mut out);
     agents(state, &mut out);
     for haproxy in &state.haproxy {
-        line(&mut out, &haproxy_line(haproxy));
+        line(&mut out, "HAProxy", &haproxy_text(haproxy));
     }
     if state.warnings.is_empty() {
         out.push_str(&format!("Warnings   {}\n", paint.with(GREEN, "none")));
@@ -57,15 +55,12 @@ pub(super) fn render(state: &State, colour: bool) -> String {
     out
 }
 
-fn leader(state: &State) -> Vec<String> {
+fn leader(state: &State) -> String {
     let leader = &state.leader;
-    let mut text = match &leader.name {
-        Some(name) => format!("Leader  {name}"),
-        None => "Leader  nobody".to_owned(),
-    };
+    let mut text = leader.name.clone().unwrap_or_else(|| "nobody".to_owned());
     match (&leader.why_unverified, leader.verified) {
         (_, true) => text.push_str(", verified"),
-        (Some(why), false) if leader.name.is_none() => text = format!("Leader  unknown: {why}"),
+        (Some(why), false) if leader.name.is_none() => text = format!("unknown: {why}"),
         (Some(why), false) => text.push_str(&format!(" as last read, NOT verified: {why}")),
         (None, false) => text.push_str(", NOT verified"),
     }
@@ -76,11 +71,7 @@ fn leader(state: &State) -> Vec<String> {
     if let Some(czxid) = leader.czxid {
         text.push_str(&format!(", czxid {czxid:#x}"));
     }
-    let mut lines = wrap(&clean(&text), WIDTH - 8);
-    for text in lines.iter_mut().skip(1) {
-        *text = format!("        {text}");
-    }
-    lines
+    text
 }
 
 fn ago(since: &str, at: &str) -> String {
@@ -199,19 +190,19 @@ fn zookeeper(state: &State, out: &mut String) {
     } else {
         format!("not connected: {}", zookeeper.detail.as_deref().unwrap_or("?"))
     };
-    line(out, &format!("ZooKeeper  {text}"));
+    line(out, "ZooKeeper", &text);
 }
 
 fn agents(state: &State, out: &mut String) {
     let agents: Vec<String> =
         state.agents.iter().map(|agent| format!("{} {}", agent.name, age(agent.age_ms))).collect();
     let text = if agents.is_empty() { "none".to_owned() } else { agents.join(", ") };
-    line(out, &format!("Agents     {text}"));
+    line(out, "Agents", &text);
 }
 
-fn haproxy_line(haproxy: &Haproxy) -> String {
+fn haproxy_text(haproxy: &Haproxy) -> String {
     if let Some(why) = &haproxy.detail {
-        return format!("HAProxy    {}: not known: {why}", haproxy.agent);
+        return format!("{}: not known: {why}", haproxy.agent);
     }
     let writes = if haproxy.writes_to.is_empty() { "nobody".to_owned() } else { haproxy.writes_to.join(", ") };
     let servers: Vec<String> = haproxy
@@ -219,15 +210,20 @@ fn haproxy_line(haproxy: &Haproxy) -> String {
         .iter()
         .map(|server| format!("{} {}, {} sessions", server.name, server.status, server.sessions))
         .collect();
-    format!("HAProxy    {}: writes go to {writes} ({})", haproxy.agent, servers.join("; "))
+    format!("{}: writes go to {writes} ({})", haproxy.agent, servers.join("; "))
 }
 
-/// A line with a label of 11 columns, wrapped below the label's end.
-fn line(out: &mut String, text: &str) {
-    for (index, text) in wrap(&clean(text), WIDTH - 11).into_iter().enumerate() {
-        let lead = if index == 0 { "" } else { "           " };
-        out.push_str(&format!("{lead}{text}\n"));
-    }
+/// The column in which the text after a label begins.
+const TEXT: usize = 11;
+
+/// A label and its text, wrapped below the text's beginning.
+fn lines(label: &str, text: &str) -> Vec<String> {
+    let wrapped = wrap(&clean(text), WIDTH - TEXT).into_iter().enumerate();
+    wrapped.map(|(index, text)| format!("{:TEXT$}{text}", if index == 0 { label } else { "" })).collect()
+}
+
+fn line(out: &mut String, label: &str, text: &str) {
+    lines(label, text).iter().for_each(|text| out.push_str(&format!("{text}\n")));
 }
 
 /// What a znode or whoever answers as an agent says must not steer the terminal, nor stand there in another

@@ -187,19 +187,19 @@ fn shown(line: &str) -> String {
 #[test]
 fn a_healthy_cluster_of_two_looks_like_this() {
     let expected = "\
-Cluster my_cluster, 2025-11-24 11:11:42 UTC, seen by agent pg-master
-Leader  pg-master, verified, since 2025-11-24 10:11:42 UTC (60 min),
-        czxid 0x100000012
+Cluster    my_cluster, 2025-11-24 11:11:42 UTC, seen by agent pg-master
+Leader     pg-master, verified, since 2025-11-24 10:11:42 UTC (60 min), czxid
+           0x100000012
 
   Member    Role         State     TL Lag Writable Patroni   Agent
 * pg-master primary      running    3   - yes      answering 0.0 s
   pg-slave  sync_standby streaming  3 0 B no       answering 1.2 s
 
-ZooKeeper  zoo:2181 (172.18.0.2), session 0x100000123450001, timeout
-           30 s, read 0.6 ms
+ZooKeeper  zoo:2181 (172.18.0.2), session 0x100000123450001, timeout 30 s, read
+           0.6 ms
 Agents     haproxy 0.9 s, pg-master 0.0 s, pg-slave 1.2 s
-HAProxy    haproxy: writes go to pg-master (pg-master UP, 12
-           sessions; pg-slave DOWN, 0 sessions)
+HAProxy    haproxy: writes go to pg-master (pg-master UP, 12 sessions; pg-slave
+           DOWN, 0 sessions)
 Warnings   none
 ";
     assert_eq!(render(&healthy(), false), expected);
@@ -249,10 +249,10 @@ fn what_is_not_certain_about_the_leader_is_said_on_its_line() {
         lines.map(str::trim).collect::<Vec<_>>().join(" ")
     };
     assert!(line(&unverified()).starts_with(
-        "Leader  pg-master as last read, NOT verified: no linearizable answer from ZooKeeper within 1000 ms"
+        "Leader     pg-master as last read, NOT verified: no linearizable answer from ZooKeeper within 1000 ms"
     ));
-    assert_eq!(line(&unknown()), "Leader  unknown: no linearizable answer from ZooKeeper within 1000 ms");
-    assert_eq!(line(&nobody()), "Leader  nobody, verified");
+    assert_eq!(line(&unknown()), "Leader     unknown: no linearizable answer from ZooKeeper within 1000 ms");
+    assert_eq!(line(&nobody()), "Leader     nobody, verified");
 }
 
 #[test]
