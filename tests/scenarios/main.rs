@@ -10,6 +10,7 @@
 mod agents;
 mod failover;
 mod pool;
+mod secured;
 mod walkthrough;
 mod zookeeper;
 
@@ -50,6 +51,7 @@ fn main() -> std::process::ExitCode {
         scenario!(Single, agents::an_agent_is_killed_and_comes_back),
         scenario!(Single, agents::status_without_the_local_agent),
         scenario!(Single, agents::agents_stop_promptly_and_cleanly),
+        scenario!(Secured, secured::tls_and_passwords),
     ];
     let mut arguments = Arguments::from_args();
     let stacks = std::env::var("WARDEN_TEST_STACKS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);

@@ -28,6 +28,17 @@ pub(crate) async fn walkthrough(stack: &Stack) -> anyhow::Result<()> {
     .await
     .with_context(|| log.lines().rev().take(5).collect::<Vec<_>>().join("\n"))?;
 
+    // And Prometheus has everybody's metrics.
+    wait::until("Prometheus scrapes everybody", Duration::from_secs(40), || async {
+        let url = format!("http://127.0.0.1:{}/api/v1/query?query=up", stack.ports.prometheus);
+        let answer: serde_json::Value = reqwest::get(&url).await?.error_for_status()?.json().await?;
+        let targets = answer["data"]["result"].as_array().context("no result")?;
+        let up = targets.iter().filter(|target| target["value"][1] == "1").count();
+        ensure!(up == 5 && targets.len() == 5, "{up} of {} are up, and there should be 5: {answer}", targets.len());
+        Ok(())
+    })
+    .await?;
+
     // 2. A client connects to both nodes.
     let on_primary = session(stack.node_port(primary)).await.context("the primary")?;
     let on_secondary = session(stack.node_port(secondary)).await.context("the secondary")?;

@@ -4,6 +4,7 @@
 #![allow(clippy::indexing_slicing)]
 
 pub mod docker;
+pub mod secured;
 pub mod stack;
 pub mod wait;
 

@@ -2,7 +2,7 @@
 //! does not collide with a running `compose/up`. It is brought up by `compose/up` itself.
 
 use crate::docker::{self, Container};
-use crate::wait;
+use crate::{secured, wait};
 use anyhow::{Context, ensure};
 use serde_json::Value;
 use std::net::TcpListener;
@@ -21,6 +21,8 @@ pub enum Flavor {
     /// Three ZooKeeper servers. The agent beside HAProxy knows only `zoo3`, the nodes only the other two:
     /// so it is known who talks to whom (`tests/ensemble-known.yml`).
     Ensemble,
+    /// One ZooKeeper server; TLS and passwords wherever Patroni and PostgreSQL have them ([`crate::secured`]).
+    Secured,
 }
 
 /// The two nodes: container and member name.
@@ -54,13 +56,20 @@ pub struct Stack {
     /// Where it listens on this machine.
     pub ports: Ports,
     root: PathBuf,
+    /// A compose file over the stack's own.
+    over: Option<PathBuf>,
 }
 
 impl Stack {
     /// Brings up a stack whose project is called `project`, and waits until it is healthy.
     pub async fn up(project: &str, flavor: Flavor) -> anyhow::Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no top")?.to_owned();
-        let stack = Self { project: project.to_owned(), flavor, ports: free_ports()?, root };
+        let over = match flavor {
+            Flavor::Single => None,
+            Flavor::Ensemble => Some(root.join("tests/ensemble-known.yml")),
+            Flavor::Secured => Some(secured::prepare(&root, &root.join("tests/out").join(project)).await?),
+        };
+        let stack = Self { project: project.to_owned(), flavor, ports: free_ports()?, root, over };
         let said = stack.compose_up().await?;
         ensure!(said.contains("the cluster is healthy"), "compose/up did not say that it is healthy: {said}");
         Ok(stack)
@@ -92,8 +101,9 @@ impl Stack {
         env.extend(ports.map(|(name, port)| (name.to_owned(), port.to_string())));
         if self.flavor == Flavor::Ensemble {
             env.push(("WARDEN_ENSEMBLE".to_owned(), "1".to_owned()));
-            let known = self.root.join("tests/ensemble-known.yml");
-            env.push(("WARDEN_COMPOSE_FILES".to_owned(), known.to_string_lossy().into_owned()));
+        }
+        if let Some(over) = &self.over {
+            env.push(("WARDEN_COMPOSE_FILES".to_owned(), over.to_string_lossy().into_owned()));
         }
         env
     }
@@ -111,7 +121,7 @@ impl Stack {
     /// The containers of ZooKeeper's servers.
     pub fn zookeepers(&self) -> Vec<Container> {
         let names: &[&str] = match self.flavor {
-            Flavor::Single => &["zoo"],
+            Flavor::Single | Flavor::Secured => &["zoo"],
             Flavor::Ensemble => &["zoo", "zoo2", "zoo3"],
         };
         names.iter().map(|name| self.container(name)).collect()

@@ -57,6 +57,14 @@ impl Place {
             Self::Tcp(..) => Source::Tcp,
         }
     }
+
+    /// PostgreSQL has no TLS on its socket, and libpq asks for none there whatever `sslmode` says.
+    const fn sslmode(&self, login: &Superuser) -> SslMode {
+        match self {
+            Self::Socket(..) => SslMode::Disable,
+            Self::Tcp(..) => login.sslmode,
+        }
+    }
 }
 
 /// Watches one member's PostgreSQL until the agent shuts down.
@@ -69,8 +77,9 @@ pub async fn watch(
     login: Superuser,
     events: Events,
 ) -> Result<(), Closed> {
-    let (via, config) = (place.source(), client_config(&place, &login));
-    let mut watcher = Watcher { member, via, config, sslmode: login.sslmode, tcp, had_session: false, events };
+    let (via, sslmode) = (place.source(), place.sslmode(&login));
+    let config = client_config(&place, &login);
+    let mut watcher = Watcher { member, via, config, sslmode, tcp, had_session: false, events };
     loop {
         let asked = Instant::now();
         let at = watcher.events.clock.now();
@@ -182,7 +191,7 @@ fn client_config(place: &Place, login: &Superuser) -> Config {
         .connect_timeout(PERIOD)
         // Should the agent die in the middle of a question, the server shall not keep it.
         .options("-c statement_timeout=5s -c idle_in_transaction_session_timeout=5s")
-        .ssl_mode(match login.sslmode {
+        .ssl_mode(match place.sslmode(login) {
             SslMode::Disable => tokio_postgres::config::SslMode::Disable,
             SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
             SslMode::Require => tokio_postgres::config::SslMode::Require,
