@@ -155,7 +155,9 @@ impl Epoch {
         let capture = Capture::start();
         let pokes = Pokes::default();
         let address = server.address.to_string();
-        let connecting = ZooKeeper::connect(&address, requested, pokes.clone());
+        // Longer than we wait: it is to try once.
+        let before_retry = HANDSHAKE * 2;
+        let connecting = ZooKeeper::connect_with_retry_time(&address, requested, pokes.clone(), before_retry);
         let late = |what: &str| {
             let detail = format!("{server}: {what} within {} s", HANDSHAKE.as_secs());
             End::new(EndReason::ConnectTimeout, detail)
@@ -170,12 +172,15 @@ impl Epoch {
             let _nobody_may_listen_any_more = states_in.send(state);
         });
         let at = Instant::now();
-        match timeout(HANDSHAKE, states.recv()).await {
-            Ok(Some(ZkState::Connected)) => {}
-            Ok(state) => {
-                return Err(End::new(EndReason::Disconnected, format!("{server}: no session, but {state:?}")));
+        let state = tokio::select! {
+            state = timeout(HANDSHAKE, states.recv()) => state.map_err(|_| late("no session"))?,
+            // It would not tell its listeners, and never stop.
+            () = capture.connects_again() => {
+                return Err(End::new(EndReason::Disconnected, format!("{server}: hung up instead of a session")));
             }
-            Err(_) => return Err(late("no session")),
+        };
+        if state != Some(ZkState::Connected) {
+            return Err(End::new(EndReason::Disconnected, format!("{server}: no session, but {state:?}")));
         }
         let Some(granted) = capture.granted() else {
             return Err(End::new(EndReason::Crashed, "the ZooKeeper library does not tell its session"));
