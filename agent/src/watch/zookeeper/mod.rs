@@ -314,8 +314,10 @@ async fn epochs(mut context: epoch::Context, present: &Present) {
             }
         };
         let lost = Update::Lost { reason: end.reason, detail: end.detail, at };
-        if context.updates.send(lost).await.is_err() {
-            return;
+        // Whoever shuts us down may be the one who no longer takes updates.
+        tokio::select! {
+            sent = context.updates.send(lost) => if sent.is_err() { return },
+            () = context.stop.cancelled() => return,
         }
         context.settings.session_timeout = *context.session_timeout.borrow_and_update();
         // A server that has just failed us is tried last.
