@@ -242,7 +242,16 @@ impl Epoch {
         let stop = context.stop.clone();
         let working = async {
             match work {
-                Work::Pass => tree.pass(zk, &context.updates).await,
+                Work::Pass => {
+                    tree.pass(zk, &context.updates).await?;
+                    let published = context.published.borrow().clone();
+                    let Some(data) = published else { return Ok(()) };
+                    if !own.is_spoiled(tree.agent(&context.settings.agent), &data) {
+                        return Ok(());
+                    }
+                    tracing::warn!("our own znode was changed or removed by somebody else; it is written again");
+                    publish(own, zk, &data, &context.updates).await
+                }
                 Work::Poked(paths) => tree.poked(paths, zk, &context.updates).await,
                 Work::Barrier(BarrierRequest { started, reply }) => {
                     let barrier = own.barrier(zk, &tree.leader(), started).await;
@@ -257,12 +266,7 @@ impl Epoch {
                 Work::Publish => {
                     let data = context.published.borrow_and_update().clone();
                     let Some(data) = data else { return Ok(()) };
-                    match own.publish(zk, &data).await? {
-                        Published::Done => Ok(()),
-                        Published::TakenBy(by) => {
-                            send(&context.updates, Update::NameTaken { by, at: Instant::now() }).await
-                        }
-                    }
+                    publish(own, zk, &data, &context.updates).await
                 }
             }
         };
@@ -282,6 +286,14 @@ impl Epoch {
             return Ok(());
         }
         Err(End::new(EndReason::SettingsChanged, format!("the session timeout is to be {} s", wanted.as_secs())))
+    }
+}
+
+/// Publishes `data`, and says so if the name is another's.
+async fn publish(own: &mut Own, zk: &ZooKeeper, data: &[u8], updates: &mpsc::Sender<Update>) -> Result<(), End> {
+    match own.publish(zk, data).await? {
+        Published::Done => Ok(()),
+        Published::TakenBy(by) => send(updates, Update::NameTaken { by, at: Instant::now() }).await,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Our own znodes: the ephemeral one that shows us to others, and the one that barriers write.
 
 use super::tree::{Failed, request};
-use super::{Barrier, End, EndReason, Settings, tree};
+use super::{Barrier, End, EndReason, Settings, Znode, tree};
 use serde::Deserialize;
 use std::time::Instant;
 use zookeeper_async::{Acl, CreateMode, ZooKeeper};
@@ -98,6 +98,13 @@ impl Own {
             }
         }
         Err(End::new(EndReason::RequestFailed, format!("{}: it keeps changing under us", self.agent)))
+    }
+
+    /// Whether our ephemeral znode, as it was just read, is no longer as we left it: somebody removed it, or a
+    /// write that a former epoch gave up was applied late. One that has another owner is not ours to mend at
+    /// once: two agents under one name would fight without a pause.
+    pub(super) fn is_spoiled(&self, read: Option<&Znode>, data: &[u8]) -> bool {
+        self.held && read.is_none_or(|znode| znode.owner == self.session && znode.data != data)
     }
 
     /// Creates a znode, and its parents where they are missing. That it is there already is fine.

@@ -51,6 +51,11 @@ impl Tree {
         format!("{}/leader", self.patroni)
     }
 
+    /// What was last read of an agent's znode.
+    pub(super) fn agent(&self, name: &str) -> Option<&Znode> {
+        self.seen.get(&Node::Agent(name.to_owned()))?.as_ref()
+    }
+
     fn path(&self, node: &Node) -> String {
         match node {
             Node::Member(name) => format!("{}/members/{name}", self.patroni),
