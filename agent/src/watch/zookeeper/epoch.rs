@@ -5,7 +5,7 @@
 //! late, ends the epoch: a reconnect would have lost the watches, and a new session in place of an expired
 //! one would not be reported.
 
-use super::capture::Capture;
+use super::capture::{Capture, Granted};
 use super::own::{Own, Published};
 use super::tree::{REQUEST, Tree, request, send};
 use super::{Barrier, BarrierRequest, End, EndReason, Settings, Update, connect};
@@ -99,6 +99,12 @@ impl Watcher for Pokes {
     }
 }
 
+/// What the server granted, and when we asked for it.
+struct Session {
+    granted: Granted,
+    at: Instant,
+}
+
 struct Epoch {
     context: Context,
     zk: ZooKeeper,
@@ -111,7 +117,7 @@ struct Epoch {
 
 impl Epoch {
     async fn run(
-        mut context: Context,
+        context: Context,
         mut requests: mpsc::Receiver<BarrierRequest>,
         avoid: Option<SocketAddr>,
         connected_to: &Mutex<Option<SocketAddr>>,
@@ -120,36 +126,34 @@ impl Epoch {
         let begin = async {
             let server = connect::find(&context.settings.hosts, avoid).await?;
             *connected_to.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.address);
-            Self::begin(&mut context, &server).await
+            Self::begin(context, &server).await.map(|(epoch, session)| (epoch, server, session))
         };
-        let epoch = tokio::select! {
+        let begun = tokio::select! {
             begun = begin => begun,
             () = stop.cancelled() => Err(End::new(EndReason::Shutdown, "shutdown")),
         };
-        let mut epoch = match epoch {
-            Ok((zk, pokes, states, own)) => {
-                let chroot = &context.settings.chroot;
-                let tree = Tree::new(
-                    format!("{chroot}{}", context.settings.tree),
-                    format!("{chroot}{}", context.settings.own),
-                );
-                Self { context, zk, pokes, states, tree, own }
-            }
+        let (mut epoch, server, session) = match begun {
+            Ok(begun) => begun,
             Err(end) => return end,
         };
-        let end = epoch.last(&mut requests).await;
-        if matches!(end.reason, EndReason::SettingsChanged | EndReason::Shutdown) {
-            // The connection is healthy: end the session now, so that our znode is gone at once.
+        let entered = tokio::select! {
+            entered = epoch.enter(&server, session) => entered,
+            () = stop.cancelled() => Err(End::new(EndReason::Shutdown, "shutdown")),
+        };
+        let end = match entered {
+            Ok(()) => epoch.last(&mut requests).await,
+            Err(end) => end,
+        };
+        if end.reason.leaves_the_connection() {
+            // End the session now, so that our znode is gone at once, and no session is left behind by each of
+            // many attempts that cannot succeed.
             drop(timeout(CLOSE, epoch.zk.close()).await);
         }
         end
     }
 
-    /// Connects, authenticates, reports the session.
-    async fn begin(
-        context: &mut Context,
-        server: &connect::Server,
-    ) -> Result<(ZooKeeper, Pokes, mpsc::UnboundedReceiver<ZkState>, Own), End> {
+    /// Connects, until there is a session.
+    async fn begin(context: Context, server: &connect::Server) -> Result<(Self, Session), End> {
         let settings = &context.settings;
         let requested = settings.session_timeout.max(SHORTEST_TIMEOUT);
         let capture = Capture::start();
@@ -185,11 +189,22 @@ impl Epoch {
         let Some(granted) = capture.granted() else {
             return Err(End::new(EndReason::Crashed, "the ZooKeeper library does not tell its session"));
         };
+        let own = Own::new(settings, granted.session);
+        let chroot = &settings.chroot;
+        let tree = Tree::new(format!("{chroot}{}", settings.tree), format!("{chroot}{}", settings.own));
+        Ok((Self { context, zk, pokes, states, tree, own }, Session { granted, at }))
+    }
+
+    /// Authenticates, looks for the chroot, reports the session.
+    async fn enter(&mut self, server: &connect::Server, session: Session) -> Result<(), End> {
+        let Self { context, zk, .. } = self;
+        let settings = &context.settings;
         for (scheme, credential) in &settings.auth {
             let credential = credential.reveal().as_bytes().to_vec();
+            // Whether it was refused or got lost is in the reason.
             request("/", zk.add_auth(scheme, credential)).await.map_err(|failed| {
-                let detail = format!("{server}: authentication by {scheme} failed ({})", failed.end().detail);
-                End::new(EndReason::AuthFailed, detail)
+                let end = failed.end();
+                End::new(end.reason, format!("{server}: authentication by {scheme} failed ({})", end.detail))
             })?;
         }
         if !settings.chroot.is_empty() {
@@ -199,17 +214,16 @@ impl Epoch {
                 return Err(End::new(EndReason::ChrootMissing, detail));
             }
         }
-        let own = Own::new(settings, granted.session);
         let connected = Update::Connected {
             server: server.to_string(),
-            session: granted.session,
+            session: session.granted.session,
             requested: settings.session_timeout,
-            negotiated: granted.timeout,
-            at,
+            negotiated: session.granted.timeout,
+            at: session.at,
         };
         send(&context.updates, connected).await?;
         context.published.mark_changed();
-        Ok((zk, pokes, states, own))
+        Ok(())
     }
 
     /// Everything the epoch does until it ends.

@@ -187,6 +187,11 @@ impl EndReason {
             Self::Shutdown => "shutdown",
         }
     }
+
+    /// Whether the connection is well when an epoch ends like this.
+    const fn leaves_the_connection(self) -> bool {
+        matches!(self, Self::SettingsChanged | Self::Shutdown | Self::AuthFailed | Self::ChrootMissing)
+    }
 }
 
 /// The end of an epoch.
