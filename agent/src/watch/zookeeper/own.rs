@@ -4,7 +4,7 @@ use super::tree::{Failed, request};
 use super::{Barrier, End, EndReason, Settings, Znode, tree};
 use serde::Deserialize;
 use std::time::Instant;
-use zookeeper_async::{Acl, CreateMode, ZooKeeper};
+use zookeeper_async::{Acl, CreateMode, Permission, ZooKeeper};
 
 /// Our part of the tree, within one epoch.
 pub(super) struct Own {
@@ -13,6 +13,10 @@ pub(super) struct Own {
     /// `<own>/barriers/<name>`, with chroot.
     barrier: String,
     acl: Vec<Acl>,
+    /// What is above our own tree and shared with the agents of other clusters, like `/warden`.
+    above: String,
+    /// Their credentials may be others than ours: everybody may come and create a tree there.
+    above_acl: Vec<Acl>,
     session: i64,
     /// Whether the ephemeral is there and ours.
     held: bool,
@@ -30,11 +34,19 @@ impl Own {
     pub(super) fn new(settings: &Settings, session: i64) -> Self {
         let own = format!("{}{}", settings.chroot, settings.own);
         // With credentials only those who have them may touch our znodes.
-        let acl = if settings.auth.is_empty() { Acl::open_unsafe() } else { Acl::creator_all() };
+        let (acl, above_acl) = if settings.auth.is_empty() {
+            (Acl::open_unsafe().clone(), Acl::open_unsafe().clone())
+        } else {
+            let everybody = Acl::new(Permission::READ | Permission::CREATE, "world", "anyone");
+            (Acl::creator_all().clone(), [Acl::creator_all().as_slice(), &[everybody]].concat())
+        };
+        let above = own.rsplit_once('/').map_or("", |(above, _)| above).to_owned();
         Self {
             agent: format!("{own}/agents/{}", settings.agent),
             barrier: format!("{own}/barriers/{}", settings.agent),
-            acl: acl.clone(),
+            acl,
+            above,
+            above_acl,
             session,
             held: false,
         }
@@ -115,16 +127,20 @@ impl Own {
             Err(failed) => return Err(failed.end()),
         }
         let slashes = path.match_indices('/').map(|(at, _)| at).skip(1);
+        let mut refused = None;
         for parent in slashes.filter_map(|at| path.get(..at)) {
-            match request(parent, zk.create(parent, Vec::new(), self.acl.clone(), CreateMode::Persistent)).await {
+            let acl = if self.above.starts_with(parent) { &self.above_acl } else { &self.acl };
+            match request(parent, zk.create(parent, Vec::new(), acl.clone(), CreateMode::Persistent)).await {
                 Ok(_) | Err(Failed::NodeExists) => {}
                 // Parents that are not ours, like a chroot, need not be ours to create.
-                Err(Failed::End(end)) if end.reason == EndReason::AuthFailed => {}
+                Err(Failed::End(end)) if end.reason == EndReason::AuthFailed => refused = Some(end),
                 Err(failed) => return Err(failed.end()),
             }
         }
         match request(path, zk.create(path, data, self.acl.clone(), mode)).await {
             Ok(_) | Err(Failed::NodeExists) => Ok(()),
+            // A parent is missing: it was not ours to create, but it was needed.
+            Err(failed @ Failed::NoNode) => Err(refused.unwrap_or_else(|| failed.end())),
             Err(failed) => Err(failed.end()),
         }
     }
