@@ -15,7 +15,8 @@ const SOON: Duration = Duration::from_secs(3);
 
 const LONG: Duration = Duration::from_secs(10);
 
-/// Fails for a client that lets the library reconnect: the session survives, every watch is silently lost.
+/// Fails for a client that lets the library reconnect: the session survives, every watch is silently lost, and
+/// nobody is told.
 pub async fn cut() -> anyhow::Result<()> {
     broken("cut", Relay::cut).await
 }
@@ -52,6 +53,9 @@ async fn broken(scope: &str, hurt: fn(&Relay)) -> anyhow::Result<()> {
     ensure!(stat.ephemeral_owner == first.id, "this test is about a session that survives on the server");
     relay.greet(Greeting::Forward);
 
+    agent.lost(mark, Duration::ZERO).await?;
+    let second = agent.connected(mark, SOON).await?;
+    ensure!(second.id != first.id, "a new connection in the old session, without its watches");
     let member = |name: &str| Node::Member(name.to_owned());
     agent.sees(mark, &Node::Leader, Some(b"b"), SOON).await?;
     agent.sees(mark, &Node::Config, Some(b"2"), SOON).await?;
@@ -90,7 +94,10 @@ pub async fn expired() -> anyhow::Result<()> {
     let session = relay.session()?;
     ensure!(session.id == first.id, "reported {:x}, granted {:x}", first.id, session.id);
     let mark = agent.mark();
+    // Meanwhile the library must not get its session back: then it would be this connection that is closed.
+    relay.greet(Greeting::Refuse);
     session.end(server.address).await?;
+    relay.greet(Greeting::Forward);
 
     agent.lost(mark, SOON).await?;
     let second = agent.connected(mark, SOON).await?;
