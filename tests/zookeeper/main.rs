@@ -34,10 +34,10 @@ fn main() -> ExitCode {
     let mut args = Arguments::from_args();
     // They wait more than they work.
     args.test_threads = args.test_threads.or(Some(5));
-    if args.list {
+    log::keep();
+    if args.list || std::env::var_os(ALONE).is_some() {
         return libtest_mimic::run(&args, trials()).exit_code();
     }
-    log::keep();
     server::sweep(false);
     sweep_when_interrupted();
     let conclusion = libtest_mimic::run(&args, trials());
@@ -109,7 +109,8 @@ async fn in_own_process(name: &str) -> anyhow::Result<()> {
     let shared = server::Server::shared().await?.container.0.clone();
     let program = std::env::current_exe()?;
     let mut command = Command::new(program);
-    command.args(["--exact", name, "--test-threads", "1"]).env(ALONE, "1").env(server::SHARED, shared);
+    command.args(["--exact", name, "--test-threads", "1"]).env(ALONE, "1");
+    command.env(server::SHARED, shared).env(server::RUN, server::run());
     let output = tokio::task::spawn_blocking(move || command.output()).await?.context("the test's own process")?;
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));

@@ -1,6 +1,6 @@
 //! ZooKeeper servers in containers: one that all tests share, and servers of their own for tests that stop
-//! them. Every container and network is named after this process, so that what a killed run left behind can
-//! be told from what another run still needs.
+//! them. Every container and network is named after the process that runs the tests, so that what a killed
+//! run left behind can be told from what another run still needs.
 
 use anyhow::{Context, bail, ensure};
 use std::net::{IpAddr, SocketAddr};
@@ -22,6 +22,9 @@ const PREFIX: &str = "wardentest-zk-";
 
 /// Names the shared server to a process that runs one test alone.
 pub const SHARED: &str = "WARDENTEST_ZK_SHARED";
+
+/// Tells such a process whose run it belongs to: that one removes what it may leave.
+pub const RUN: &str = "WARDENTEST_ZK_RUN";
 
 /// A server is up in 3 s; the limit is for a machine that is busy with others.
 const UP: Duration = Duration::from_secs(45);
@@ -151,10 +154,15 @@ pub fn unused_address(near: SocketAddr) -> anyhow::Result<SocketAddr> {
 
 /// The name of one of our containers or networks.
 pub fn named(tag: &str) -> String {
-    format!("{PREFIX}{}-{tag}", std::process::id())
+    format!("{PREFIX}{}-{tag}", run())
 }
 
-/// Removes what this process has left, and what others left that are gone.
+/// The process whose run this is.
+pub fn run() -> String {
+    std::env::var(RUN).unwrap_or_else(|_| std::process::id().to_string())
+}
+
+/// Removes what others have left that are gone, and, if `own`, all that is this run's.
 pub fn sweep(own: bool) {
     for (kind, list) in [("container", &["ps", "--all"][..]), ("network", &["network", "ls"][..])] {
         let format = if kind == "container" { "{{.Names}}" } else { "{{.Name}}" };
@@ -163,7 +171,7 @@ pub fn sweep(own: bool) {
         let Ok(listed) = listed else { continue };
         let names = String::from_utf8_lossy(&listed.stdout).into_owned();
         let stale = |name: &&str| match name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()) {
-            Some(pid) if pid == std::process::id().to_string() => own,
+            Some(pid) if pid == run() => own,
             Some(pid) => !std::path::Path::new("/proc").join(pid).exists(),
             None => false,
         };
