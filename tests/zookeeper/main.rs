@@ -136,7 +136,7 @@ fn sweep_when_interrupted() {
             eprintln!("an interrupted run will leave its containers to the next one: {error}");
             return;
         }
-        server::sweep(true);
+        server::sweep_for_good();
         std::process::exit(130)
     });
 }

@@ -5,7 +5,7 @@
 use anyhow::{Context, bail, ensure};
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -28,6 +28,9 @@ pub const RUN: &str = "WARDENTEST_ZK_RUN";
 
 /// A server is up in 3 s; the limit is for a machine that is busy with others.
 const UP: Duration = Duration::from_secs(45);
+
+/// No server is started any more.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 static SHARED_SERVER: OnceCell<Server> = OnceCell::const_new();
 
@@ -67,6 +70,7 @@ impl Server {
 
     /// Starts a server without waiting until it serves: alone, a part of an ensemble never does.
     pub async fn launch(tag: &str, network: &str, env: &[String]) -> anyhow::Result<Self> {
+        ensure!(!INTERRUPTED.load(Ordering::SeqCst), "the run was broken off");
         let name = named(tag);
         let mut args = vec!["run", "--detach", "--name", &name, "--network", network, "--env", "ZOO_HEAP=64m"];
         args.extend(env.iter().flat_map(|variable| ["--env", variable.as_str()]));
@@ -177,6 +181,14 @@ pub fn sweep(own: bool) {
         };
         remove(kind, &names.lines().filter(stale).collect::<Vec<_>>());
     }
+}
+
+/// Removes all that is this run's when it is broken off, also what is just coming to be.
+pub fn sweep_for_good() {
+    INTERRUPTED.store(true, Ordering::SeqCst);
+    sweep(true);
+    std::thread::sleep(Duration::from_secs(2));
+    sweep(true);
 }
 
 fn remove(kind: &str, names: &[&str]) {
