@@ -3,7 +3,8 @@
 //! The library resolves names once, blocking, and gives up on all when one does not resolve; its connect
 //! hangs on a host that drops packets and loops for ever when nobody answers. So names are resolved here,
 //! all of them, anew in each epoch and with a limit; the addresses are shuffled, the one that has just
-//! failed comes last, and each is tried for half a second. The library gets the one that answered.
+//! failed comes last, and each is tried for half a second. The library gets the one that answered. One that
+//! accepts and closes is no server either (Docker's port forwarding does it for a container that is down).
 
 use super::{End, EndReason};
 use rand::seq::SliceRandom;
@@ -17,6 +18,9 @@ const RESOLVE: Duration = Duration::from_secs(2);
 
 /// A host that is away costs this long.
 const PROBE: Duration = Duration::from_millis(500);
+
+/// A server says nothing before it is asked; who hangs up or speaks within this time is none.
+const HOLDS: Duration = Duration::from_millis(20);
 
 /// A server that answers, and the name it was configured by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +46,8 @@ pub(super) async fn find(hosts: &[String], avoid: Option<SocketAddr>) -> Result<
     servers.sort_by_key(|server| Some(server.address) == avoid);
     for server in servers {
         match timeout(PROBE, TcpStream::connect(server.address)).await {
-            Ok(Ok(_)) => return Ok(server),
+            Ok(Ok(stream)) if timeout(HOLDS, stream.readable()).await.is_err() => return Ok(server),
+            Ok(Ok(_)) => problems.push(format!("{server}: accepts, and then closes or is not ZooKeeper")),
             Ok(Err(error)) => problems.push(format!("{server}: {error}")),
             Err(_) => problems.push(format!("{server}: no answer within {} ms", PROBE.as_millis())),
         }

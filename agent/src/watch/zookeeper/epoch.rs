@@ -5,7 +5,7 @@
 //! late, ends the epoch: a reconnect would have lost the watches, and a new session in place of an expired
 //! one would not be reported.
 
-use super::capture::Capture;
+use super::capture::{Capture, Granted};
 use super::own::{Own, Published};
 use super::tree::{REQUEST, Tree, request, send};
 use super::{Barrier, BarrierRequest, End, EndReason, Settings, Update, connect};
@@ -102,8 +102,11 @@ impl Watcher for Pokes {
     }
 }
 
-/// What an epoch begins with: client, pokes, states, our own znodes, ZooKeeper's clock.
-type Begun = (ZooKeeper, Pokes, mpsc::UnboundedReceiver<ZkState>, Own, (i64, Instant));
+/// What the server granted, and when we asked for it.
+struct Session {
+    granted: Granted,
+    at: Instant,
+}
 
 struct Epoch {
     context: Context,
@@ -117,7 +120,7 @@ struct Epoch {
 
 impl Epoch {
     async fn run(
-        mut context: Context,
+        context: Context,
         mut requests: mpsc::Receiver<BarrierRequest>,
         avoid: Option<SocketAddr>,
         connected_to: &Mutex<Option<SocketAddr>>,
@@ -126,40 +129,42 @@ impl Epoch {
         let begin = async {
             let server = connect::find(&context.settings.hosts, avoid).await?;
             *connected_to.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.address);
-            Self::begin(&mut context, &server).await
+            Self::begin(context, &server).await.map(|(epoch, session)| (epoch, server, session))
         };
-        let epoch = tokio::select! {
+        let begun = tokio::select! {
             begun = begin => begun,
             () = stop.cancelled() => Err(End::new(EndReason::Shutdown, "shutdown")),
         };
-        let mut epoch = match epoch {
-            Ok((zk, pokes, states, own, server_clock)) => {
-                let chroot = &context.settings.chroot;
-                let tree = Tree::new(
-                    format!("{chroot}{}", context.settings.tree),
-                    format!("{chroot}{}", context.settings.own),
-                    server_clock,
-                );
-                Self { context, zk, pokes, states, tree, own }
-            }
+        let (mut epoch, server, session) = match begun {
+            Ok(begun) => begun,
             Err(end) => return end,
         };
-        let end = epoch.last(&mut requests).await;
-        if matches!(end.reason, EndReason::SettingsChanged | EndReason::Shutdown) {
-            // The connection is healthy: end the session now, so that our znode is gone at once.
+        let entered = tokio::select! {
+            entered = epoch.enter(&server, session) => entered,
+            () = stop.cancelled() => Err(End::new(EndReason::Shutdown, "shutdown")),
+        };
+        let end = match entered {
+            Ok(()) => epoch.last(&mut requests).await,
+            Err(end) => end,
+        };
+        if end.reason.leaves_the_connection() {
+            // End the session now, so that our znode is gone at once, and no session is left behind by each of
+            // many attempts that cannot succeed.
             drop(timeout(CLOSE, epoch.zk.close()).await);
         }
         end
     }
 
-    /// Connects, authenticates, reports the session.
-    async fn begin(context: &mut Context, server: &connect::Server) -> Result<Begun, End> {
+    /// Connects, until there is a session.
+    async fn begin(context: Context, server: &connect::Server) -> Result<(Self, Session), End> {
         let settings = &context.settings;
         let requested = settings.session_timeout.clamp(SHORTEST_TIMEOUT, LONGEST_TIMEOUT);
         let capture = Capture::start();
         let pokes = Pokes::default();
         let address = server.address.to_string();
-        let connecting = ZooKeeper::connect(&address, requested, pokes.clone());
+        // Longer than we wait: it is to try once.
+        let before_retry = HANDSHAKE * 2;
+        let connecting = ZooKeeper::connect_with_retry_time(&address, requested, pokes.clone(), before_retry);
         let late = |what: &str| {
             let detail = format!("{server}: {what} within {} s", HANDSHAKE.as_secs());
             End::new(EndReason::ConnectTimeout, detail)
@@ -174,21 +179,35 @@ impl Epoch {
             let _nobody_may_listen_any_more = states_in.send(state);
         });
         let at = Instant::now();
-        match timeout(HANDSHAKE, states.recv()).await {
-            Ok(Some(ZkState::Connected)) => {}
-            Ok(state) => {
-                return Err(End::new(EndReason::Disconnected, format!("{server}: no session, but {state:?}")));
+        let state = tokio::select! {
+            state = timeout(HANDSHAKE, states.recv()) => state.map_err(|_| late("no session"))?,
+            // It would not tell its listeners, and never stop.
+            () = capture.connects_again() => {
+                return Err(End::new(EndReason::Disconnected, format!("{server}: hung up instead of a session")));
             }
-            Err(_) => return Err(late("no session")),
+        };
+        if state != Some(ZkState::Connected) {
+            return Err(End::new(EndReason::Disconnected, format!("{server}: no session, but {state:?}")));
         }
         let Some(granted) = capture.granted() else {
             return Err(End::new(EndReason::Crashed, "the ZooKeeper library does not tell its session"));
         };
+        let own = Own::new(settings, granted.session);
+        let chroot = &settings.chroot;
+        let tree = Tree::new(format!("{chroot}{}", settings.tree), format!("{chroot}{}", settings.own));
+        Ok((Self { context, zk, pokes, states, tree, own }, Session { granted, at }))
+    }
+
+    /// Authenticates, looks for the chroot, writes once, reports the session.
+    async fn enter(&mut self, server: &connect::Server, session: Session) -> Result<(), End> {
+        let Self { context, zk, tree, own, .. } = self;
+        let settings = &context.settings;
         for (scheme, credential) in &settings.auth {
             let credential = credential.reveal().as_bytes().to_vec();
+            // Whether it was refused or got lost is in the reason.
             request("/", zk.add_auth(scheme, credential)).await.map_err(|failed| {
-                let detail = format!("{server}: authentication by {scheme} failed ({})", failed.end().detail);
-                End::new(EndReason::AuthFailed, detail)
+                let end = failed.end();
+                End::new(end.reason, format!("{server}: authentication by {scheme} failed ({})", end.detail))
             })?;
         }
         if !settings.chroot.is_empty() {
@@ -198,19 +217,18 @@ impl Epoch {
                 return Err(End::new(EndReason::ChrootMissing, detail));
             }
         }
-        let own = Own::new(settings, granted.session);
         // A server that takes no writes (cut off from its quorum) is of no use, and so is found out at once.
-        let server_clock = (own.server_clock(&zk).await?, Instant::now());
+        tree.set_server_clock(own.server_clock(zk).await?, Instant::now());
         let connected = Update::Connected {
             server: server.to_string(),
-            session: granted.session,
+            session: session.granted.session,
             requested: settings.session_timeout,
-            negotiated: granted.timeout,
-            at,
+            negotiated: session.granted.timeout,
+            at: session.at,
         };
         send(&context.updates, connected).await?;
         context.published.mark_changed();
-        Ok((zk, pokes, states, own, server_clock))
+        Ok(())
     }
 
     /// Everything the epoch does until it ends.
@@ -243,7 +261,16 @@ impl Epoch {
         let stop = context.stop.clone();
         let working = async {
             match work {
-                Work::Pass => tree.pass(zk, &context.updates).await,
+                Work::Pass => {
+                    tree.pass(zk, &context.updates).await?;
+                    let published = context.published.borrow().clone();
+                    let Some(data) = published else { return Ok(()) };
+                    if !own.is_spoiled(tree.agent(&context.settings.agent), &data) {
+                        return Ok(());
+                    }
+                    tracing::warn!("our own znode was changed or removed by somebody else; it is written again");
+                    publish(own, zk, &data, &context.updates).await
+                }
                 Work::Poked(paths) => tree.poked(paths, zk, &context.updates).await,
                 Work::Barrier(BarrierRequest { started, reply }) => {
                     let barrier = own.barrier(zk, &tree.leader(), started).await;
@@ -258,12 +285,7 @@ impl Epoch {
                 Work::Publish => {
                     let data = context.published.borrow_and_update().clone();
                     let Some(data) = data else { return Ok(()) };
-                    match own.publish(zk, &data).await? {
-                        Published::Done => Ok(()),
-                        Published::TakenBy(by) => {
-                            send(&context.updates, Update::NameTaken { by, at: Instant::now() }).await
-                        }
-                    }
+                    publish(own, zk, &data, &context.updates).await
                 }
             }
         };
@@ -283,6 +305,14 @@ impl Epoch {
             return Ok(());
         }
         Err(End::new(EndReason::SettingsChanged, format!("the session timeout is to be {} s", wanted.as_secs())))
+    }
+}
+
+/// Publishes `data`, and says so if the name is another's.
+async fn publish(own: &mut Own, zk: &ZooKeeper, data: &[u8], updates: &mpsc::Sender<Update>) -> Result<(), End> {
+    match own.publish(zk, data).await? {
+        Published::Done => Ok(()),
+        Published::TakenBy(by) => send(updates, Update::NameTaken { by, at: Instant::now() }).await,
     }
 }
 

@@ -187,6 +187,11 @@ impl EndReason {
             Self::Shutdown => "shutdown",
         }
     }
+
+    /// Whether the connection is well when an epoch ends like this.
+    const fn leaves_the_connection(self) -> bool {
+        matches!(self, Self::SettingsChanged | Self::Shutdown | Self::AuthFailed | Self::ChrootMissing)
+    }
 }
 
 /// The end of an epoch.
@@ -326,8 +331,10 @@ async fn epochs(mut context: epoch::Context, present: &Present) {
             }
         };
         let lost = Update::Lost { reason: end.reason, detail: end.detail, at };
-        if context.updates.send(lost).await.is_err() {
-            return;
+        // Whoever shuts us down may be the one who no longer takes updates.
+        tokio::select! {
+            sent = context.updates.send(lost) => if sent.is_err() { return },
+            () = context.stop.cancelled() => return,
         }
         context.settings.session_timeout = *context.session_timeout.borrow_and_update();
         // A server that has just failed us is tried last.

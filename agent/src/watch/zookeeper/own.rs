@@ -1,10 +1,10 @@
 //! Our own znodes: the ephemeral one that shows us to others, and the one that barriers write.
 
 use super::tree::{Failed, request};
-use super::{Barrier, End, EndReason, Settings, tree};
+use super::{Barrier, End, EndReason, Settings, Znode, tree};
 use serde::Deserialize;
 use std::time::Instant;
-use zookeeper_async::{Acl, CreateMode, Stat, ZooKeeper};
+use zookeeper_async::{Acl, CreateMode, Permission, Stat, ZooKeeper};
 
 /// Our part of the tree, within one epoch.
 pub(super) struct Own {
@@ -13,6 +13,10 @@ pub(super) struct Own {
     /// `<own>/barriers/<name>`, with chroot.
     barrier: String,
     acl: Vec<Acl>,
+    /// What is above our own tree and shared with the agents of other clusters, like `/warden`.
+    above: String,
+    /// Their credentials may be others than ours: everybody may come and create a tree there.
+    above_acl: Vec<Acl>,
     session: i64,
     /// Whether the ephemeral is there and ours.
     held: bool,
@@ -30,11 +34,19 @@ impl Own {
     pub(super) fn new(settings: &Settings, session: i64) -> Self {
         let own = format!("{}{}", settings.chroot, settings.own);
         // With credentials only those who have them may touch our znodes.
-        let acl = if settings.auth.is_empty() { Acl::open_unsafe() } else { Acl::creator_all() };
+        let (acl, above_acl) = if settings.auth.is_empty() {
+            (Acl::open_unsafe().clone(), Acl::open_unsafe().clone())
+        } else {
+            let everybody = Acl::new(Permission::READ | Permission::CREATE, "world", "anyone");
+            (Acl::creator_all().clone(), [Acl::creator_all().as_slice(), &[everybody]].concat())
+        };
+        let above = own.rsplit_once('/').map_or("", |(above, _)| above).to_owned();
         Self {
             agent: format!("{own}/agents/{}", settings.agent),
             barrier: format!("{own}/barriers/{}", settings.agent),
-            acl: acl.clone(),
+            acl,
+            above,
+            above_acl,
             session,
             held: false,
         }
@@ -57,13 +69,15 @@ impl Own {
     }
 
     async fn touch_barrier(&self, zk: &ZooKeeper) -> Result<Stat, End> {
-        loop {
+        // Once it is created it stays, unless somebody removes it again and again.
+        for _ in 0..3 {
             match request(&self.barrier, zk.set_data(&self.barrier, Vec::new(), None)).await {
                 Ok(stat) => return Ok(stat),
                 Err(Failed::NoNode) => self.create(zk, &self.barrier, Vec::new(), CreateMode::Persistent).await?,
                 Err(failed) => return Err(failed.end()),
             }
         }
+        Err(End::new(EndReason::RequestFailed, format!("{}: it is removed as soon as it is there", self.barrier)))
     }
 
     /// Puts `data` into our own ephemeral znode, creating it if it is not there.
@@ -109,6 +123,13 @@ impl Own {
         Err(End::new(EndReason::RequestFailed, format!("{}: it keeps changing under us", self.agent)))
     }
 
+    /// Whether our ephemeral znode, as it was just read, is no longer as we left it: somebody removed it, or a
+    /// write that a former epoch gave up was applied late. One that has another owner is not ours to mend at
+    /// once: two agents under one name would fight without a pause.
+    pub(super) fn is_spoiled(&self, read: Option<&Znode>, data: &[u8]) -> bool {
+        self.held && read.is_none_or(|znode| znode.owner == self.session && znode.data != data)
+    }
+
     /// Creates a znode, and its parents where they are missing. That it is there already is fine.
     async fn create(&self, zk: &ZooKeeper, path: &str, data: Vec<u8>, mode: CreateMode) -> Result<(), End> {
         match request(path, zk.create(path, data.clone(), self.acl.clone(), mode)).await {
@@ -117,16 +138,20 @@ impl Own {
             Err(failed) => return Err(failed.end()),
         }
         let slashes = path.match_indices('/').map(|(at, _)| at).skip(1);
+        let mut refused = None;
         for parent in slashes.filter_map(|at| path.get(..at)) {
-            match request(parent, zk.create(parent, Vec::new(), self.acl.clone(), CreateMode::Persistent)).await {
+            let acl = if self.above.starts_with(parent) { &self.above_acl } else { &self.acl };
+            match request(parent, zk.create(parent, Vec::new(), acl.clone(), CreateMode::Persistent)).await {
                 Ok(_) | Err(Failed::NodeExists) => {}
                 // Parents that are not ours, like a chroot, need not be ours to create.
-                Err(Failed::End(end)) if end.reason == EndReason::AuthFailed => {}
+                Err(Failed::End(end)) if end.reason == EndReason::AuthFailed => refused = Some(end),
                 Err(failed) => return Err(failed.end()),
             }
         }
         match request(path, zk.create(path, data, self.acl.clone(), mode)).await {
             Ok(_) | Err(Failed::NodeExists) => Ok(()),
+            // A parent is missing: it was not ours to create, but it was needed.
+            Err(failed @ Failed::NoNode) => Err(refused.unwrap_or_else(|| failed.end())),
             Err(failed) => Err(failed.end()),
         }
     }

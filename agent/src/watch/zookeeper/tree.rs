@@ -41,17 +41,27 @@ pub(super) struct Tree {
     complained: bool,
     /// ZooKeeper's clock, milliseconds since 1970, and when it was read: what is found in place when the epoch
     /// begins is as old as its last change, not as our first sight of it.
-    server_clock: (i64, Instant),
+    server_clock: Option<(i64, Instant)>,
 }
 
 impl Tree {
-    pub(super) fn new(patroni: String, own: String, server_clock: (i64, Instant)) -> Self {
-        Self { patroni, own, seen: BTreeMap::new(), complained: false, server_clock }
+    pub(super) fn new(patroni: String, own: String) -> Self {
+        Self { patroni, own, seen: BTreeMap::new(), complained: false, server_clock: None }
+    }
+
+    /// Sets ZooKeeper's clock: what it showed, and when. To be called before the first pass.
+    pub(super) fn set_server_clock(&mut self, server_ms: i64, at: Instant) {
+        self.server_clock = Some((server_ms, at));
     }
 
     /// The leader znode's path.
     pub(super) fn leader(&self) -> String {
         format!("{}/leader", self.patroni)
+    }
+
+    /// What was last read of an agent's znode.
+    pub(super) fn agent(&self, name: &str) -> Option<&Znode> {
+        self.seen.get(&Node::Agent(name.to_owned()))?.as_ref()
     }
 
     fn path(&self, node: &Node) -> String {
@@ -187,7 +197,7 @@ impl Tree {
     /// When a znode that was there before us was last written, by ZooKeeper's clock alone: a frozen agent's word
     /// does not become any fresher by being read again. Never later than `read`.
     fn written_at(&self, found: &Znode, read: Instant) -> Instant {
-        let (server_ms, ours) = self.server_clock;
+        let Some((server_ms, ours)) = self.server_clock else { return read };
         let age = u64::try_from(server_ms.saturating_sub(found.mtime_ms)).unwrap_or(0);
         ours.checked_sub(Duration::from_millis(age)).unwrap_or(ours).min(read)
     }
