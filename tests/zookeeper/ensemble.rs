@@ -29,7 +29,7 @@ pub async fn cut_off() -> anyhow::Result<()> {
     ensure!(read.is_some_and(|leader| leader.data == b"old"), "the barrier reads otherwise");
     let there = Raw::connect(follower.address).await?;
 
-    follower.container.cut(&network.0).await?;
+    follower.container.unplug(&network.0).await?;
     raw.set(&names.patroni("leader"), b"new").await?;
     let (stale, _) = there.get(&names.patroni("leader")).await?.context("no leader")?;
     ensure!(stale == b"old", "a plain read is not stale: this test shows nothing");
