@@ -44,7 +44,7 @@ impl Names {
     }
 
     /// Each scope has its own root: with credentials, `/warden` would be for one test only.
-    fn own(&self) -> String {
+    pub fn own(&self) -> String {
         format!("/warden-{}/cluster", self.scope)
     }
 

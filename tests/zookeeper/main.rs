@@ -72,6 +72,7 @@ fn trials() -> Vec<Trial> {
         trial("our_own_znode_comes_back_when_somebody_removes_it", own::removed),
         trial("a_name_taken_by_another_address_is_reported", own::name_taken),
         trial("our_own_former_life_is_taken_over_at_once", own::former_life),
+        trial("a_word_found_in_place_is_as_old_as_it_is", own::old_word),
         trial("shutdown_ends_the_session_at_once", own::shutdown),
         trial("shutdown_takes_no_longer_when_nothing_can_be_reached_or_nobody_listens", own::shutdown_in_bad_times),
         trial("digest_credentials_are_given_again_and_protect_our_znodes", own::digest),

@@ -104,6 +104,31 @@ pub async fn name_taken() -> anyhow::Result<()> {
     second.shutdown().await.map(drop)
 }
 
+/// Fails for a client that dates what it finds by when it found it: with each new session the last word of a
+/// frozen agent would be fresh again.
+pub async fn old_word() -> anyhow::Result<()> {
+    let server = Server::shared().await?;
+    let (names, raw) = (Names::new("oldword"), Raw::connect(server.address).await?);
+    let other = format!("{}/agents/frozen", names.own());
+    raw.create_ephemeral(&other, &record("10.0.0.2:8009", "last word")).await?;
+    let silence = Duration::from_secs(4);
+    tokio::time::sleep(silence).await;
+    let agent = Agent::spawn(names.settings(&[server.host()]));
+    let dated = |update: &Update| match update {
+        Update::Znode { node: Node::Agent(name), value: Some(_), at } if name == "frozen" => Some(at.elapsed()),
+        _ => None,
+    };
+    let (age, _) = agent.wait(0, "the agent's word", LONG, dated).await?;
+    ensure!(age >= silence && age < silence + LONG, "a word of {silence:?} ago is {age:?} old");
+    // What is said from now on is news.
+    let mark = agent.mark();
+    raw.set(&other, &record("10.0.0.2:8009", "thawed")).await?;
+    let (age, _) = agent.wait(mark, "the agent's new word", SOON, dated).await?;
+    ensure!(age < silence, "a new word is {age:?} old");
+    agent.shutdown().await?;
+    raw.close().await
+}
+
 /// Fails for a client that waits for its former session to expire, up to 40 s.
 pub async fn former_life() -> anyhow::Result<()> {
     let server = Server::shared().await?;
