@@ -192,9 +192,7 @@ pub fn postgres(view: &View, name: &MemberName, member: &Member, now: Moment) ->
             Some(Fact::new(answer.clone(), Source::Agent, asked))
         })
         .filter(|fact| fact.age(now) <= AGENT_LIMIT);
-    let said = |fact: &Fact<PostgresAnswer>| {
-        matches!(fact.value, PostgresAnswer::Writable(_) | PostgresAnswer::InRecovery(_) | PostgresAnswer::Refused(_))
-    };
+    let said = |fact: &Fact<PostgresAnswer>| view::writable(&fact.value).is_some();
     let direct = [&own, &agent].into_iter().flatten();
     let best = direct.filter(|fact| said(fact)).max_by_key(|fact| fact.at).cloned();
     best.or_else(|| heard_by_patroni(member, now)).or(own).or(agent)

@@ -1,13 +1,16 @@
 //! What should be done, as a pure function of what is believed.
 //!
-//! Nothing in the plan changes Patroni, PostgreSQL or HAProxy yet: it verifies, announces and keeps the
-//! session timeout equal to Patroni's ttl. The rules that act on the world (fence, release, nudge, route)
-//! become modules beside this one, called from [`decide`].
+//! The plan verifies, announces and keeps the session timeout equal to Patroni's ttl. The rules that act on the
+//! world are modules beside this one ([`crate::fence`], [`crate::release`], [`crate::nudge`]); what is in here is
+//! only when what they say is ordered, and when it is ordered again.
 
-use crate::event::{AgentRecord, PostgresAnswer};
+use crate::event::{AgentRecord, FenceOutcome, PostgresAnswer, Rule};
 use crate::fact::Reading;
-use crate::types::Moment;
+use crate::fence::{self, Order};
+use crate::release::{self, Release, ReleasePolicy};
+use crate::types::{MemberName, Moment};
 use crate::view::{Link, View};
+use crate::{assess, nudge};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -21,11 +24,39 @@ pub struct Policy {
     pub verify_every: Duration,
     /// Our own znode is written at least this often.
     pub announce_every: Duration,
+    /// What becomes of the rules of fencing.
+    pub fencing: Fencing,
+    /// When a leader key may be released.
+    pub release: ReleasePolicy,
+    /// Patroni may be woken.
+    pub nudge: bool,
+}
+
+/// What becomes of the rules of fencing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fencing {
+    /// They are carried out.
+    Enforce,
+    /// It is said and counted what would have been done.
+    Observe,
+    /// They are not asked.
+    Off,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { verify_every: Duration::from_secs(2), announce_every: Duration::from_secs(2) }
+        Self {
+            verify_every: Duration::from_secs(2),
+            announce_every: Duration::from_secs(2),
+            fencing: Fencing::Enforce,
+            release: ReleasePolicy {
+                enabled: false,
+                handover: false,
+                after: Duration::from_millis(50),
+                patroni_is_pid_1: false,
+            },
+            nudge: false,
+        }
     }
 }
 
@@ -65,7 +96,35 @@ pub enum Action {
     Announce(Box<AgentRecord>),
     /// Ask ZooKeeper for this session timeout from now on.
     UseSessionTimeout(Duration),
+    /// Stop a server that must not take writes any more.
+    Fence(Box<Order>),
+    /// Say what would have been fenced.
+    ObserveFence(Box<Order>),
+    /// Remove our own fence record: what it stood for is over.
+    CloseFence(MemberName),
+    /// Ask the local PostgreSQL now and not when its turn comes.
+    Probe,
+    /// Delete the leader key that our dead neighbour holds.
+    Release(Box<Release>),
+    /// Wake the local Patroni.
+    Nudge,
 }
+
+/// A fence that is under way is not ordered again sooner than this: its own ladder takes less.
+const FENCE_LOST: Duration = Duration::from_secs(12);
+
+/// A fence that did not work is ordered again after this.
+const FENCE_PAUSE: Duration = Duration::from_millis(500);
+
+/// A fence that waits in front of a silent server is renewed this often; each is good for twice as long, so that
+/// one that is no longer wanted is soon none.
+pub const FENCE_RENEWED: Duration = Duration::from_secs(5);
+
+/// A record that was removed is looked for again after this.
+const CLOSE_PAUSE: Duration = Duration::from_secs(2);
+
+/// What would be fenced is said this often while the reason lasts.
+const OBSERVED_AGAIN: Duration = Duration::from_secs(60);
 
 /// Decides. Total: any view, any policy, any moment.
 pub fn decide(view: &View, policy: &Policy, now: Moment) -> Plan {
@@ -77,7 +136,88 @@ pub fn decide(view: &View, policy: &Policy, now: Moment) -> Plan {
         plan.consider(verification(view, policy, now), now);
         plan.consider(announcement(view, policy, now), now);
     }
+    fencing(view, policy, now, &mut plan);
+    releasing(view, policy, now, &mut plan);
+    if policy.nudge {
+        match nudge::judge(view, now) {
+            nudge::Due::Nudge(reason) => plan.steps.push(Step { action: Action::Nudge, reason }),
+            nudge::Due::Later(at) => plan.consider(Due::At(at), now),
+            nudge::Due::NoReason => {}
+        }
+    }
     plan
+}
+
+fn fencing(view: &View, policy: &Policy, now: Moment, plan: &mut Plan) {
+    if policy.fencing == Fencing::Off {
+        return;
+    }
+    let verdict = fence::judge(view, now);
+    if let Some(at) = verdict.look_again {
+        plan.consider(Due::At(at), now);
+    }
+    for order in verdict.orders {
+        let next = next_fence(view, &order.member, policy, now);
+        if now < next {
+            plan.consider(Due::At(next), now);
+            continue;
+        }
+        let reason = order.reason.clone();
+        let order = Box::new(order);
+        let action =
+            if policy.fencing == Fencing::Enforce { Action::Fence(order) } else { Action::ObserveFence(order) };
+        plan.steps.push(Step { action, reason });
+    }
+    if let Some(step) = closing(view, now) {
+        plan.steps.push(step);
+    }
+}
+
+/// When a fence of `member` may be ordered, at the earliest.
+fn next_fence(view: &View, member: &MemberName, policy: &Policy, now: Moment) -> Moment {
+    let Some(ordered) = view.leadership.ordered.get(member) else { return now };
+    if policy.fencing == Fencing::Observe {
+        return ordered.at.plus(OBSERVED_AGAIN);
+    }
+    match &ordered.outcome {
+        None => ordered.at.plus(FENCE_LOST),
+        Some((FenceOutcome::Waiting, _, _)) => ordered.at.plus(FENCE_RENEWED),
+        // It takes writes again, or the rule would not ask for it.
+        Some((FenceOutcome::Confirmed { .. }, _, _)) => now,
+        Some((FenceOutcome::Failed(_) | FenceOutcome::Withdrawn(_), _, at)) => at.plus(FENCE_PAUSE),
+    }
+}
+
+/// Our own fence is over when the server is in recovery or leads again; what a person asked for stays.
+fn closing(view: &View, now: Moment) -> Option<Step> {
+    let own = view.identity.member.as_ref()?;
+    if view.leadership.closed.is_some_and(|at| now.since(at) < CLOSE_PAUSE) {
+        return None;
+    }
+    let record = view.leadership.records.get(own)?.value.present().filter(|record| record.rule != Rule::Operator)?;
+    let known = fence::verified(view, now)?;
+    let postgres = view.members.get(own)?.postgres.as_ref()?.fresh(now, assess::PROBE_LIMIT)?;
+    let reason = match (postgres, known.leader.present()) {
+        (PostgresAnswer::InRecovery(_), _) => format!("{own} is in recovery"),
+        (PostgresAnswer::Writable(_), Some(key)) if key.holder == *own => format!("{own} leads"),
+        _ => return None,
+    };
+    let reason = format!("{reason}: the fence by rule {} is over", record.rule.as_str());
+    Some(Step { action: Action::CloseFence(own.clone()), reason })
+}
+
+fn releasing(view: &View, policy: &Policy, now: Moment, plan: &mut Plan) {
+    match release::judge(view, &policy.release, now) {
+        release::Due::Nothing => {}
+        release::Due::Probe => {
+            plan.steps.push(Step { action: Action::Probe, reason: "its death is to be proved".to_string() });
+        }
+        release::Due::At(at) => plan.consider(Due::At(at), now),
+        release::Due::Release(release) => {
+            let reason = release.reason.clone();
+            plan.steps.push(Step { action: Action::Release(Box::new(release)), reason });
+        }
+    }
 }
 
 /// A step, or the moment at which there may be one.

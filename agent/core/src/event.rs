@@ -75,6 +75,24 @@ pub enum Event {
     AliveLock(AliveLock),
     /// HAProxy's runtime socket was asked.
     Haproxy(HaproxyAnswer),
+    /// The session that is kept ready to fence the local PostgreSQL with.
+    FenceSession(FenceSession),
+    /// What became of a fence that was ordered.
+    Fence(FenceReport),
+    /// A fence record in ZooKeeper, `/warden/<scope>/fences/<member>`.
+    FenceRecord {
+        /// Whose fence.
+        member: MemberName,
+        /// What it says.
+        record: Reading<FenceRecord>,
+    },
+    /// What became of a release that was ordered.
+    Release(ReleaseReport),
+    /// What became of a nudge.
+    Nudged {
+        /// It worked, or why it did not.
+        outcome: Result<(), String>,
+    },
     /// An action was started.
     Started(Started),
     /// One of the agent's own tasks failed; it is started again.
@@ -93,6 +111,122 @@ pub enum Started {
     Verification,
     /// This was handed over to be written to our own znode.
     Announcement(Box<AgentRecord>),
+    /// A fence was ordered.
+    Fence(MemberName),
+    /// Our own fence record was removed.
+    CloseFence,
+    /// The local PostgreSQL was asked out of turn.
+    Probe,
+    /// A release was ordered.
+    Release,
+    /// A nudge was ordered.
+    Nudge,
+}
+
+/// The session that is kept ready to fence the local PostgreSQL with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FenceSession {
+    /// Warm: a fence needs no more than one statement on it.
+    Ready,
+    /// Not there; the text says why. A fence has to connect first.
+    Lost(String),
+}
+
+/// What became of a fence that was ordered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FenceReport {
+    /// Whose fence.
+    pub member: MemberName,
+    /// By which rule.
+    pub rule: Rule,
+    /// How it went.
+    pub outcome: FenceOutcome,
+}
+
+/// How a fence went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FenceOutcome {
+    /// A new session was refused, or the server is in recovery.
+    Confirmed {
+        /// Which step of the ladder did it.
+        by: &'static str,
+        /// From the order to the confirmation.
+        took: Duration,
+    },
+    /// The order stands in front of a server that is silent: the first thing it does when it wakes.
+    Waiting,
+    /// Looked at again right before acting, it was no longer right; the text says what had changed.
+    Withdrawn(String),
+    /// It did not work; the text says why. It is ordered again while the reason lasts.
+    Failed(String),
+}
+
+/// A fence record in ZooKeeper.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FenceRecord {
+    /// Whose fence.
+    pub member: MemberName,
+    /// By which rule.
+    pub rule: Rule,
+    /// Why, in words.
+    pub reason: String,
+    /// Who ordered it: an agent's name, or `operator`.
+    pub by: String,
+    /// When it was ordered, by the clock of who ordered it.
+    pub ordered: UnixMillis,
+    /// When it was confirmed; `None` while it is not.
+    pub confirmed: Option<UnixMillis>,
+    /// What was believed when it was ordered, name and value.
+    pub facts: Vec<(String, String)>,
+}
+
+/// Why a server is fenced. The names are shown to people and used as metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    /// Another member holds the leader key.
+    Superseded,
+    /// Nobody holds it, and Patroni is away.
+    Orphaned,
+    /// ZooKeeper and Patroni are away, and the key may soon be somebody else's.
+    Lease,
+    /// We lead, and an old primary still takes writes.
+    Peer,
+    /// A person asked for it.
+    Operator,
+    /// The server and its Patroni are proved gone: what is left to record of a crashed leader.
+    Crashed,
+}
+
+impl Rule {
+    /// Every rule, so that text can be looked up.
+    pub const ALL: [Self; 6] =
+        [Self::Superseded, Self::Orphaned, Self::Lease, Self::Peer, Self::Operator, Self::Crashed];
+
+    /// The name shown to people and in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Superseded => "superseded",
+            Self::Orphaned => "orphaned",
+            Self::Lease => "lease",
+            Self::Peer => "peer",
+            Self::Operator => "operator",
+            Self::Crashed => "crashed",
+        }
+    }
+}
+
+/// What became of a release that was ordered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReleaseReport {
+    /// The leader key is deleted.
+    Done {
+        /// From the order to the deletion.
+        took: Duration,
+    },
+    /// Looked at again right before acting, it was no longer right; the text says what had changed.
+    Withdrawn(String),
+    /// It did not work; the text says why.
+    Failed(String),
 }
 
 /// A ZooKeeper session.
@@ -153,6 +287,9 @@ pub enum Barrier {
     Verified {
         /// What it said.
         leader: Reading<LeaderKey>,
+        /// Patroni's dynamic configuration, read behind the same barrier: whether the cluster is paused has to be as
+        /// certain as who leads it.
+        config: Reading<ClusterConfig>,
         /// In which session.
         session: SessionId,
         /// When the answer was there.
@@ -380,8 +517,12 @@ pub struct PatroniStatus {
     pub cluster_unlocked: bool,
     /// Whether the HA loop turns, from `GET /liveness`; `None` where that was not answered.
     pub loop_turns: Option<bool>,
-    /// Patroni's last contact with ZooKeeper, by its own clock.
-    pub dcs_last_seen: Option<UnixMillis>,
+    /// Patroni's last contact with ZooKeeper, turned into our clock when the answer was there.
+    pub dcs_last_seen: Option<Moment>,
+    /// The member's name as its Patroni knows it.
+    pub name: Option<MemberName>,
+    /// Tagged so that it never becomes synchronous.
+    pub nosync: bool,
     /// Patroni's version.
     pub version: Option<String>,
 }
@@ -395,6 +536,9 @@ pub enum PostgresAnswer {
     InRecovery(Server),
     /// Nobody listens, or the server turns sessions away (starting up, shutting down).
     Refused(String),
+    /// Nobody listens on its unix socket, which is the socket that it had: the postmaster is gone. Never said of a
+    /// server that is asked over TCP, where another host may answer in its place.
+    Gone(String),
     /// No answer within the limit, or no way to its host.
     Silent(String),
     /// It answers, but not to us (authentication, too many connections): nothing is known.
@@ -407,7 +551,7 @@ impl PostgresAnswer {
         match self {
             Self::Writable(_) => "writable",
             Self::InRecovery(_) => "in_recovery",
-            Self::Refused(_) => "refused",
+            Self::Refused(_) | Self::Gone(_) => "refused",
             Self::Silent(_) => "silent",
             Self::Unknown(_) => "unknown",
         }
@@ -417,7 +561,7 @@ impl PostgresAnswer {
     pub const fn server(&self) -> Option<&Server> {
         match self {
             Self::Writable(server) | Self::InRecovery(server) => Some(server),
-            Self::Refused(_) | Self::Silent(_) | Self::Unknown(_) => None,
+            Self::Refused(_) | Self::Gone(_) | Self::Silent(_) | Self::Unknown(_) => None,
         }
     }
 
@@ -425,7 +569,7 @@ impl PostgresAnswer {
     pub fn detail(&self) -> Option<&str> {
         match self {
             Self::Writable(_) | Self::InRecovery(_) => None,
-            Self::Refused(why) | Self::Silent(why) | Self::Unknown(why) => Some(why),
+            Self::Refused(why) | Self::Gone(why) | Self::Silent(why) | Self::Unknown(why) => Some(why),
         }
     }
 }

@@ -4,10 +4,11 @@
 //! [`crate::assess`]'s. A fact is never replaced by one that was asked for earlier.
 
 use crate::event::{
-    AgentRecord, AliveLock, Barrier, ClusterConfig, Event, FailoverRequest, HaproxyAnswer, LeaderKey, MemberRecord,
-    Observed, PatroniAnswer, PostgresAnswer, Session, Started, SyncState, Znode,
+    AgentRecord, AliveLock, Barrier, ClusterConfig, Event, FailoverRequest, FenceOutcome, FenceReport, HaproxyAnswer,
+    LeaderKey, MemberRecord, Observed, PatroniAnswer, PostgresAnswer, Session, Started, SyncState, Znode,
 };
 use crate::fact::{Fact, Reading, Source};
+use crate::leadership::Leadership;
 use crate::types::{AgentName, Lsn, MemberName, Moment, SystemId, Timeline};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -68,6 +69,8 @@ pub enum Link {
 pub struct Verification {
     /// What the leader znode said.
     pub leader: Reading<LeaderKey>,
+    /// What Patroni's dynamic configuration said behind the same barrier.
+    pub config: Reading<ClusterConfig>,
     /// The session it was read in.
     pub session: crate::types::SessionId,
     /// When it was asked for.
@@ -89,6 +92,8 @@ pub struct Member {
     pub patroni_away_since: Option<Moment>,
     /// How its PostgreSQL answered us last.
     pub postgres: Option<Fact<PostgresAnswer>>,
+    /// The system identifier that its PostgreSQL last told.
+    pub system_id: Option<SystemId>,
     /// Since when its PostgreSQL has been seen writable, by whomever, and never otherwise in between.
     pub writable_since: Option<Moment>,
     /// When anything of it last showed life.
@@ -111,7 +116,7 @@ pub(crate) const fn writable(answer: &PostgresAnswer) -> Option<bool> {
     match answer {
         PostgresAnswer::Writable(_) => Some(true),
         // A server that turns every session away takes no writes.
-        PostgresAnswer::InRecovery(_) | PostgresAnswer::Refused(_) => Some(false),
+        PostgresAnswer::InRecovery(_) | PostgresAnswer::Refused(_) | PostgresAnswer::Gone(_) => Some(false),
         PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => None,
     }
 }
@@ -174,6 +179,8 @@ pub struct View {
     pub verification_asked: Option<Moment>,
     /// What was last written to our own znode, and when.
     pub announced: Option<(Box<AgentRecord>, Moment)>,
+    /// What the rules of leadership have to remember.
+    pub leadership: Leadership,
 }
 
 impl View {
@@ -198,6 +205,7 @@ impl View {
             failed_tasks: BTreeMap::new(),
             verification_asked: None,
             announced: None,
+            leadership: Leadership::default(),
         }
     }
 
@@ -211,6 +219,23 @@ impl View {
 
     /// Takes in something that happened. `now` is when it is taken in, `observed.at` when it was asked for.
     pub fn apply(&mut self, observed: Observed, now: Moment) {
+        let at = observed.at;
+        self.leadership.note(&observed.event, at, self.identity.member.as_ref(), self.tree_read);
+        self.take_in(observed, now);
+        self.note_lock(now);
+    }
+
+    /// Whether the alive lock can be relied on in this reign.
+    fn note_lock(&mut self, now: Moment) {
+        let Some(lock) = &self.alive_lock else { return };
+        let member = self.identity.member.as_ref().and_then(|name| self.members.get(name));
+        let answers = member.and_then(|member| member.patroni.as_ref()).is_some_and(|fact| {
+            matches!(fact.value, PatroniAnswer::Answering(_)) && fact.age(now) <= crate::assess::PROBE_LIMIT
+        });
+        self.leadership.note_lock(&lock.value, answers);
+    }
+
+    fn take_in(&mut self, observed: Observed, now: Moment) {
         let at = observed.at;
         match observed.event {
             Event::Tick => self.forget_the_departed(now),
@@ -269,8 +294,9 @@ impl View {
             }
             Event::Postgres { member, via, answer } => {
                 let member = self.members.entry(member).or_default();
-                if answer.server().is_some() {
+                if let Some(server) = answer.server() {
                     member.alive_at = Some(at);
+                    member.system_id = server.system_id.or(member.system_id);
                 }
                 member.note_writable(writable(&answer), at);
                 replace(&mut member.postgres, Fact::new(answer, via, at));
@@ -282,6 +308,17 @@ impl View {
             }
             Event::Started(Started::Verification) => self.verification_asked = Some(at),
             Event::Started(Started::Announcement(record)) => self.announced = Some((record, at)),
+            // A confirmed fence is a proof: a new session was refused, or the server is in recovery.
+            Event::Fence(FenceReport { member, outcome: FenceOutcome::Confirmed { .. }, .. }) => {
+                self.members.entry(member).or_default().note_writable(Some(false), at);
+            }
+            // The rest is leadership's alone.
+            Event::FenceSession(_)
+            | Event::Fence(_)
+            | Event::FenceRecord { .. }
+            | Event::Release(_)
+            | Event::Nudged { .. }
+            | Event::Started(_) => {}
         }
     }
 
@@ -309,14 +346,19 @@ impl View {
 
     fn apply_barrier(&mut self, barrier: Barrier, at: Moment, now: Moment) {
         match barrier {
-            Barrier::Verified { leader, session, finished } => {
+            Barrier::Verified { leader, config, session, finished } => {
                 // A result that crossed a change of session proves nothing in the new one.
                 if self.session().is_none_or(|current| current.id != session) {
                     return;
                 }
                 self.take_leader(Fact::new(leader.clone(), Source::Barrier, at), now);
+                replace(&mut self.cluster.config, Fact::new(config.clone(), Source::Barrier, at));
+                let own = self.identity.member.as_ref();
+                if leader.present().is_some_and(|key| Some(&key.holder) == own) {
+                    self.leadership.note_mine(at);
+                }
                 if self.verified.as_ref().is_none_or(|known| known.started <= at) {
-                    self.verified = Some(Verification { leader, session, started: at, finished });
+                    self.verified = Some(Verification { leader, config, session, started: at, finished });
                     self.barrier_failed = None;
                 }
             }
@@ -328,6 +370,7 @@ impl View {
         let same = self.leader.as_ref().is_some_and(|known| known.value == fact.value);
         let newer = self.leader.as_ref().is_none_or(|known| known.at <= fact.at);
         if newer {
+            self.leadership.note_key(&fact.value, fact.at, self.identity.member.as_ref());
             self.leader = Some(fact);
             if !same {
                 self.leader_changed = Some(now);

@@ -314,7 +314,7 @@ fn postgres(
         PostgresAnswer::Silent(why) => {
             list.about("postgres_silent", name, format!("PostgreSQL of {name} is silent: {why}"));
         }
-        PostgresAnswer::Refused(why) => {
+        PostgresAnswer::Refused(why) | PostgresAnswer::Gone(why) => {
             list.about("postgres_refused", name, format!("PostgreSQL of {name} refuses connections: {why}"));
         }
         PostgresAnswer::Unknown(_) => {}

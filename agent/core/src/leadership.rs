@@ -1,0 +1,219 @@
+//! What has to be remembered for the rules of leadership, beyond the newest fact of each kind.
+//!
+//! Who held the key when, what is proved about our own neighbour, and what has been ordered. As in the view,
+//! no conclusion is drawn here: that is [`crate::fence`]'s, [`crate::release`]'s and [`crate::nudge`]'s.
+
+use crate::event::{
+    AliveLock, Event, FenceOutcome, FenceRecord, FenceReport, FenceSession, PatroniAnswer, PostgresAnswer,
+    ReleaseReport, Rule, Started, Znode,
+};
+use crate::fact::{Fact, Reading, Source};
+use crate::types::{MemberName, Moment, SessionId, Zxid};
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use core::time::Duration;
+
+/// A time during which our member has held the leader key without a break, as far as we read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reign {
+    /// The transaction that created the key.
+    pub czxid: Zxid,
+    /// The session that owns it.
+    pub owner: SessionId,
+    /// When we first read it.
+    pub since: Moment,
+    /// The alive lock was seen held while Patroni answered, in this reign: only then does it prove anything to
+    /// find it free.
+    pub lock_was_held: bool,
+}
+
+/// The local postmaster is gone: nobody listens on its socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// When that was first found.
+    pub since: Moment,
+    /// When it was last found.
+    pub last: Moment,
+    /// How often it was found in a row.
+    pub probes: u32,
+}
+
+/// A fence that was ordered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ordered {
+    /// When it was last ordered.
+    pub at: Moment,
+    /// What became of it, and when we heard.
+    pub outcome: Option<(FenceOutcome, Rule, Moment)>,
+}
+
+/// A release that was ordered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReleaseOrdered {
+    /// When.
+    pub at: Moment,
+    /// What became of it, and when we heard.
+    pub outcome: Option<(ReleaseReport, Moment)>,
+}
+
+/// Nudges of one episode: as long as there is a reason, they are counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nudges {
+    /// When the last one was ordered.
+    pub last: Moment,
+    /// How many there have been.
+    pub count: u32,
+}
+
+/// What is remembered.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Leadership {
+    /// The alive lock was seen held while Patroni answered, at some time: free, it then means that this Patroni is
+    /// gone. For a release it has to have been in the present reign ([`Reign::lock_was_held`]).
+    pub lock_was_ever_held: bool,
+    /// Our member's present reign, if the key was its own when it was last read.
+    pub reign: Option<Reign>,
+    /// When the newest barrier read that said "the leader is us" was *started*: the key was there at that moment or
+    /// later.
+    pub mine_at: Option<Moment>,
+    /// When the local Patroni was last known to be in contact with ZooKeeper.
+    pub patroni_contact: Option<Moment>,
+    /// The session timeout that the server granted us, and so Patroni, last.
+    pub session_timeout: Option<Duration>,
+    /// Whether failsafe mode was active when the local Patroni last answered.
+    pub failsafe: Option<Fact<bool>>,
+    /// What the local Patroni calls its member.
+    pub patroni_name: Option<MemberName>,
+    /// The local postmaster is proved gone.
+    pub gone: Option<Gone>,
+    /// The session that is kept ready for a fence.
+    pub fence_session: Option<Fact<FenceSession>>,
+    /// Fences that were ordered from here, by member.
+    pub ordered: BTreeMap<MemberName, Ordered>,
+    /// The fence records in ZooKeeper, by member.
+    pub records: BTreeMap<MemberName, Fact<Reading<FenceRecord>>>,
+    /// When our own fence record was last removed.
+    pub closed: Option<Moment>,
+    /// The last release.
+    pub release: Option<ReleaseOrdered>,
+    /// When the local PostgreSQL was last asked out of turn.
+    pub probed: Option<Moment>,
+    /// Nudges of the present episode.
+    pub nudges: Option<Nudges>,
+    /// Why the last nudge failed, if it did.
+    pub nudge_failed: Option<Fact<String>>,
+}
+
+impl Leadership {
+    /// Takes in something that happened to the cluster of which `own` is our member; the leader key itself is
+    /// [`Leadership::note_key`]'s. `tree_read` is when the tree was last read as a whole in this session.
+    pub fn note(&mut self, event: &Event, at: Moment, own: Option<&MemberName>, tree_read: Option<Moment>) {
+        match event {
+            Event::SessionStarted(session) => self.session_timeout = Some(session.negotiated),
+            // What only our Patroni writes, it wrote in a session that lived, and after the last whole read, which
+            // still found it otherwise. The first sight of it in a session says nothing: it may be of any age.
+            Event::Znode(Znode::Member(name, Reading::Present(_))) if Some(name) == own => self.note_contact(tree_read),
+            Event::Znode(Znode::Status(Reading::Present(_))) if self.reign.is_some() => self.note_contact(tree_read),
+            Event::Patroni { member, answer: PatroniAnswer::Answering(status) } if Some(member) == own => {
+                self.note_contact(status.dcs_last_seen);
+                self.failsafe = Some(Fact::new(status.failsafe_active, Source::Patroni, at));
+                self.patroni_name = status.name.clone().or_else(|| self.patroni_name.take());
+            }
+            Event::Postgres { member, answer, .. } if Some(member) == own => self.note_postgres(answer, at),
+            Event::FenceSession(session) => {
+                self.fence_session = Some(Fact::new(session.clone(), Source::Socket, at));
+            }
+            Event::Fence(FenceReport { member, rule, outcome }) => {
+                let ordered = self.ordered.entry(member.clone()).or_insert(Ordered { at, outcome: None });
+                ordered.outcome = Some((outcome.clone(), *rule, at));
+            }
+            Event::FenceRecord { member, record } => match record {
+                Reading::Absent => {
+                    self.records.remove(member);
+                }
+                record => {
+                    let fact = Fact::new(record.clone(), Source::ZooKeeper, at);
+                    self.records.insert(member.clone(), fact);
+                }
+            },
+            Event::Release(report) => {
+                let ordered = self.release.get_or_insert(ReleaseOrdered { at, outcome: None });
+                ordered.outcome = Some((report.clone(), at));
+            }
+            Event::Nudged { outcome } => {
+                self.nudge_failed = outcome.as_ref().err().map(|why| Fact::new(why.clone(), Source::Patroni, at));
+            }
+            Event::Started(started) => self.note_started(started, at),
+            _ => {}
+        }
+    }
+
+    /// The lock was looked at: found held while Patroni answers, it can be relied on for this reign.
+    pub fn note_lock(&mut self, lock: &AliveLock, patroni_answers: bool) {
+        if *lock != AliveLock::Alive || !patroni_answers {
+            return;
+        }
+        self.lock_was_ever_held = true;
+        if let Some(reign) = &mut self.reign {
+            reign.lock_was_held = true;
+        }
+    }
+
+    fn note_contact(&mut self, at: Option<Moment>) {
+        self.patroni_contact = self.patroni_contact.max(at);
+    }
+
+    /// A barrier read that was started at `started` says that the key is ours.
+    pub fn note_mine(&mut self, started: Moment) {
+        self.mine_at = self.mine_at.max(Some(started));
+    }
+
+    /// The leader key as it was read last.
+    pub fn note_key(&mut self, reading: &Reading<crate::event::LeaderKey>, at: Moment, own: Option<&MemberName>) {
+        match reading {
+            Reading::Present(key) if Some(&key.holder) == own => {
+                let same =
+                    self.reign.as_ref().is_some_and(|reign| (reign.czxid, reign.owner) == (key.czxid, key.owner));
+                if !same {
+                    let (czxid, owner) = (key.czxid, key.owner);
+                    self.reign = Some(Reign { czxid, owner, since: at, lock_was_held: false });
+                }
+            }
+            Reading::Present(_) | Reading::Absent => self.reign = None,
+            // It says nothing, so it ends nothing.
+            Reading::Unreadable(_) => {}
+        }
+    }
+
+    fn note_postgres(&mut self, answer: &PostgresAnswer, at: Moment) {
+        match answer {
+            PostgresAnswer::Gone(_) => {
+                let gone = self.gone.get_or_insert(Gone { since: at, last: at, probes: 0 });
+                gone.last = gone.last.max(at);
+                gone.probes += 1;
+            }
+            PostgresAnswer::Writable(_) | PostgresAnswer::InRecovery(_) | PostgresAnswer::Refused(_) => {
+                self.gone = None;
+            }
+            // A socket that nobody could ask proves nothing either way; two in a row have to be in a row.
+            PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => self.gone = None,
+        }
+    }
+
+    fn note_started(&mut self, started: &Started, at: Moment) {
+        match started {
+            Started::Fence(member) => {
+                self.ordered.insert(member.clone(), Ordered { at, outcome: None });
+            }
+            Started::Probe => self.probed = Some(at),
+            Started::CloseFence => self.closed = Some(at),
+            Started::Release => self.release = Some(ReleaseOrdered { at, outcome: None }),
+            Started::Nudge => {
+                let episode = self.nudges.filter(|nudges| at.since(nudges.last) < crate::nudge::EPISODE);
+                let count = episode.map_or(0, |nudges| nudges.count);
+                self.nudges = Some(Nudges { last: at, count: count.saturating_add(1) });
+            }
+            Started::Verification | Started::Announcement(_) => {}
+        }
+    }
+}

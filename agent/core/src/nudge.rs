@@ -1,0 +1,85 @@
+//! When Patroni is woken before its next round, for something that this round would do anyway.
+//!
+//! A nudge is a `PATCH /config` with a value that is already there: Patroni writes nothing and wakes up. It is made at
+//! most once a second and a bounded number of times for one reason, and never in maintenance mode.
+
+use crate::assess::PROBE_LIMIT;
+use crate::event::{AliveLock, PatroniAnswer, Role, State};
+use crate::types::{MemberName, Moment};
+use crate::view::View;
+use alloc::format;
+use alloc::string::String;
+use core::time::Duration;
+
+/// At most one in this time.
+pub const EVERY: Duration = Duration::from_secs(1);
+
+/// At most so many for one reason. Patroni's own round comes every `loop_wait`, usually 10 s.
+pub const MOST: u32 = 15;
+
+/// After this long without one, the next nudge has a reason of its own.
+pub const EPISODE: Duration = Duration::from_secs(30);
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// There is no reason for a nudge.
+    NoReason,
+    /// There is, but not before this moment.
+    Later(Moment),
+    /// Nudge the local Patroni; the text says why.
+    Nudge(String),
+}
+
+/// Judges whether the local Patroni is to be woken.
+pub fn judge(view: &View, now: Moment) -> Due {
+    let Some(reason) = reason(view, now) else { return Due::NoReason };
+    match view.leadership.nudges {
+        Some(nudges) if now.since(nudges.last) >= EPISODE => Due::Nudge(reason),
+        Some(nudges) if nudges.count >= MOST => Due::Later(nudges.last.plus(EPISODE)),
+        Some(nudges) if now < nudges.last.plus(EVERY) => Due::Later(nudges.last.plus(EVERY)),
+        _ => Due::Nudge(reason),
+    }
+}
+
+fn reason(view: &View, now: Moment) -> Option<String> {
+    let member = view.identity.member.as_ref()?;
+    let config = view.cluster.config()?;
+    if config.pause || view.leadership.reign.is_none() || view.session().is_none() {
+        return None;
+    }
+    let own = view.members.get(member)?;
+    let answer = own.patroni.as_ref()?.fresh(now, PROBE_LIMIT)?;
+    if !matches!(answer, PatroniAnswer::Answering(_)) {
+        return None;
+    }
+    // A switchover is Patroni's own business: it stopped the server itself.
+    let switching = view.cluster.failover.as_ref().is_some_and(|fact| fact.value.present().is_some());
+    let dead = view.alive_lock.as_ref().is_some_and(|lock| lock.value == AliveLock::Gone);
+    if view.leadership.gone.is_some_and(|gone| gone.probes >= 2) && !switching && !dead {
+        return Some(format!("PostgreSQL of {member} is gone while its Patroni lives"));
+    }
+    if config.synchronous_mode && own.writable_since.is_some() && !switching {
+        let sync = view.cluster.sync.as_ref()?.value.present()?;
+        if sync.standbys.is_empty() {
+            let streaming = streaming(view, member, now)?;
+            return Some(format!("{streaming} streams and is not synchronous yet: a crash now could lose commits"));
+        }
+    }
+    None
+}
+
+/// A member that streams, and could be synchronous.
+fn streaming<'a>(view: &'a View, own: &MemberName, now: Moment) -> Option<&'a MemberName> {
+    let streams = |(name, member): &(&MemberName, &crate::view::Member)| {
+        let answer = member.patroni.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT));
+        *name != own
+            && matches!(answer, Some(PatroniAnswer::Answering(status))
+                if status.state == State::Streaming && status.role == Role::Replica && !status.nosync)
+    };
+    view.members.iter().find(streams).map(|(name, _)| name)
+}
+
+#[cfg(test)]
+#[path = "nudge_tests.rs"]
+mod tests;
