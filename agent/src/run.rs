@@ -247,9 +247,13 @@ impl Loop {
     fn take_in(&mut self, observed: Observed) {
         self.metrics.count(&observed.event, observed.at);
         self.narrator.event(&observed.event);
+        let may_change_targets = matches!(observed.event, Event::Znode(_) | Event::Agent { .. } | Event::Tick);
         self.view.apply(observed, self.clock.now());
         if let Some(holder) = self.narrator.view(&self.view) {
             self.metrics.count_leader_change(&holder);
+        }
+        if !may_change_targets {
+            return;
         }
         let targets = members::targets(&self.view);
         self.targets.send_if_modified(|known| {

@@ -278,20 +278,22 @@ fn verification(view: &View, policy: &Policy, now: Moment) -> Due {
 }
 
 fn announcement(view: &View, policy: &Policy, now: Moment) -> Due {
-    let record = own_record(view, now);
     let announce = |reason: &str, record| {
         let step = Step { action: Action::Announce(Box::new(record)), reason: reason.to_string() };
         Due::Now(step, now.plus(policy.announce_every))
     };
-    let Some((announced, at)) = &view.announced else { return announce("new session", record) };
-    if now.since(*at) >= policy.announce_every {
-        return announce("periodic", record);
+    let Some((announced, at)) = &view.announced else { return announce("new session", own_record(view, now)) };
+    let due = at.plus(policy.announce_every);
+    if now >= due {
+        return announce("periodic", own_record(view, now));
     }
-    if significant(&record) == significant(announced) {
-        return Due::At(at.plus(policy.announce_every));
-    }
+    // Before this moment nothing would be announced, whatever has changed: to compare can wait.
     let next = at.plus(ANNOUNCE_PAUSE);
-    if now >= next { announce("something changed", record) } else { Due::At(next) }
+    if now < next {
+        return Due::At(next.min(due));
+    }
+    let record = own_record(view, now);
+    if significant(&record) == significant(announced) { Due::At(due) } else { announce("something changed", record) }
 }
 
 /// What we have to say of ourselves and of our neighbour.

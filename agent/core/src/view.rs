@@ -165,8 +165,10 @@ pub struct View {
     pub cluster: Cluster,
     /// The members, by name.
     pub members: BTreeMap<MemberName, Member>,
-    /// The agents' znodes, by name.
+    /// The agents' znodes, by name. Each is dated by when it was written, as far as that is known.
     pub agents: BTreeMap<AgentName, Fact<Reading<AgentRecord>>>,
+    /// Agents known from former sessions that the present one has not mentioned yet.
+    pub agents_unconfirmed: BTreeSet<AgentName>,
     /// The local Patroni's alive lock.
     pub alive_lock: Option<Fact<AliveLock>>,
     /// The local HAProxy.
@@ -199,6 +201,7 @@ impl View {
             cluster: Cluster::default(),
             members,
             agents: BTreeMap::new(),
+            agents_unconfirmed: BTreeSet::new(),
             alive_lock: None,
             haproxy: None,
             name_taken: None,
@@ -242,6 +245,7 @@ impl View {
             Event::SessionStarted(session) => {
                 self.link = Link::Connected { session, since: at };
                 self.tree_read = None;
+                self.agents_unconfirmed = self.agents.keys().cloned().collect();
                 self.verified = None;
                 self.barrier_failed = None;
                 self.verification_asked = None;
@@ -267,6 +271,7 @@ impl View {
                     self.agents.remove(&name);
                 }
                 record => {
+                    self.agents_unconfirmed.remove(&name);
                     // A node with an agent is a member, even while its Patroni has no session.
                     if let Some(known) = record.present()
                         && let Some(member) = known.member.clone()
@@ -388,7 +393,9 @@ impl View {
                 member.record = Some(Fact::new(Reading::Absent, Source::ZooKeeper, at));
             }
         }
-        self.agents.retain(|_, record| record.at >= since);
+        for gone in core::mem::take(&mut self.agents_unconfirmed) {
+            self.agents.remove(&gone);
+        }
     }
 
     fn forget_the_departed(&mut self, now: Moment) {

@@ -132,6 +132,21 @@ fn members_that_a_new_session_does_not_mention_have_no_znode() {
 }
 
 #[test]
+fn an_agent_that_a_new_session_finds_in_place_stays_however_old_its_word_is() {
+    let agent = |name: &str| Event::Agent { name: name.into(), record: Reading::Unreadable("x".to_string()) };
+    let view = after([
+        (10, session(1)),
+        (11, agent("frozen")),
+        (11, agent("gone")),
+        (2000, session(2)),
+        // Dated by when it was written.
+        (11, agent("frozen")),
+        (2001, Event::TreeRead { latency: Duration::from_millis(1) }),
+    ]);
+    assert_eq!(view.agents.keys().map(AgentName::as_str).collect::<Vec<_>>(), ["frozen"]);
+}
+
+#[test]
 fn a_member_is_forgotten_only_when_nothing_of_it_is_left() {
     let gone = [(10, session(1)), (11, member("b", true)), (20, member("b", false)), (60_000, Event::Tick)];
     assert!(after(gone.clone()).members.contains_key(&"b".into()), "too early");

@@ -6,6 +6,7 @@
 pub mod alive_lock;
 pub mod haproxy;
 pub mod members;
+mod names;
 pub mod patroni;
 pub mod postgres;
 pub mod tls;

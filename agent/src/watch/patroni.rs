@@ -1,9 +1,10 @@
 //! A member's Patroni, through its REST API.
 //!
 //! `GET /patroni` every second on a connection of its own (Patroni 4.1 serves its API from five workers
-//! without time limits: a connection kept open is a worker taken), and `GET /liveness` of the local one.
+//! without time limits: a connection kept open is a worker taken), and `GET /liveness` of the local one now and then.
 //! Refused, silent and answering are three different facts.
 
+use super::names::Names;
 use super::{Closed, Events, io_cause, root_cause};
 use crate::config::PatroniConfig;
 use anyhow::Context;
@@ -17,6 +18,9 @@ use warden_core::types::{Lsn, MemberName, SystemId, Timeline, UnixMillis};
 
 /// A question every second, and as long for an answer.
 const PERIOD: Duration = Duration::from_secs(1);
+
+/// Patroni calls its HA loop late after ttl: it is soon enough to ask this often.
+const LIVENESS: Duration = Duration::from_secs(5);
 
 /// The largest answer taken. A hundred replicas make about 20 KiB.
 const MAX_BODY: usize = 1 << 20;
@@ -41,6 +45,7 @@ impl PatroniClient {
             .redirect(redirect::Policy::none())
             .no_proxy()
             .http1_only()
+            .dns_resolver(Names::default())
             .user_agent(concat!("warden/", env!("CARGO_PKG_VERSION")))
             .tls_danger_accept_invalid_certs(config.insecure);
         if let Some(path) = &config.cacert {
@@ -64,13 +69,13 @@ impl PatroniClient {
         })
     }
 
-    /// Asks `GET /patroni`, and `GET /liveness` where `liveness` is wanted.
-    pub async fn ask(&self, api: &str, liveness: bool) -> PatroniAnswer {
+    /// Asks `GET /patroni` of `member`, and `GET /liveness` where `liveness` is wanted.
+    pub async fn ask(&self, member: &MemberName, api: &str, liveness: bool) -> PatroniAnswer {
         // Side by side, so that both together take no longer than one.
         let turns = async { if liveness { self.get(api, "liveness").await.ok() } else { None } };
         let (answer, turns) = tokio::join!(self.get(api, "patroni"), turns);
         match answer {
-            Ok((_, body)) => match parse(&body, &self.scope) {
+            Ok((_, body)) => match parse(&body, &self.scope, member) {
                 Ok(mut status) => {
                     status.loop_turns = match turns.map(|(code, _)| code) {
                         Some(200) => Some(true),
@@ -119,10 +124,20 @@ pub async fn watch(
     client: PatroniClient,
     events: Events,
 ) -> Result<(), Closed> {
+    // Whether the HA loop turns, and when that was asked.
+    let mut turns: Option<(bool, Instant)> = None;
     loop {
         let asked = Instant::now();
         let at = events.clock.now();
-        let answer = client.ask(&api, is_local).await;
+        let liveness = is_local && turns.is_none_or(|(_, at)| at.elapsed() >= LIVENESS);
+        let mut answer = client.ask(&member, &api, liveness).await;
+        if let PatroniAnswer::Answering(status) = &mut answer {
+            match status.loop_turns {
+                Some(turn) => turns = Some((turn, asked)),
+                None if liveness => turns = None,
+                None => status.loop_turns = turns.map(|(turn, _)| turn),
+            }
+        }
         events.send(at, Event::Patroni { member: member.clone(), answer }).await?;
         sleep_until(asked + PERIOD).await;
     }
@@ -176,16 +191,23 @@ struct Xlog {
 struct About {
     version: Option<String>,
     scope: Option<String>,
+    name: Option<String>,
 }
 
-/// Reads Patroni's JSON. The error says what is wrong with it.
-fn parse(body: &[u8], scope: &str) -> Result<PatroniStatus, String> {
+/// Reads the JSON of `member`'s Patroni. The error says what is wrong with it.
+fn parse(body: &[u8], scope: &str, member: &MemberName) -> Result<PatroniStatus, String> {
     let wire: Wire =
         serde_json::from_slice(body).map_err(|error| format!("its answer is not Patroni's JSON: {error}"))?;
     if let Some(other) = wire.patroni.as_ref().and_then(|about| about.scope.as_deref())
         && other != scope
     {
         return Err(format!("it belongs to another cluster: scope {other:?} instead of {scope:?}"));
+    }
+    // After containers came back with each other's addresses a name may lead to the wrong one for a while.
+    if let Some(other) = wire.patroni.as_ref().and_then(|about| about.name.as_deref())
+        && other != member.as_str()
+    {
+        return Err(format!("it is the Patroni of {other:?}: is the name right, and its address?"));
     }
     let role = match role_of(&wire.role) {
         Role::Replica if wire.sync_standby => Role::SyncStandby,
@@ -240,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_primary_of_patroni_4_is_read() {
-        let status = parse(PRIMARY.as_bytes(), "my_cluster").unwrap();
+        let status = parse(PRIMARY.as_bytes(), "my_cluster", &"postgresql0".into()).unwrap();
         assert_eq!((status.role, status.state, status.writable), (Role::Primary, State::Running, Some(true)));
         assert_eq!((status.timeline, status.lsn), (Some(Timeline(1)), Some(Lsn(50_331_840))));
         assert_eq!(status.system_id, Some(SystemId(7_711_166_548_103_880_737)));
@@ -250,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_synchronous_standby_is_read() {
-        let status = parse(STANDBY.as_bytes(), "my_cluster").unwrap();
+        let status = parse(STANDBY.as_bytes(), "my_cluster", &"postgresql1".into()).unwrap();
         assert_eq!((status.role, status.state, status.writable), (Role::SyncStandby, State::Streaming, Some(false)));
         assert_eq!(status.lsn, Some(Lsn(50_331_840)));
     }
@@ -258,33 +280,39 @@ mod tests {
     #[test]
     fn master_of_patroni_3_is_primary() {
         let json = r#"{"state": "running", "role": "master", "xlog": {"location": 1}}"#;
-        assert_eq!(parse(json.as_bytes(), "x").unwrap().role, Role::Primary);
+        assert_eq!(parse(json.as_bytes(), "x", &"postgresql0".into()).unwrap().role, Role::Primary);
     }
 
     #[test]
     fn without_a_query_answered_by_postgresql_nothing_is_said_about_writability() {
         let json = r#"{"state": "unknown", "role": "primary", "dcs_last_seen": 5}"#;
-        let status = parse(json.as_bytes(), "x").unwrap();
+        let status = parse(json.as_bytes(), "x", &"postgresql0".into()).unwrap();
         assert_eq!((status.writable, status.state), (None, State::Unknown));
     }
 
     #[test]
     fn what_nobody_has_heard_of_is_unknown_and_not_an_error() {
         let json = r#"{"state": "levitating", "role": "oracle", "new": [1], "xlog": {"x": 1}}"#;
-        let status = parse(json.as_bytes(), "x").unwrap();
+        let status = parse(json.as_bytes(), "x", &"postgresql0".into()).unwrap();
         assert_eq!((status.state, status.role), (State::Unknown, Role::Unknown));
     }
 
     #[test]
     fn another_clusters_patroni_is_not_believed() {
-        let error = parse(PRIMARY.as_bytes(), "other").unwrap_err();
+        let error = parse(PRIMARY.as_bytes(), "other", &"postgresql0".into()).unwrap_err();
         assert!(error.contains("my_cluster") && error.contains("other"), "{error}");
+    }
+
+    #[test]
+    fn another_members_patroni_is_not_believed() {
+        let error = parse(PRIMARY.as_bytes(), "my_cluster", &"postgresql1".into()).unwrap_err();
+        assert!(error.contains("postgresql0"), "{error}");
     }
 
     #[test]
     fn nonsense_is_an_error_that_says_so() {
         for body in ["", "null", "[]", "<html>", "{\"xlog\": 5}", "{\"state\": {}}", "\u{0}"] {
-            assert!(parse(body.as_bytes(), "x").is_err(), "{body:?}");
+            assert!(parse(body.as_bytes(), "x", &"postgresql0".into()).is_err(), "{body:?}");
         }
     }
 }

@@ -103,29 +103,32 @@ fn parse(text: &str) -> anyhow::Result<SystemTime> {
     Ok(UNIX_EPOCH + Duration::from_micros(u64::try_from(at.as_microsecond())?))
 }
 
+/// How long a process's threads have been on a CPU, in the scheduler's nanoseconds: the ticks of `/proc/<pid>/stat`
+/// are sampled, and too coarse for bursts of microseconds. A thread that has ended takes its share with it.
+fn on_cpu(pid: u32) -> anyhow::Result<Duration> {
+    let mut sum = 0;
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        sum += text.split_whitespace().next().context("no time")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(sum))
+}
+
 async fn cost(stack: &Stack, idle: Duration) -> anyhow::Result<()> {
     println!("\nidle for {} s", idle.as_secs());
     let mut pids = BTreeMap::new();
     for agent in AGENTS {
         pids.insert(agent, stack.container(agent).pid().await?);
     }
-    let ticks = |pid: u32| -> anyhow::Result<u64> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // After the name, which may contain anything: fields 14 and 15 of proc(5).
-        let fields: Vec<&str> = stat.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
-        let field = |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok()).context("no times");
-        Ok(field(11)? + field(12)?)
-    };
     let mut before = BTreeMap::new();
     for (agent, pid) in &pids {
-        before.insert(*agent, ticks(*pid)?);
+        before.insert(*agent, on_cpu(*pid)?);
     }
     sleep(idle).await;
     println!("{:18} {:>12} {:>12} {:>10}", "agent", "memory MiB", "peak MiB", "% of a core");
     for (agent, pid) in &pids {
-        let spent = ticks(*pid)? - before.get(agent).copied().unwrap_or_default();
-        // USER_HZ is 100 on every architecture that Linux still has.
-        let share = Duration::from_millis(spent * 10).as_secs_f64() / idle.as_secs_f64() * 100.0;
+        let spent = on_cpu(*pid)?.saturating_sub(before.get(agent).copied().unwrap_or_default());
+        let share = spent.as_secs_f64() / idle.as_secs_f64() * 100.0;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let mib = |key: &str| -> anyhow::Result<f64> {
             let line = status.lines().find_map(|line| line.strip_prefix(key)).with_context(|| format!("no {key}"))?;

@@ -23,11 +23,18 @@ const FIXED: [(Node, &str); 8] = [
     (Node::Config, "config"),
     (Node::Failover, "failover"),
     (Node::Sync, "sync"),
+    (Node::Status, "status"),
     (Node::Initialize, "initialize"),
     (Node::Failsafe, "failsafe"),
     (Node::History, "history"),
-    (Node::Status, "status"),
 ];
+
+/// How many of [`FIXED`], and with them the members, are read in each pass. The rest, and the other agents, which
+/// write all the time and are read whenever they do, only in one of [`THOROUGH`]: an idle agent is to cost little.
+const EACH_PASS: usize = 5;
+
+/// Every so many passes everything is read; the first pass of an epoch is one of them.
+const THOROUGH: u32 = 5;
 
 /// The trees that are watched, and what was last seen in them.
 pub(super) struct Tree {
@@ -42,11 +49,13 @@ pub(super) struct Tree {
     /// ZooKeeper's clock, milliseconds since 1970, and when it was read: what is found in place when the epoch
     /// begins is as old as its last change, not as our first sight of it.
     server_clock: Option<(i64, Instant)>,
+    /// Passes so far.
+    passes: u32,
 }
 
 impl Tree {
     pub(super) fn new(patroni: String, own: String) -> Self {
-        Self { patroni, own, seen: BTreeMap::new(), complained: false, server_clock: None }
+        Self { patroni, own, seen: BTreeMap::new(), complained: false, server_clock: None, passes: 0 }
     }
 
     /// Sets ZooKeeper's clock: what it showed, and when. To be called before the first pass.
@@ -86,7 +95,8 @@ impl Tree {
         }
     }
 
-    /// Reads everything. The first update is the leader's, if it is news, and the last one `Synced`.
+    /// Reads what matters, and every so often everything. The first update is the leader's, if it is news, and the
+    /// last one `Synced`.
     pub(super) async fn pass(&mut self, zk: &ZooKeeper, updates: &super::mpsc::Sender<Update>) -> Result<(), End> {
         let at = Instant::now();
         let leader = read(zk, &self.leader()).await?;
@@ -94,11 +104,16 @@ impl Tree {
         self.report(Node::Leader, leader, at, updates).await?;
         let members = self.children(zk, &format!("{}/members", self.patroni)).await?;
         let agents = self.children(zk, &format!("{}/agents", self.own)).await?;
-        let fixed = FIXED.iter().skip(1).map(|(node, _)| node.clone());
-        let wanted: Vec<Node> =
-            fixed.chain(members.into_iter().map(Node::Member)).chain(agents.into_iter().map(Node::Agent)).collect();
-        self.forget_the_vanished(&wanted, at, updates).await?;
-        self.read_all(zk, wanted, updates).await?;
+        let thorough = self.passes.is_multiple_of(THOROUGH);
+        self.passes = self.passes.wrapping_add(1);
+        let fixed = FIXED.iter().take(if thorough { FIXED.len() } else { EACH_PASS }).skip(1);
+        let members = members.into_iter().map(Node::Member);
+        let children: Vec<Node> = members.chain(agents.into_iter().map(Node::Agent)).collect();
+        self.forget_the_vanished(&children, at, updates).await?;
+        // Somebody who has just come has no watch yet.
+        let needed = |node: &Node| thorough || matches!(node, Node::Member(_)) || !self.seen.contains_key(node);
+        let children: Vec<Node> = children.into_iter().filter(needed).collect();
+        self.read_all(zk, fixed.map(|(node, _)| node.clone()).chain(children).collect(), updates).await?;
         send(updates, Update::Synced { at, latency }).await
     }
 
