@@ -35,6 +35,14 @@ impl Clock {
         Timestamp::from_microsecond(micros).unwrap_or(self.start_wall)
     }
 
+    /// The moment of another process's wall-clock time, in seconds since 1970, as its age by the wall clock of now.
+    /// Never in the future, so that a clock that was turned back makes nothing last longer than from now.
+    pub fn moment_of_wall(&self, unix_seconds: i64) -> Moment {
+        let age = Timestamp::now().as_second().saturating_sub(unix_seconds);
+        let age = Duration::from_secs(u64::try_from(age).unwrap_or(0));
+        Moment::new(self.now().since_start().saturating_sub(age))
+    }
+
     /// How long the agent has been running.
     pub fn uptime(&self) -> Duration {
         self.start.elapsed()

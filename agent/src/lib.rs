@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 
 pub mod clock;
+pub mod fence_record;
 pub mod record;
 pub mod secret;
 pub mod tasks;

@@ -11,21 +11,23 @@
 //! | members       | a pair of watchers (Patroni, PostgreSQL) per member    | targets              | events            |
 //! | alive-lock    | the local Patroni's lock; a thread waits on it         |                      | events            |
 //! | haproxy       | the local HAProxy's servers                            | targets              | events            |
-//! | act           | carries out steps                                      | steps                | events            |
+//! | upkeep        | verifies, announces                                    | steps                | events            |
+//! | fence         | stops servers; keeps a session warm for it             | steps                | events            |
+//! | lead          | releases the leader key, nudges Patroni                | steps                | events            |
 //! | http          | the API, a task for each connection, at most 64        |                      | queries           |
 //!
 //! Channels, all bounded: `events` (watchers wait while it is full), `updates` (the ZooKeeper client's),
-//! `queries` (HTTP waits, with a limit), `steps` (the loop drops a step that does not fit: the next
-//! decision makes it again), `targets` (latest value only). Within the ZooKeeper client: `requests` (16), the
+//! `queries` (HTTP waits, with a limit), `steps` (one for each actor; the loop drops a step that does not fit: the
+//! next decision makes it again), `targets` (latest value only). Within the ZooKeeper client: `requests` (16), the
 //! present epoch, what is to be published and the session timeout (latest value only), and the states that its
 //! library goes through, which end the epoch at the first that is not `Connected`.
 //!
 //! One thread is enough: nothing here computes, and what may block in the kernel has a thread of its own.
 //! It also keeps the agent small beside the database it stands next to.
 
-use crate::act;
+use crate::act::{self, Actors};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, FencingMode};
 use crate::tasks::Supervisor;
 use crate::tell::http::{self, Api, Query};
 use crate::tell::log::LogControl;
@@ -33,6 +35,7 @@ use crate::tell::metrics::Metrics;
 use crate::tell::narrate::Narrator;
 use crate::watch::members::{self, Targets};
 use crate::watch::patroni::PatroniClient;
+use crate::watch::postgres::Place;
 use crate::watch::zookeeper::{self, Settings};
 use crate::watch::{Events, alive_lock, haproxy, znodes};
 use anyhow::Context;
@@ -40,11 +43,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, mpsc, watch as latest};
+use tokio::sync::{Mutex, Notify, mpsc, watch as latest};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use warden_core::decide::{Policy, Step, decide};
+use warden_core::decide::{Fencing, Policy, Step, decide};
 use warden_core::event::{Event, Observed};
+use warden_core::release::ReleasePolicy;
 use warden_core::types::{AgentName, MemberName};
 use warden_core::view::{Identity, View};
 
@@ -107,7 +111,8 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let (events_in, events) = mpsc::channel(EVENTS);
     let (updates_in, updates) = mpsc::channel(EVENTS);
     let (queries_in, queries) = mpsc::channel(QUERIES);
-    let (steps_in, steps) = mpsc::channel(act::QUEUE);
+    let (actors, steps) = queues();
+    let probe = Arc::new(Notify::new());
     let (targets_in, targets) = latest::channel(Targets::new());
     let events_in = Events::new(events_in, clock);
 
@@ -125,10 +130,11 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let tasks = Supervisor::new(events_in.clone(), shutdown.clone());
     keep_zookeeper(&tasks, updates, &events_in);
     {
-        let (local, superuser, client) = (config.node.clone(), config.superuser.clone(), client);
-        let (targets, events) = (targets.clone(), events_in.clone());
+        let (local, superuser, client) = (config.node.clone(), config.superuser.clone(), client.clone());
+        let (targets, probe, events) = (targets.clone(), Arc::clone(&probe), events_in.clone());
         tasks.keep("members", move || {
-            members::watch(local.clone(), superuser.clone(), client.clone(), targets.clone(), events.clone())
+            let (local, superuser, client) = (local.clone(), superuser.clone(), client.clone());
+            members::watch(local, superuser, client, targets.clone(), Arc::clone(&probe), events.clone())
         });
     }
     if let Some(path) = config.node.as_ref().and_then(|node| node.alive_lock.clone()) {
@@ -136,20 +142,13 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
         tasks.keep("alive-lock", move || alive_lock::watch(path.clone(), events.clone()));
     }
     if let Some(config) = config.haproxy.clone() {
-        let events = events_in.clone();
+        let (targets, events) = (targets.clone(), events_in.clone());
         tasks.keep("haproxy", move || {
             let watch = haproxy::watch(config.clone(), targets.clone(), events.clone());
             async { Ok(watch.await?) }
         });
     }
-    {
-        // The receiving end outlives a failure of the actor: what was asked for is not lost.
-        let (steps, zookeeper, events) = (Arc::new(Mutex::new(steps)), zookeeper.clone(), events_in.clone());
-        tasks.keep("act", move || {
-            let (steps, zookeeper, events) = (Arc::clone(&steps), zookeeper.clone(), events.clone());
-            async move { act::run(&mut *steps.lock().await, zookeeper, events).await }
-        });
-    }
+    keep_actors(&tasks, &config, steps, &zookeeper, &client, &targets, &probe, &events_in);
     {
         let api = Api {
             queries: queries_in,
@@ -165,11 +164,11 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
 
     let agent = Loop {
         view: View::new(identity),
-        policy: Policy::default(),
+        policy: policy(&config),
         clock,
         metrics,
         narrator: Narrator::default(),
-        steps: steps_in,
+        actors,
         targets: targets_in,
     };
     tokio::select! {
@@ -186,6 +185,96 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     }
     tracing::info!(uptime_s = clock.uptime().as_secs(), "warden stopped");
     Ok(())
+}
+
+/// What the operator leaves to us, as the configuration has it.
+fn policy(config: &Config) -> Policy {
+    Policy {
+        fencing: match config.fencing.mode {
+            FencingMode::Enforce => Fencing::Enforce,
+            FencingMode::Observe => Fencing::Observe,
+            FencingMode::Off => Fencing::Off,
+        },
+        release: ReleasePolicy {
+            enabled: config.release.enabled,
+            handover: config.release.handover,
+            after: Duration::from_millis(config.release.after_ms),
+            patroni_is_pid_1: config.release.patroni_is_pid_1,
+        },
+        nudge: config.nudge.enabled,
+        ..Policy::default()
+    }
+}
+
+/// What the actors take their steps from.
+struct Steps {
+    upkeep: mpsc::Receiver<Step>,
+    fence: mpsc::Receiver<Step>,
+    lead: mpsc::Receiver<Step>,
+}
+
+fn queues() -> (Actors, Steps) {
+    let (upkeep_in, upkeep) = mpsc::channel(act::QUEUE);
+    let (fence_in, fence) = mpsc::channel(act::QUEUE);
+    let (lead_in, lead) = mpsc::channel(act::QUEUE);
+    (Actors { upkeep: upkeep_in, fence: fence_in, lead: lead_in }, Steps { upkeep, fence, lead })
+}
+
+#[expect(clippy::too_many_arguments)] // all that the actors stand on, named once
+fn keep_actors(
+    tasks: &Supervisor,
+    config: &Config,
+    steps: Steps,
+    zookeeper: &zookeeper::Handle,
+    client: &PatroniClient,
+    targets: &latest::Receiver<Targets>,
+    probe: &Arc<Notify>,
+    events: &Events,
+) {
+    // The receiving ends outlive a failure of an actor: what was asked for is not lost.
+    let Steps { upkeep, fence, lead } = steps;
+    {
+        let (steps, zookeeper, events) = (Arc::new(Mutex::new(upkeep)), zookeeper.clone(), events.clone());
+        tasks.keep("upkeep", move || {
+            let (steps, zookeeper, events) = (Arc::clone(&steps), zookeeper.clone(), events.clone());
+            async move { act::upkeep::run(&mut *steps.lock().await, zookeeper, events).await }
+        });
+    }
+    {
+        let local = config.node.as_ref().map(|node| {
+            let place = match &node.socket_dir {
+                Some(directory) => Place::Socket(directory.clone(), node.port),
+                None => Place::Tcp(node.host.clone(), node.port),
+            };
+            (MemberName::from(node.member.as_str()), place)
+        });
+        let fencer = Arc::new(act::fence::Fencer {
+            local,
+            login: config.superuser.clone(),
+            zookeeper: zookeeper.clone(),
+            targets: targets.clone(),
+            events: events.clone(),
+            agent: config.name.clone(),
+        });
+        let steps = Arc::new(Mutex::new(fence));
+        tasks.keep("fence", move || {
+            let (steps, fencer) = (Arc::clone(&steps), Arc::clone(&fencer));
+            async move { act::fence::run(&mut *steps.lock().await, &fencer).await }
+        });
+    }
+    let actor = Arc::new(act::lead::Lead {
+        zookeeper: zookeeper.clone(),
+        client: client.clone(),
+        api: config.node.as_ref().map(|node| node.api.clone()),
+        probe: Arc::clone(probe),
+        events: events.clone(),
+        agent: config.name.clone(),
+    });
+    let steps = Arc::new(Mutex::new(lead));
+    tasks.keep("lead", move || {
+        let (steps, actor) = (Arc::clone(&steps), Arc::clone(&actor));
+        async move { act::lead::run(&mut *steps.lock().await, &actor).await }
+    });
 }
 
 fn keep_zookeeper(tasks: &Supervisor, updates: mpsc::Receiver<zookeeper::Update>, events: &Events) {
@@ -211,8 +300,8 @@ struct Loop {
     clock: Clock,
     metrics: Metrics,
     narrator: Narrator,
-    /// To the actor.
-    steps: mpsc::Sender<Step>,
+    /// To the actors.
+    actors: Actors,
     /// To the members' watchers.
     targets: latest::Sender<Targets>,
 }
@@ -279,7 +368,7 @@ impl Loop {
         let plan = decide(&self.view, &self.policy, now);
         for step in plan.steps {
             let started = act::started(&step, &self.clock);
-            match self.steps.try_send(step) {
+            match self.actors.hand_over(step) {
                 Ok(()) => {
                     if let Some(started) = started {
                         self.take_in(started);

@@ -1,47 +1,55 @@
-//! The only place that changes the world. As yet that is our own znode and our own ZooKeeper session;
-//! what fences, releases, nudges and reroutes comes in here, each with its guard.
+//! The only place that changes the world: our own znodes and ZooKeeper session, fences, the release of a leader key,
+//! nudges. Whatever destroys carries its guard and looks again right before it acts.
+//!
+//! Three actors, so that none waits for another: `upkeep` verifies and announces, `fence` stops servers, `lead`
+//! releases, nudges and asks out of turn.
+
+pub mod fence;
+pub mod lead;
+pub mod upkeep;
 
 use crate::clock::Clock;
-use crate::record;
-use crate::watch::Events;
-use crate::watch::znodes;
-use crate::watch::zookeeper::Handle as ZooKeeper;
-use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use warden_core::decide::{Action, Step};
-use warden_core::event::{Event, Started};
+use warden_core::event::{Event, Observed, Started};
 
-/// How long a barrier read that the plan asks for may take.
-const BARRIER: Duration = Duration::from_secs(2);
-
-/// What the loop hands to the actor, and may have pending: more than a plan ever holds.
+/// What the loop hands to an actor, and may have pending: more than a plan ever holds.
 pub const QUEUE: usize = 16;
 
-/// Carries out steps, one after the other, until the loop is gone.
-pub async fn run(steps: &mut mpsc::Receiver<Step>, zookeeper: ZooKeeper, events: Events) -> anyhow::Result<()> {
-    while let Some(step) = steps.recv().await {
-        let action = step.action;
-        tracing::debug!(?action, reason = step.reason, "acting");
-        match action {
-            Action::Verify => {
-                let asked = Instant::now();
-                let read = zookeeper.barrier(BARRIER).await;
-                let observed = znodes::barrier(read, asked, &events.clock);
-                events.send(observed.at, observed.event).await?;
-            }
-            Action::Announce(announced) => zookeeper.publish(record::write(&announced)),
-            Action::UseSessionTimeout(timeout) => zookeeper.set_session_timeout(timeout),
-        }
+/// The way to the actors.
+#[derive(Clone, Debug)]
+pub struct Actors {
+    /// To `upkeep`.
+    pub upkeep: mpsc::Sender<Step>,
+    /// To `fence`.
+    pub fence: mpsc::Sender<Step>,
+    /// To `lead`.
+    pub lead: mpsc::Sender<Step>,
+}
+
+impl Actors {
+    /// Hands a step to whoever does such things. Fails while that one is busy: the next decision makes it again.
+    pub fn hand_over(&self, step: Step) -> Result<(), mpsc::error::TrySendError<Step>> {
+        let actor = match &step.action {
+            Action::Verify | Action::Announce(_) | Action::UseSessionTimeout(_) => &self.upkeep,
+            Action::Fence(_) | Action::ObserveFence(_) | Action::CloseFence(_) => &self.fence,
+            Action::Probe | Action::Release(_) | Action::Nudge => &self.lead,
+        };
+        actor.try_send(step)
     }
-    Ok(())
 }
 
 /// What the view has to remember of a step that has been handed over.
-pub fn started(step: &Step, clock: &Clock) -> Option<warden_core::event::Observed> {
-    let event = match &step.action {
-        Action::Verify => Event::Started(Started::Verification),
-        Action::Announce(announced) => Event::Started(Started::Announcement(announced.clone())),
+pub fn started(step: &Step, clock: &Clock) -> Option<Observed> {
+    let started = match &step.action {
+        Action::Verify => Started::Verification,
+        Action::Announce(announced) => Started::Announcement(announced.clone()),
         Action::UseSessionTimeout(_) => return None,
+        Action::Fence(order) | Action::ObserveFence(order) => Started::Fence(order.member.clone()),
+        Action::CloseFence(_) => Started::CloseFence,
+        Action::Probe => Started::Probe,
+        Action::Release(_) => Started::Release,
+        Action::Nudge => Started::Nudge,
     };
-    Some(warden_core::event::Observed { at: clock.now(), event })
+    Some(Observed { at: clock.now(), event: Event::Started(started) })
 }

@@ -11,6 +11,7 @@ use crate::watch::{Events, znodes, zookeeper};
 use anyhow::Context;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch as latest};
 use tokio::time::timeout;
@@ -148,8 +149,14 @@ async fn see(config: &Config) -> Result<State, Failure> {
     let (targets_in, targets) = latest::channel(Targets::new());
     let zookeeper = zookeeper::spawn(settings, updates_in);
     let client = PatroniClient::new(&config.patroni, &config.scope)?;
-    let watchers =
-        members::watch(config.node.clone(), config.superuser.clone(), client, targets, Events::new(events_in, clock));
+    let watchers = members::watch(
+        config.node.clone(),
+        config.superuser.clone(),
+        client,
+        targets,
+        Arc::default(),
+        Events::new(events_in, clock),
+    );
     let watchers = tokio::spawn(watchers);
 
     let mut view = View::new(identity);

@@ -1,6 +1,6 @@
 //! The shape of `warden.yml`. Every key is optional here; what is needed in the end is settled in `resolve`.
 
-use super::LogFormat;
+use super::{FencingMode, LogFormat};
 use crate::secret::Secret;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -19,8 +19,32 @@ pub(super) struct WardenFile {
     pub patroni: Option<PatroniSection>,
     pub node: Option<NodeSection>,
     pub haproxy: Option<HaproxySection>,
+    pub fencing: Option<FencingSection>,
+    pub release: Option<ReleaseSection>,
+    pub nudge: Option<NudgeSection>,
     pub http: Option<HttpSection>,
     pub log: Option<LogSection>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FencingSection {
+    pub mode: Option<FencingMode>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReleaseSection {
+    pub enabled: Option<bool>,
+    pub handover: Option<bool>,
+    pub after_ms: Option<u64>,
+    pub patroni_is_pid_1: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NudgeSection {
+    pub enabled: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -46,6 +46,12 @@ pub struct Config {
     /// The router role; on when present.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub haproxy: Option<HaproxyConfig>,
+    /// What becomes of the rules of fencing.
+    pub fencing: FencingConfig,
+    /// When a leader key may be released.
+    pub release: ReleaseConfig,
+    /// Whether Patroni may be woken.
+    pub nudge: NudgeConfig,
     /// Our own HTTP API.
     pub http: HttpConfig,
     /// Logging.
@@ -169,6 +175,46 @@ pub struct HaproxyConfig {
     pub socket: PathBuf,
     /// The proxy (backend or listen) whose servers take the writes.
     pub backend: String,
+}
+
+/// What becomes of the rules of fencing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Default)]
+pub struct FencingConfig {
+    /// Carried out, only said, or not asked at all.
+    pub mode: FencingMode,
+}
+
+/// Carried out, only said, or not asked at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum FencingMode {
+    /// A server that must not take writes is stopped.
+    #[default]
+    Enforce,
+    /// It is logged and counted what would have been done.
+    Observe,
+    /// Nothing is done and nothing is said.
+    Off,
+}
+
+/// When a leader key may be released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ReleaseConfig {
+    /// A crashed leader's key is released.
+    pub enabled: bool,
+    /// A switchover is shortened: the key is released as soon as the old server is down.
+    pub handover: bool,
+    /// The socket has to be without a listener for this long.
+    pub after_ms: u64,
+    /// Patroni is process 1 of a container, so that its backends end with it.
+    pub patroni_is_pid_1: bool,
+}
+
+/// Whether Patroni may be woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Default)]
+pub struct NudgeConfig {
+    /// It may.
+    pub enabled: bool,
 }
 
 /// Our own HTTP API.

@@ -1,10 +1,10 @@
 //! Puts the three sources together, fills in defaults, and refuses what cannot work.
 
-use super::file::{Hosts, HttpSection, NodeSection, PatroniSection, WardenFile};
+use super::file::{Hosts, HttpSection, NodeSection, PatroniSection, ReleaseSection, WardenFile};
 use super::patroni::{Dcs, PatroniFile};
 use super::{
-    Config, ConfigError, HaproxyConfig, HttpConfig, LogConfig, NodeConfig, PatroniConfig, SslMode, Superuser,
-    ZooKeeperConfig,
+    Config, ConfigError, FencingConfig, HaproxyConfig, HttpConfig, LogConfig, NodeConfig, NudgeConfig, PatroniConfig,
+    ReleaseConfig, SslMode, Superuser, ZooKeeperConfig,
 };
 use crate::secret::Secret;
 use serde_saphyr::Spanned;
@@ -96,6 +96,11 @@ impl Resolver<'_> {
             superuser: self.superuser()?,
             node,
             haproxy,
+            fencing: FencingConfig {
+                mode: self.file.fencing.take().and_then(|section| section.mode).unwrap_or_default(),
+            },
+            release: self.release()?,
+            nudge: NudgeConfig { enabled: self.file.nudge.take().and_then(|section| section.enabled).unwrap_or(false) },
             http,
             log: self.log()?,
         })
@@ -236,6 +241,28 @@ impl Resolver<'_> {
             socket_dir,
             alive_lock,
         }))
+    }
+
+    fn release(&mut self) -> Result<ReleaseConfig, ConfigError> {
+        let section = self.file.release.take().unwrap_or_default();
+        let ReleaseSection { enabled, handover, after_ms, patroni_is_pid_1 } = section;
+        let config = ReleaseConfig {
+            enabled: enabled.unwrap_or(false),
+            handover: handover.unwrap_or(false),
+            after_ms: after_ms.unwrap_or(50),
+            patroni_is_pid_1: patroni_is_pid_1.unwrap_or(false),
+        };
+        if config.after_ms > 10_000 {
+            let problem = format!("{} ms is longer than any failover should wait", config.after_ms);
+            return Err(ConfigError::new(self.path, "release.after_ms", problem, "use 10 to 1000"));
+        }
+        if config.enabled && !config.patroni_is_pid_1 {
+            let problem =
+                "a crashed leader's backends can outlive it, and Warden cannot see from here that none is left";
+            let remedy = "start Patroni as process 1 of its container and say so with patroni_is_pid_1: true, or leave release.enabled off";
+            return Err(ConfigError::new(self.path, "release.enabled", problem, remedy));
+        }
+        Ok(config)
     }
 
     fn haproxy(&mut self) -> Result<Option<HaproxyConfig>, ConfigError> {

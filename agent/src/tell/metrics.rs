@@ -331,6 +331,11 @@ const fn kind(event: &Event) -> &'static str {
         Event::Postgres { .. } => "postgres",
         Event::AliveLock(_) => "alive_lock",
         Event::Haproxy(_) => "haproxy",
+        Event::FenceSession(_) => "fence_session",
+        Event::Fence(_) => "fence",
+        Event::FenceRecord { .. } => "fence_record",
+        Event::Release(_) => "release",
+        Event::Nudged { .. } => "nudged",
         Event::Started(_) => "started",
         Event::TaskFailed { .. } => "task_failed",
     }

@@ -8,7 +8,8 @@ use super::postgres::{self, Place};
 use super::{Closed, Events};
 use crate::config::{NodeConfig, Superuser};
 use std::collections::BTreeMap;
-use tokio::sync::watch as latest;
+use std::sync::Arc;
+use tokio::sync::{Notify, watch as latest};
 use tokio::task::JoinSet;
 use warden_core::types::MemberName;
 use warden_core::view::View;
@@ -41,12 +42,14 @@ pub fn targets(view: &View) -> Targets {
 /// The watchers of one member, and what they were started for.
 type Watchers = (Target, JoinSet<Result<(), Closed>>);
 
-/// Keeps a pair of watchers for each member until the agent shuts down.
+/// Keeps a pair of watchers for each member until the agent shuts down. `probe` asks the local PostgreSQL out of
+/// turn.
 pub async fn watch(
     local: Option<NodeConfig>,
     superuser: Option<Superuser>,
     client: PatroniClient,
     mut targets: latest::Receiver<Targets>,
+    probe: Arc<Notify>,
     events: Events,
 ) -> anyhow::Result<()> {
     let mut running: BTreeMap<MemberName, Watchers> = BTreeMap::new();
@@ -61,7 +64,7 @@ pub async fn watch(
         for (name, target) in wanted {
             running.entry(name.clone()).or_insert_with(|| {
                 let node = local.as_ref().filter(|node| node.member == name.as_str());
-                let tasks = start(&name, &target, node, superuser.as_ref(), &client, &events);
+                let tasks = start(&name, &target, node, superuser.as_ref(), &client, &probe, &events);
                 (target, tasks)
             });
         }
@@ -79,6 +82,7 @@ fn start(
     node: Option<&NodeConfig>,
     superuser: Option<&Superuser>,
     client: &PatroniClient,
+    probe: &Arc<Notify>,
     events: &Events,
 ) -> JoinSet<Result<(), Closed>> {
     let mut tasks = JoinSet::new();
@@ -89,7 +93,9 @@ fn start(
     let place = socket.or_else(|| target.postgres.clone().map(|(host, port)| Place::Tcp(host, port)));
     if let (Some(place), Some(superuser)) = (place, superuser) {
         let tcp = target.postgres.clone();
-        tasks.spawn(postgres::watch(name.clone(), place, tcp, superuser.clone(), events.clone()));
+        // Only the neighbour's death is ever to be proved.
+        let probe = if node.is_some() { Arc::clone(probe) } else { Arc::default() };
+        tasks.spawn(postgres::watch(name.clone(), place, tcp, superuser.clone(), probe, events.clone()));
     }
     tasks
 }

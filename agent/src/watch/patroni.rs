@@ -6,15 +6,17 @@
 
 use super::names::Names;
 use super::{Closed, Events, io_cause, root_cause};
+use crate::clock::Clock;
 use crate::config::PatroniConfig;
 use anyhow::Context;
 use reqwest::{Client, RequestBuilder, redirect};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use warden_core::event::{Event, PatroniAnswer, PatroniStatus, Role, State};
-use warden_core::types::{Lsn, MemberName, SystemId, Timeline, UnixMillis};
+use warden_core::types::{Lsn, MemberName, SystemId, Timeline};
 
 /// A question every second, and as long for an answer.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -70,12 +72,12 @@ impl PatroniClient {
     }
 
     /// Asks `GET /patroni` of `member`, and `GET /liveness` where `liveness` is wanted.
-    pub async fn ask(&self, member: &MemberName, api: &str, liveness: bool) -> PatroniAnswer {
+    pub async fn ask(&self, member: &MemberName, api: &str, liveness: bool, clock: &Clock) -> PatroniAnswer {
         // Side by side, so that both together take no longer than one.
         let turns = async { if liveness { self.get(api, "liveness").await.ok() } else { None } };
         let (answer, turns) = tokio::join!(self.get(api, "patroni"), turns);
         match answer {
-            Ok((_, body)) => match parse(&body, &self.scope, member) {
+            Ok((_, body)) => match parse(&body, &self.scope, member, clock) {
                 Ok(mut status) => {
                     status.loop_turns = match turns.map(|(code, _)| code) {
                         Some(200) => Some(true),
@@ -87,6 +89,33 @@ impl PatroniClient {
                 Err(why) => PatroniAnswer::Unusable(why),
             },
             Err(answer) => answer,
+        }
+    }
+
+    /// Wakes the HA loop of the Patroni at `api`: a `PATCH /config` with a value that is already there, which changes
+    /// nothing. The error says what is in the way.
+    pub async fn nudge(&self, api: &str) -> Result<(), String> {
+        let said = |answer: PatroniAnswer| match answer {
+            PatroniAnswer::Refused(why) | PatroniAnswer::Silent(why) | PatroniAnswer::Unusable(why) => why,
+            PatroniAnswer::Answering(_) => "it answers something else".to_owned(),
+        };
+        let (code, body) = self.get(api, "config").await.map_err(said)?;
+        if code != 200 {
+            return Err(format!("GET /config answers {code}"));
+        }
+        let config: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(&body).map_err(|error| format!("GET /config answers no JSON object: {error}"))?;
+        let Some((key, value)) = config.into_iter().find(|(_, value)| value.is_number() || value.is_boolean()) else {
+            return Err("Patroni's configuration has no value that could be repeated".to_owned());
+        };
+        let same = serde_json::Map::from_iter([(key, value)]);
+        let request = self.with_login(self.http.patch(format!("{api}/config")).json(&same));
+        let response = request.send().await.map_err(|error| said(answer_of_error(&error)))?;
+        match response.status().as_u16() {
+            200 => Ok(()),
+            code => {
+                Err(format!("PATCH /config answers {code}: check restapi.authentication in Patroni's configuration"))
+            }
         }
     }
 
@@ -130,7 +159,7 @@ pub async fn watch(
         let asked = Instant::now();
         let at = events.clock.now();
         let liveness = is_local && turns.is_none_or(|(_, at)| at.elapsed() >= LIVENESS);
-        let mut answer = client.ask(&member, &api, liveness).await;
+        let mut answer = client.ask(&member, &api, liveness, &events.clock).await;
         if let PatroniAnswer::Answering(status) = &mut answer {
             match status.loop_turns {
                 Some(turn) => turns = Some((turn, asked)),
@@ -177,6 +206,8 @@ struct Wire {
     #[serde(default)]
     cluster_unlocked: bool,
     dcs_last_seen: Option<i64>,
+    #[serde(default)]
+    tags: BTreeMap<String, serde_json::Value>,
     database_system_identifier: Option<String>,
     patroni: Option<About>,
 }
@@ -195,7 +226,7 @@ struct About {
 }
 
 /// Reads the JSON of `member`'s Patroni. The error says what is wrong with it.
-fn parse(body: &[u8], scope: &str, member: &MemberName) -> Result<PatroniStatus, String> {
+fn parse(body: &[u8], scope: &str, member: &MemberName, clock: &Clock) -> Result<PatroniStatus, String> {
     let wire: Wire =
         serde_json::from_slice(body).map_err(|error| format!("its answer is not Patroni's JSON: {error}"))?;
     if let Some(other) = wire.patroni.as_ref().and_then(|about| about.scope.as_deref())
@@ -234,7 +265,9 @@ fn parse(body: &[u8], scope: &str, member: &MemberName) -> Result<PatroniStatus,
         failsafe_active: wire.failsafe_mode_is_active,
         cluster_unlocked: wire.cluster_unlocked,
         loop_turns: None,
-        dcs_last_seen: wire.dcs_last_seen.map(|seconds| UnixMillis(seconds.saturating_mul(1000))),
+        dcs_last_seen: wire.dcs_last_seen.map(|seconds| clock.moment_of_wall(seconds)),
+        name: wire.patroni.as_ref().and_then(|about| about.name.as_deref()).map(MemberName::from),
+        nosync: wire.tags.get("nosync").is_some_and(|tag| *tag == true),
         version: wire.patroni.and_then(|about| about.version),
     })
 }
@@ -262,17 +295,18 @@ mod tests {
 
     #[test]
     fn a_primary_of_patroni_4_is_read() {
-        let status = parse(PRIMARY.as_bytes(), "my_cluster", &"postgresql0".into()).unwrap();
+        let status = parse(PRIMARY.as_bytes(), "my_cluster", &"postgresql0".into(), &Clock::start()).unwrap();
         assert_eq!((status.role, status.state, status.writable), (Role::Primary, State::Running, Some(true)));
         assert_eq!((status.timeline, status.lsn), (Some(Timeline(1)), Some(Lsn(50_331_840))));
         assert_eq!(status.system_id, Some(SystemId(7_711_166_548_103_880_737)));
         assert_eq!(status.version.as_deref(), Some("4.1.5"));
-        assert_eq!(status.dcs_last_seen, Some(UnixMillis(1_795_395_914_000)));
+        assert_eq!(status.name, Some("postgresql0".into()));
+        assert!(status.dcs_last_seen.is_some() && !status.nosync);
     }
 
     #[test]
     fn a_synchronous_standby_is_read() {
-        let status = parse(STANDBY.as_bytes(), "my_cluster", &"postgresql1".into()).unwrap();
+        let status = parse(STANDBY.as_bytes(), "my_cluster", &"postgresql1".into(), &Clock::start()).unwrap();
         assert_eq!((status.role, status.state, status.writable), (Role::SyncStandby, State::Streaming, Some(false)));
         assert_eq!(status.lsn, Some(Lsn(50_331_840)));
     }
@@ -280,39 +314,39 @@ mod tests {
     #[test]
     fn master_of_patroni_3_is_primary() {
         let json = r#"{"state": "running", "role": "master", "xlog": {"location": 1}}"#;
-        assert_eq!(parse(json.as_bytes(), "x", &"postgresql0".into()).unwrap().role, Role::Primary);
+        assert_eq!(parse(json.as_bytes(), "x", &"postgresql0".into(), &Clock::start()).unwrap().role, Role::Primary);
     }
 
     #[test]
     fn without_a_query_answered_by_postgresql_nothing_is_said_about_writability() {
         let json = r#"{"state": "unknown", "role": "primary", "dcs_last_seen": 5}"#;
-        let status = parse(json.as_bytes(), "x", &"postgresql0".into()).unwrap();
+        let status = parse(json.as_bytes(), "x", &"postgresql0".into(), &Clock::start()).unwrap();
         assert_eq!((status.writable, status.state), (None, State::Unknown));
     }
 
     #[test]
     fn what_nobody_has_heard_of_is_unknown_and_not_an_error() {
         let json = r#"{"state": "levitating", "role": "oracle", "new": [1], "xlog": {"x": 1}}"#;
-        let status = parse(json.as_bytes(), "x", &"postgresql0".into()).unwrap();
+        let status = parse(json.as_bytes(), "x", &"postgresql0".into(), &Clock::start()).unwrap();
         assert_eq!((status.state, status.role), (State::Unknown, Role::Unknown));
     }
 
     #[test]
     fn another_clusters_patroni_is_not_believed() {
-        let error = parse(PRIMARY.as_bytes(), "other", &"postgresql0".into()).unwrap_err();
+        let error = parse(PRIMARY.as_bytes(), "other", &"postgresql0".into(), &Clock::start()).unwrap_err();
         assert!(error.contains("my_cluster") && error.contains("other"), "{error}");
     }
 
     #[test]
     fn another_members_patroni_is_not_believed() {
-        let error = parse(PRIMARY.as_bytes(), "my_cluster", &"postgresql1".into()).unwrap_err();
+        let error = parse(PRIMARY.as_bytes(), "my_cluster", &"postgresql1".into(), &Clock::start()).unwrap_err();
         assert!(error.contains("postgresql0"), "{error}");
     }
 
     #[test]
     fn nonsense_is_an_error_that_says_so() {
         for body in ["", "null", "[]", "<html>", "{\"xlog\": 5}", "{\"state\": {}}", "\u{0}"] {
-            assert!(parse(body.as_bytes(), "x", &"postgresql0".into()).is_err(), "{body:?}");
+            assert!(parse(body.as_bytes(), "x", &"postgresql0".into(), &Clock::start()).is_err(), "{body:?}");
         }
     }
 }

@@ -10,7 +10,9 @@ use super::{Closed, Events, io_cause, root_cause, tls};
 use crate::config::{SslMode, Superuser};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow};
@@ -59,7 +61,7 @@ impl Place {
     }
 
     /// PostgreSQL has no TLS on its socket, and libpq asks for none there whatever `sslmode` says.
-    const fn sslmode(&self, login: &Superuser) -> SslMode {
+    pub(crate) const fn sslmode(&self, login: &Superuser) -> SslMode {
         match self {
             Self::Socket(..) => SslMode::Disable,
             Self::Tcp(..) => login.sslmode,
@@ -70,16 +72,18 @@ impl Place {
 /// Watches one member's PostgreSQL until the agent shuts down.
 ///
 /// `tcp` is where else the server listens, should `place` be its socket.
+/// `probe` asks out of turn.
 pub async fn watch(
     member: MemberName,
     place: Place,
     tcp: Option<(String, u16)>,
     login: Superuser,
+    probe: Arc<Notify>,
     events: Events,
 ) -> Result<(), Closed> {
     let (via, sslmode) = (place.source(), place.sslmode(&login));
     let config = client_config(&place, &login);
-    let mut watcher = Watcher { member, via, config, sslmode, tcp, had_session: false, events };
+    let mut watcher = Watcher { member, via, config, sslmode, tcp, had_session: false, probe, events };
     loop {
         let asked = Instant::now();
         let at = watcher.events.clock.now();
@@ -103,7 +107,11 @@ pub async fn watch(
             Err(_) => watcher.tell(at, PostgresAnswer::Silent("no session within 1 s".to_owned())).await?,
         }
         // Jitter, so that agents which lost the same server do not come back in step.
-        sleep_until(asked + RECONNECT.mul_f64(rand::random_range(0.75..1.25))).await;
+        let turn = sleep_until(asked + RECONNECT.mul_f64(rand::random_range(0.75..1.25)));
+        tokio::select! {
+            () = turn => {}
+            () = watcher.probe.notified() => {}
+        }
     }
 }
 
@@ -116,6 +124,8 @@ struct Watcher {
     tcp: Option<(String, u16)>,
     /// Whether this place ever let us in: only then does a socket that is not there mean a server that is not.
     had_session: bool,
+    /// Somebody wants to know now.
+    probe: Arc<Notify>,
     events: Events,
 }
 
@@ -125,8 +135,12 @@ impl Watcher {
     /// A socket that was never there may only be looked for in the wrong place (another directory, a volume that
     /// is not shared), and a server must not be taken for dead by that: its port has to refuse as well.
     async fn answer_of_failure(&self, error: &tokio_postgres::Error) -> PostgresAnswer {
-        let missing = io_cause(error).is_some_and(|cause| cause.kind() == io::ErrorKind::NotFound);
-        if !missing || self.had_session {
+        let kind = io_cause(error).map(io::Error::kind);
+        let nobody = matches!(kind, Some(io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound));
+        if self.via == Source::Socket && self.had_session && nobody {
+            return PostgresAnswer::Gone("nobody listens on its socket".to_owned());
+        }
+        if kind != Some(io::ErrorKind::NotFound) {
             return answer_of_error(error);
         }
         let directory = "there is no socket in the directory that Warden looks in (node.socket_dir)";
@@ -173,12 +187,16 @@ impl Watcher {
                 Err(error) if error.code() == Some(&SqlState::CRASH_SHUTDOWN) => return Ok(()),
                 Err(error) => self.tell(at, answer_of_error(&error)).await?,
             }
-            sleep_until(asked + PERIOD).await;
+            tokio::select! {
+                () = sleep_until(asked + PERIOD) => {}
+                () = self.probe.notified() => {}
+            }
         }
     }
 }
 
-fn client_config(place: &Place, login: &Superuser) -> Config {
+/// How to log in at `place`.
+pub(crate) fn client_config(place: &Place, login: &Superuser) -> Config {
     let mut config = Config::new();
     match place {
         Place::Socket(directory, port) => config.host_path(directory).port(*port),
@@ -202,10 +220,10 @@ fn client_config(place: &Place, login: &Superuser) -> Config {
     config
 }
 
-type Driver = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(crate) type Driver = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A session, and the future that moves its bytes.
-async fn connect(config: &Config, sslmode: SslMode) -> Result<(Client, Driver), tokio_postgres::Error> {
+pub(crate) async fn connect(config: &Config, sslmode: SslMode) -> Result<(Client, Driver), tokio_postgres::Error> {
     if sslmode != SslMode::Disable
         && let Ok(tls) = tls::unverified()
     {
@@ -217,7 +235,7 @@ async fn connect(config: &Config, sslmode: SslMode) -> Result<(Client, Driver), 
 }
 
 /// What a failed attempt to connect, or a failed question, says about the server.
-fn answer_of_error(error: &tokio_postgres::Error) -> PostgresAnswer {
+pub(crate) fn answer_of_error(error: &tokio_postgres::Error) -> PostgresAnswer {
     if let Some(db) = error.as_db_error() {
         // 57P03: starting up, shutting down, in crash recovery: nobody gets a session.
         return match db.code() {

@@ -6,7 +6,7 @@
 use super::patroni::role_of;
 use super::zookeeper::{Barrier as RawBarrier, Node, Update, Znode as Raw};
 use crate::clock::Clock;
-use crate::record;
+use crate::{fence_record, record};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -36,10 +36,11 @@ pub fn observed(update: Update, clock: &Clock) -> Observed {
 /// How a barrier read ended, as an event.
 pub fn barrier(raw: RawBarrier, asked: std::time::Instant, clock: &Clock) -> Observed {
     match raw {
-        RawBarrier::Verified { leader: value, session, started, finished } => Observed {
+        RawBarrier::Verified { leader: value, config: settings, session, started, finished } => Observed {
             at: clock.moment(started),
             event: Event::Barrier(Barrier::Verified {
                 leader: leader(value.as_ref()),
+                config: json(settings.as_ref(), config),
                 session: SessionId(session),
                 finished: clock.moment(finished),
             }),
@@ -61,6 +62,16 @@ fn znode(node: Node, value: Option<&Raw>) -> Event {
         Node::Failsafe => Znode::Failsafe(json(value, failsafe)),
         Node::Initialize => Znode::Initialize(initialize(value)),
         Node::Member(name) => Znode::Member(MemberName::from(name), json(value, member)),
+        Node::Fence(name) => {
+            let record = match value {
+                None => Reading::Absent,
+                Some(raw) => match fence_record::parse(&raw.data) {
+                    Ok(record) => Reading::Present(record),
+                    Err(why) => Reading::Unreadable(why),
+                },
+            };
+            return Event::FenceRecord { member: MemberName::from(name), record };
+        }
         Node::Agent(name) => {
             let record = match value {
                 None => Reading::Absent,

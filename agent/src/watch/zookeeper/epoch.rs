@@ -8,7 +8,7 @@
 use super::capture::{Capture, Granted};
 use super::own::{Own, Published};
 use super::tree::{REQUEST, Tree, request, send};
-use super::{Barrier, BarrierRequest, End, EndReason, Settings, Update, connect};
+use super::{Barrier, End, EndReason, Released, Request, Settings, Update, connect};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,7 +46,7 @@ pub(super) struct Context {
 /// Runs an epoch to its end; also says which server it was connected to.
 pub(super) async fn in_own_thread(
     context: Context,
-    requests: mpsc::Receiver<BarrierRequest>,
+    requests: mpsc::Receiver<Request>,
     avoid: Option<SocketAddr>,
 ) -> (End, Option<SocketAddr>) {
     let (ended, end) = oneshot::channel();
@@ -121,7 +121,7 @@ struct Epoch {
 impl Epoch {
     async fn run(
         context: Context,
-        mut requests: mpsc::Receiver<BarrierRequest>,
+        mut requests: mpsc::Receiver<Request>,
         avoid: Option<SocketAddr>,
         connected_to: &Mutex<Option<SocketAddr>>,
     ) -> End {
@@ -232,7 +232,7 @@ impl Epoch {
     }
 
     /// Everything the epoch does until it ends.
-    async fn last(&mut self, requests: &mut mpsc::Receiver<BarrierRequest>) -> End {
+    async fn last(&mut self, requests: &mut mpsc::Receiver<Request>) -> End {
         let mut pass = interval(PASS);
         pass.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = self.context.stop.clone();
@@ -244,7 +244,7 @@ impl Epoch {
                     Err(End::new(EndReason::Disconnected, format!("the connection is {state:?}")))
                 }
                 paths = self.pokes.wait() => self.guarded(Work::Poked(paths)).await,
-                Some(asked) = requests.recv() => self.guarded(Work::Barrier(asked)).await,
+                Some(asked) = requests.recv() => self.guarded(Work::Request(asked)).await,
                 Ok(()) = self.context.published.changed() => self.guarded(Work::Publish).await,
                 Ok(()) = self.context.session_timeout.changed() => self.check_timeout(),
                 _ = pass.tick() => self.guarded(Work::Pass).await,
@@ -272,8 +272,8 @@ impl Epoch {
                     publish(own, zk, &data, &context.updates).await
                 }
                 Work::Poked(paths) => tree.poked(paths, zk, &context.updates).await,
-                Work::Barrier(BarrierRequest { started, reply }) => {
-                    let barrier = own.barrier(zk, &tree.leader(), started).await;
+                Work::Request(Request::Barrier { started, reply }) => {
+                    let barrier = own.barrier(zk, &tree.leader(), &tree.config(), started).await;
                     let told = match &barrier {
                         Ok(barrier) => barrier.clone(),
                         Err(end) => Barrier::Unknown { why: end.detail.clone() },
@@ -281,6 +281,20 @@ impl Epoch {
                     // Whoever asked may have given up.
                     drop(reply.send(told));
                     barrier.map(|_| ())
+                }
+                Work::Request(Request::Fence { member, record, reply }) => {
+                    let done = own.fence(zk, &member, record).await;
+                    drop(reply.send(done.as_ref().map(|_| ()).map_err(|end| end.detail.clone())));
+                    done
+                }
+                Work::Request(Request::Release { holds, reply }) => {
+                    let done = own.release(zk, &tree.leader(), &holds).await;
+                    let told = match &done {
+                        Ok(released) => released.clone(),
+                        Err(end) => Released::Failed(end.detail.clone()),
+                    };
+                    drop(reply.send(told));
+                    done.map(|_| ())
                 }
                 Work::Publish => {
                     let data = context.published.borrow_and_update().clone();
@@ -320,6 +334,6 @@ async fn publish(own: &mut Own, zk: &ZooKeeper, data: &[u8], updates: &mpsc::Sen
 enum Work {
     Pass,
     Poked(BTreeSet<String>),
-    Barrier(BarrierRequest),
+    Request(Request),
     Publish,
 }

@@ -111,6 +111,8 @@ pub enum Node {
     Member(String),
     /// Of our own tree: another agent, or ourselves.
     Agent(String),
+    /// Of our own tree: a member's fence record.
+    Fence(String),
 }
 
 /// A znode as it was read.
@@ -139,6 +141,8 @@ pub enum Barrier {
     Verified {
         /// What it said; `None` if there is none.
         leader: Option<Znode>,
+        /// Patroni's dynamic configuration, read together with it.
+        config: Option<Znode>,
         /// The session it was read in.
         session: i64,
         /// When it was asked for.
@@ -207,19 +211,45 @@ impl End {
     }
 }
 
-/// A question to the present epoch.
-struct BarrierRequest {
-    started: Instant,
-    reply: oneshot::Sender<Barrier>,
+/// What the leader znode has to be still, for it to be deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holds {
+    /// Who holds it.
+    pub holder: String,
+    /// The transaction that created it.
+    pub czxid: i64,
+    /// The session that owns it.
+    pub owner: i64,
 }
 
-/// Where the present epoch takes its questions; `None` between epochs.
-type Present = watch::Sender<Option<mpsc::Sender<BarrierRequest>>>;
+/// How a release of the leader key ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Released {
+    /// It is deleted.
+    Done,
+    /// It was not any more what it had to be; the text says what it was.
+    Changed(String),
+    /// Nothing is known, or it could not be done.
+    Failed(String),
+}
+
+/// A request to the present epoch.
+enum Request {
+    /// A linearizable read.
+    Barrier { started: Instant, reply: oneshot::Sender<Barrier> },
+    /// Puts a member's fence record in its place, or removes it.
+    Fence { member: String, record: Option<Vec<u8>>, reply: oneshot::Sender<Result<(), String>> },
+    /// Deletes the leader znode.
+    Release { holds: Holds, reply: oneshot::Sender<Released> },
+}
+
+/// Where the present epoch takes its requests; `None` between epochs.
+type Present = watch::Sender<Option<mpsc::Sender<Request>>>;
 
 /// The way to talk to ZooKeeper. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    present: watch::Receiver<Option<mpsc::Sender<BarrierRequest>>>,
+    present: watch::Receiver<Option<mpsc::Sender<Request>>>,
     published: Arc<watch::Sender<Option<Vec<u8>>>>,
     session_timeout: Arc<watch::Sender<Duration>>,
     stop: CancellationToken,
@@ -231,17 +261,38 @@ impl Handle {
     /// after it in the same session, so that what is read includes everything that was committed before.
     /// Whatever goes wrong, or takes longer than `limit`, is `Unknown`.
     pub async fn barrier(&self, limit: Duration) -> Barrier {
-        let unknown = |why: &str| Barrier::Unknown { why: why.to_owned() };
-        let Some(epoch) = self.present.borrow().clone() else { return unknown("there is no ZooKeeper session") };
+        let started = Instant::now();
+        let read = self.ask(limit, |reply| Request::Barrier { started, reply }).await;
+        read.unwrap_or_else(|why| Barrier::Unknown { why })
+    }
+
+    /// Puts `record` in the place of `member`'s fence record, `/warden/<scope>/fences/<member>`; without one removes
+    /// it. The error says what went wrong; it may have been done all the same.
+    pub async fn fence_record(&self, member: &str, record: Option<Vec<u8>>, limit: Duration) -> Result<(), String> {
+        let member = member.to_owned();
+        self.ask(limit, |reply| Request::Fence { member, record, reply }).await?
+    }
+
+    /// Deletes the leader znode, if a barrier read right before finds it as it has to be. The only write to
+    /// Patroni's tree that there is.
+    pub async fn release(&self, holds: Holds, limit: Duration) -> Released {
+        let done = self.ask(limit, |reply| Request::Release { holds, reply }).await;
+        done.unwrap_or_else(Released::Failed)
+    }
+
+    /// Hands a request to the present epoch. The error says why there is no answer.
+    async fn ask<T>(&self, limit: Duration, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, String> {
+        let Some(epoch) = self.present.borrow().clone() else { return Err("there is no ZooKeeper session".to_owned()) };
         let (reply, answer) = oneshot::channel();
+        let request = request(reply);
         let asking = async {
-            epoch.send(BarrierRequest { started: Instant::now(), reply }).await.ok()?;
+            epoch.send(request).await.ok()?;
             answer.await.ok()
         };
         match timeout(limit, asking).await {
-            Ok(Some(barrier)) => barrier,
-            Ok(None) => unknown("the ZooKeeper session ended meanwhile"),
-            Err(_) => unknown(&format!("no linearizable answer from ZooKeeper within {} ms", limit.as_millis())),
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err("the ZooKeeper session ended meanwhile".to_owned()),
+            Err(_) => Err(format!("no linearizable answer from ZooKeeper within {} ms", limit.as_millis())),
         }
     }
 

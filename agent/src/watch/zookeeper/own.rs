@@ -1,7 +1,7 @@
 //! Our own znodes: the ephemeral one that shows us to others, and the one that barriers write.
 
 use super::tree::{Failed, request};
-use super::{Barrier, End, EndReason, Settings, Znode, tree};
+use super::{Barrier, End, EndReason, Holds, Released, Settings, Znode, tree};
 use serde::Deserialize;
 use std::time::Instant;
 use zookeeper_async::{Acl, CreateMode, Permission, Stat, ZooKeeper};
@@ -12,6 +12,8 @@ pub(super) struct Own {
     agent: String,
     /// `<own>/barriers/<name>`, with chroot.
     barrier: String,
+    /// `<own>/fences`, with chroot.
+    fences: String,
     acl: Vec<Acl>,
     /// What is above our own tree and shared with the agents of other clusters, like `/warden`.
     above: String,
@@ -44,6 +46,7 @@ impl Own {
         Self {
             agent: format!("{own}/agents/{}", settings.agent),
             barrier: format!("{own}/barriers/{}", settings.agent),
+            fences: format!("{own}/fences"),
             acl,
             above,
             above_acl,
@@ -52,15 +55,57 @@ impl Own {
         }
     }
 
-    /// Reads `leader` behind a barrier. A request that is late ends the epoch: its write may yet come.
-    pub(super) async fn barrier(&self, zk: &ZooKeeper, leader: &str, started: Instant) -> Result<Barrier, End> {
+    /// Reads `leader` and `config` behind a barrier. A request that is late ends the epoch: its write may yet come.
+    pub(super) async fn barrier(
+        &self,
+        zk: &ZooKeeper,
+        leader: &str,
+        config: &str,
+        started: Instant,
+    ) -> Result<Barrier, End> {
         self.touch_barrier(zk).await?;
-        let value = match request(leader, zk.get_data(leader, false)).await {
-            Ok((data, stat)) => Some(tree::znode(data, &stat)),
-            Err(Failed::NoNode) => None,
-            Err(failed) => return Err(failed.end()),
+        let (leader, config) = futures_util::future::join(read(zk, leader), read(zk, config)).await;
+        let (leader, config, session) = (leader?, config?, self.session);
+        Ok(Barrier::Verified { leader, config, session, started, finished: Instant::now() })
+    }
+
+    /// Puts a member's fence record in its place, or removes it.
+    pub(super) async fn fence(&self, zk: &ZooKeeper, member: &str, record: Option<Vec<u8>>) -> Result<(), End> {
+        let path = format!("{}/{member}", self.fences);
+        let Some(record) = record else {
+            return match request(&path, zk.delete(&path, None)).await {
+                Ok(()) | Err(Failed::NoNode) => Ok(()),
+                Err(failed) => Err(failed.end()),
+            };
         };
-        Ok(Barrier::Verified { leader: value, session: self.session, started, finished: Instant::now() })
+        for _ in 0..3 {
+            match request(&path, zk.set_data(&path, record.clone(), None)).await {
+                Ok(_) => return Ok(()),
+                Err(Failed::NoNode) => self.create(zk, &path, record.clone(), CreateMode::Persistent).await?,
+                Err(failed) => return Err(failed.end()),
+            }
+        }
+        Err(End::new(EndReason::RequestFailed, format!("{path}: it is removed as soon as it is there")))
+    }
+
+    /// Deletes `leader`, with its version, if it is what it has to be behind a barrier. The only write to Patroni's
+    /// tree that there is.
+    pub(super) async fn release(&self, zk: &ZooKeeper, leader: &str, holds: &Holds) -> Result<Released, End> {
+        self.touch_barrier(zk).await?;
+        let Some(found) = read(zk, leader).await? else { return Ok(Released::Changed("nobody holds it".to_owned())) };
+        let same =
+            (found.data.as_slice(), found.czxid, found.owner) == (holds.holder.as_bytes(), holds.czxid, holds.owner);
+        if !same {
+            let holder = String::from_utf8_lossy(&found.data).into_owned();
+            return Ok(Released::Changed(format!("{holder} holds it, with czxid {:#x}", found.czxid)));
+        }
+        match request(leader, zk.delete(leader, Some(found.version))).await {
+            Ok(()) => Ok(Released::Done),
+            Err(Failed::NoNode | Failed::BadVersion) => {
+                Ok(Released::Changed("it changed in the same instant".to_owned()))
+            }
+            Err(failed) => Err(failed.end()),
+        }
     }
 
     /// ZooKeeper's clock, in milliseconds since 1970: the time that it gives to a write of ours.
@@ -154,6 +199,15 @@ impl Own {
             Err(failed @ Failed::NoNode) => Err(refused.unwrap_or_else(|| failed.end())),
             Err(failed) => Err(failed.end()),
         }
+    }
+}
+
+/// A znode's data and stat, without a watch.
+async fn read(zk: &ZooKeeper, path: &str) -> Result<Option<Znode>, End> {
+    match request(path, zk.get_data(path, false)).await {
+        Ok((data, stat)) => Ok(Some(tree::znode(data, &stat))),
+        Err(Failed::NoNode) => Ok(None),
+        Err(failed) => Err(failed.end()),
     }
 }
 

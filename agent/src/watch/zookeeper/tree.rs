@@ -73,8 +73,14 @@ impl Tree {
         self.seen.get(&Node::Agent(name.to_owned()))?.as_ref()
     }
 
+    /// The config znode's path.
+    pub(super) fn config(&self) -> String {
+        format!("{}/config", self.patroni)
+    }
+
     fn path(&self, node: &Node) -> String {
         match node {
+            Node::Fence(name) => format!("{}/fences/{name}", self.own),
             Node::Member(name) => format!("{}/members/{name}", self.patroni),
             Node::Agent(name) => format!("{}/agents/{name}", self.own),
             fixed => {
@@ -87,6 +93,9 @@ impl Tree {
     fn node(&self, path: &str) -> Option<Node> {
         if let Some(name) = path.strip_prefix(&format!("{}/agents/", self.own)) {
             return Some(Node::Agent(name.to_owned()));
+        }
+        if let Some(name) = path.strip_prefix(&format!("{}/fences/", self.own)) {
+            return Some(Node::Fence(name.to_owned()));
         }
         let rest = path.strip_prefix(&self.patroni)?.strip_prefix('/')?;
         match rest.strip_prefix("members/") {
@@ -104,11 +113,13 @@ impl Tree {
         self.report(Node::Leader, leader, at, updates).await?;
         let members = self.children(zk, &format!("{}/members", self.patroni)).await?;
         let agents = self.children(zk, &format!("{}/agents", self.own)).await?;
+        let fences = self.children(zk, &format!("{}/fences", self.own)).await?;
         let thorough = self.passes.is_multiple_of(THOROUGH);
         self.passes = self.passes.wrapping_add(1);
         let fixed = FIXED.iter().take(if thorough { FIXED.len() } else { EACH_PASS }).skip(1);
         let members = members.into_iter().map(Node::Member);
-        let children: Vec<Node> = members.chain(agents.into_iter().map(Node::Agent)).collect();
+        let others = agents.into_iter().map(Node::Agent).chain(fences.into_iter().map(Node::Fence));
+        let children: Vec<Node> = members.chain(others).collect();
         self.forget_the_vanished(&children, at, updates).await?;
         // Somebody who has just come has no watch yet.
         let needed = |node: &Node| thorough || matches!(node, Node::Member(_)) || !self.seen.contains_key(node);
@@ -130,7 +141,8 @@ impl Tree {
             let value = read(zk, &leader).await?;
             self.report(Node::Leader, value, at, updates).await?;
         }
-        let lists = [format!("{}/members", self.patroni), format!("{}/agents", self.own)];
+        let lists =
+            [format!("{}/members", self.patroni), format!("{}/agents", self.own), format!("{}/fences", self.own)];
         if paths.iter().any(|path| lists.contains(path)) {
             // Somebody came or went.
             return self.pass(zk, updates).await;
@@ -181,7 +193,7 @@ impl Tree {
         at: Instant,
         updates: &super::mpsc::Sender<Update>,
     ) -> Result<(), End> {
-        let children = |node: &Node| matches!(node, Node::Member(_) | Node::Agent(_));
+        let children = |node: &Node| matches!(node, Node::Member(_) | Node::Agent(_) | Node::Fence(_));
         let known: Vec<Node> = self.seen.keys().filter(|node| children(node)).cloned().collect();
         for node in known.into_iter().filter(|node| !present.contains(node)) {
             self.seen.remove(&node);

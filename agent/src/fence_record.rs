@@ -1,0 +1,81 @@
+//! A fence record, `/warden/<scope>/fences/<member>`: who was fenced, why, and whether that is confirmed.
+//!
+//! Warden's own format, documented here and in the README; read by agents, the gate and `warden status`. It stays
+//! until the member is in recovery or leads again, or, where a person asked for it, until it is taken back. Fields
+//! may be added; a reader ignores those it does not know.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use warden_core::event::{FenceRecord, Rule};
+use warden_core::types::{MemberName, UnixMillis};
+
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    member: String,
+    rule: String,
+    reason: String,
+    by: String,
+    /// Milliseconds since 1970, by the clock of who ordered it.
+    ordered_ms: i64,
+    confirmed_ms: Option<i64>,
+    #[serde(default)]
+    facts: BTreeMap<String, String>,
+}
+
+/// The record as JSON.
+pub fn write(record: &FenceRecord) -> Vec<u8> {
+    let wire = Wire {
+        member: record.member.to_string(),
+        rule: record.rule.as_str().to_owned(),
+        reason: record.reason.clone(),
+        by: record.by.clone(),
+        ordered_ms: record.ordered.0,
+        confirmed_ms: record.confirmed.map(|at| at.0),
+        facts: record.facts.iter().cloned().collect(),
+    };
+    // Text, numbers and a map of texts: there is nothing in it that JSON could refuse.
+    serde_json::to_vec(&wire).unwrap_or_default()
+}
+
+/// Reads a record. The error says what is wrong with it.
+pub fn parse(data: &[u8]) -> Result<FenceRecord, String> {
+    let wire: Wire = serde_json::from_slice(data).map_err(|error| format!("it is not a fence record: {error}"))?;
+    let rule = Rule::ALL.into_iter().find(|rule| rule.as_str() == wire.rule);
+    Ok(FenceRecord {
+        member: MemberName::from(wire.member),
+        rule: rule.ok_or_else(|| format!("it names a rule that is not known here: {:?}", wire.rule))?,
+        reason: wire.reason,
+        by: wire.by,
+        ordered: UnixMillis(wire.ordered_ms),
+        confirmed: wire.confirmed_ms.map(UnixMillis),
+        facts: wire.facts.into_iter().collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_reads_back_as_it_was_written() {
+        for rule in Rule::ALL {
+            let record = FenceRecord {
+                member: "a".into(),
+                rule,
+                reason: "b holds the leader key".to_owned(),
+                by: "a".to_owned(),
+                ordered: UnixMillis(5),
+                confirmed: (rule == Rule::Lease).then_some(UnixMillis(7)),
+                facts: vec![("czxid".to_owned(), "0x9".to_owned()), ("leader".to_owned(), "b".to_owned())],
+            };
+            assert_eq!(parse(&write(&record)).unwrap(), record);
+        }
+    }
+
+    #[test]
+    fn something_else_is_an_error() {
+        for text in ["", "{}", "[]", r#"{"member":"a","rule":"whim","reason":"","by":"","ordered_ms":1}"#] {
+            assert!(parse(text.as_bytes()).is_err(), "{text:?}");
+        }
+    }
+}
