@@ -114,9 +114,20 @@ pub fn verified(view: &View, now: Moment) -> Option<&Verification> {
     (current && !contradicted && now.since(known.started) <= BARRIER_LIMIT).then_some(known)
 }
 
+/// No session, or no linearizable read for longer than one is good for.
+fn out_of_contact(view: &View, now: Moment) -> bool {
+    view.session().is_none() || view.verified.as_ref().is_none_or(|known| now.since(known.started) > BARRIER_LIMIT)
+}
+
 /// Our own neighbour, by superseded, orphaned or lease.
 fn neighbour(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
-    let Some(known) = verified(view, now) else { return lease(view, own, now, verdict) };
+    let Some(known) = verified(view, now) else {
+        // News that is about to be verified is contact with ZooKeeper; the lease is for when there is none.
+        if out_of_contact(view, now) {
+            lease(view, own, now, verdict);
+        }
+        return;
+    };
     let guard = Guard::KeyIsNot { member: own.clone(), session: known.session };
     match &known.leader {
         Reading::Present(key) if key.holder == *own => {}
