@@ -155,6 +155,7 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
             zookeeper: zookeeper.clone(),
             clock,
             metrics: metrics.clone(),
+            policy: policy(&config),
             log,
             token: config.http.token.clone(),
         };

@@ -8,7 +8,7 @@ use crate::assess::{PROBE_LIMIT, seconds};
 use crate::event::{AliveLock, ClusterConfig, LeaderKey, PatroniAnswer, PostgresAnswer, Rule, Server};
 use crate::fact::Reading;
 use crate::types::{MemberName, Moment, SessionId, Zxid};
-use crate::view::{Verification, View};
+use crate::view::{Link, Verification, View};
 use alloc::string::{String, ToString};
 use alloc::{format, vec, vec::Vec};
 use core::time::Duration;
@@ -116,7 +116,9 @@ pub fn verified(view: &View, now: Moment) -> Option<&Verification> {
 
 /// No session, or no linearizable read for longer than one is good for.
 fn out_of_contact(view: &View, now: Moment) -> bool {
-    view.session().is_none() || view.verified.as_ref().is_none_or(|known| now.since(known.started) > BARRIER_LIMIT)
+    let Link::Connected { since, .. } = view.link else { return true };
+    let newest = view.verified.as_ref().map_or(since, |known| known.started.max(since));
+    now.since(newest) > BARRIER_LIMIT
 }
 
 /// Our own neighbour, by superseded, orphaned or lease.

@@ -4,8 +4,9 @@
 //! listed in [`CODES`], documented in the README, and used as metric labels.
 
 use crate::assess::{self, Leader, MemberTruth, PROBE_LIMIT, seconds};
-use crate::event::{AliveLock, HaproxyAnswer, PatroniAnswer, PostgresAnswer, Role};
+use crate::event::{AliveLock, FenceOutcome, FenceSession, HaproxyAnswer, PatroniAnswer, PostgresAnswer, Role};
 use crate::fact::Reading;
+use crate::fence;
 use crate::types::{MemberName, Moment};
 use crate::view::{Link, View};
 use alloc::string::{String, ToString};
@@ -50,6 +51,10 @@ pub const CODES: &[(&str, &str)] = &[
     ("no_synchronous_standby", "synchronous mode without a synchronous standby: a crash now can lose commits"),
     ("alive_lock_free", "Patroni answers but does not hold the alive lock"),
     ("alive_lock_unknown", "the alive lock cannot be read"),
+    ("fenced", "a member is fenced"),
+    ("fence_failed", "a server that must take no writes could not be stopped"),
+    ("fence_held", "a rule would fence a member, and something unknown keeps it from doing so"),
+    ("fence_session_lost", "there is no warm session to fence the local PostgreSQL with"),
     ("paused", "the cluster is in maintenance mode"),
     ("timing_impossible", "loop_wait + 2 * retry_timeout is more than ttl"),
     ("session_timeout_differs", "ZooKeeper grants another session timeout than Patroni's ttl"),
@@ -76,6 +81,7 @@ pub fn warnings(view: &View, now: Moment, asked: Option<Moment>) -> Vec<Warning>
     let members = assess::members(view, now);
     zookeeper(view, &leader, now, &mut list);
     cluster(view, &leader, &members, &mut list);
+    fences(view, now, &mut list);
     for member in &members {
         leadership(view, &leader, member, &mut list);
         patroni(view, member, now, &mut list);
@@ -197,6 +203,48 @@ fn unreadable(view: &View) -> impl Iterator<Item = (String, &str)> {
         view.members.iter().filter_map(|(name, member)| of(&format!("members/{name}"), member.record.as_ref()));
     let agents = view.agents.iter().filter_map(|(name, fact)| of(&format!("agents/{name}"), Some(fact)));
     fixed.into_iter().flatten().chain(members).chain(agents)
+}
+
+fn fences(view: &View, now: Moment, list: &mut List) {
+    for (member, fact) in &view.leadership.records {
+        match &fact.value {
+            Reading::Present(record) => {
+                let state = if record.confirmed.is_some() { "is fenced" } else { "is being fenced, NOT confirmed yet" };
+                let (rule, reason) = (record.rule.as_str(), &record.reason);
+                list.about("fenced", member, format!("{member} {state} ({rule}): {reason}"));
+            }
+            Reading::Unreadable(why) => {
+                list.about_all("znode_unreadable", format!("the fence record of {member} cannot be understood: {why}"))
+            }
+            Reading::Absent => {}
+        }
+    }
+    for (member, ordered) in &view.leadership.ordered {
+        if let Some((FenceOutcome::Failed(why), rule, _)) = &ordered.outcome
+            && fence::presumed_writable(view, member)
+        {
+            let rule = rule.as_str();
+            let text = format!("{member} may still take writes: the fence ({rule}) failed: {why}; stop its PostgreSQL");
+            list.about("fence_failed", member, text);
+        }
+    }
+    for held in fence::judge(view, now).held {
+        let (member, rule) = (&held.member, held.rule.as_str());
+        let why = held.obstacles.join("; ");
+        list.about("fence_held", member, format!("{member} would be fenced ({rule}), but {why}"));
+    }
+    let Some(own) = &view.identity.member else { return };
+    let runs = view.members.get(own).and_then(|member| member.postgres.as_ref());
+    let runs = runs.and_then(|fact| fact.fresh(now, PROBE_LIMIT)).is_some_and(|answer| answer.server().is_some());
+    match &view.leadership.fence_session {
+        Some(fact) if runs && fact.age(now) > PROBE_LIMIT => {
+            if let FenceSession::Lost(why) = &fact.value {
+                let text = format!("no session is ready to fence {own} with, so a fence would be slower: {why}");
+                list.about("fence_session_lost", own, text);
+            }
+        }
+        _ => {}
+    }
 }
 
 /// Members of which at least two were writable at one and the same moment, as far as it was seen.

@@ -220,40 +220,12 @@ impl Fencer {
             return pending().await;
         };
         sleep(RECONNECT.mul_f64(rand::random_range(0.1..1.0))).await;
-        match self.knock(place, login, CONNECT).await {
-            Door::Open(session) => Self::ready(*session).await,
+        match knock(place, login, CONNECT).await {
+            Door::Open(session) => ready(*session).await,
             Door::Shut => Err("the server takes no sessions".to_owned()),
             Door::Locked(why) => Err(why),
             Door::Silent => Err("no session within 1 s".to_owned()),
         }
-    }
-
-    async fn knock(&self, place: &Place, login: &Superuser, limit: Duration) -> Door {
-        let mut config = postgres::client_config(place, login);
-        config.application_name("warden-fence");
-        match timeout(limit, postgres::connect(&config, place.sslmode(login))).await {
-            Ok(Ok(session)) => Door::Open(Box::new(session)),
-            Ok(Err(error)) => match postgres::answer_of_error(&error) {
-                PostgresAnswer::Refused(_) | PostgresAnswer::Gone(_) => Door::Shut,
-                PostgresAnswer::Unknown(why) => Door::Locked(why),
-                _ => Door::Silent,
-            },
-            Err(_) => Door::Silent,
-        }
-    }
-
-    /// Finds out what a fence needs to know, so that it is one statement later.
-    async fn ready((client, driver): (Client, postgres::Driver)) -> Result<Warm, String> {
-        let mut warm = Warm { client: Arc::new(client), postmaster: 0, driver: tokio::spawn(driver) };
-        let question = "SELECT split_part(pg_catalog.pg_read_file('postmaster.pid'), E'\\n', 1)";
-        let answer = timeout(CONNECT, warm.client.simple_query(question)).await.map_err(|_| "no answer within 1 s")?;
-        let messages = answer.map_err(|error| format!("postmaster.pid cannot be read: {error}"))?;
-        let pid = messages.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0)?.trim().parse::<u32>().ok(),
-            _ => None,
-        });
-        warm.postmaster = pid.filter(|pid| *pid > 0).ok_or("postmaster.pid names no process")?;
-        Ok(warm)
     }
 
     async fn fence(&self, order: &Order, warm: &mut Option<Warm>) -> FenceOutcome {
@@ -273,46 +245,15 @@ impl Fencer {
             },
         };
         // The warm session is with the local server.
-        let mut session = if local.is_some() { warm.take() } else { None };
-        let mut trouble = String::new();
-        for (signal, by) in [("INT", "fast shutdown"), ("QUIT", "immediate shutdown")] {
-            let ready = match session.take().filter(|session| !session.client.is_closed()) {
-                Some(ready) => Ok(ready),
-                None => match self.knock(&place, login, CONNECT).await {
-                    Door::Open(new) => Self::ready(*new).await,
-                    Door::Locked(why) => Err(why),
-                    Door::Shut => return FenceOutcome::Confirmed { by, took: started.elapsed() },
-                    Door::Silent => Err("the server is silent, and there was no warm session".to_owned()),
-                },
-            };
-            let ready = match ready {
-                Ok(ready) => ready,
-                Err(why) => {
-                    trouble = why;
-                    continue;
-                }
-            };
-            let sent = order_shutdown(&ready, signal);
-            match self.verify(&place, login).await {
-                Verified::Refused => return FenceOutcome::Confirmed { by, took: started.elapsed() },
-                Verified::InRecovery => return FenceOutcome::Confirmed { by: "recovery", took: started.elapsed() },
-                Verified::Silent => {
-                    // The statement lies in the server's socket; it stays there as long as the session does.
-                    if local.is_some() {
-                        *warm = Some(ready);
-                    }
-                    return FenceOutcome::Waiting;
-                }
-                Verified::Open => {
-                    trouble = match timeout(VERIFY, sent).await {
-                        Ok(Ok(Err(why))) => format!("{by}: {why}"),
-                        _ => format!("{by}: it still opens sessions after {} ms", STEP.as_millis()),
-                    };
-                    session = Some(ready);
-                }
-            }
+        let session = if local.is_some() { warm.take() } else { None };
+        let (outcome, session) = ladder(&place, login, session).await;
+        if local.is_some() {
+            *warm = session;
         }
-        FenceOutcome::Failed(trouble)
+        match outcome {
+            FenceOutcome::Confirmed { by, .. } => FenceOutcome::Confirmed { by, took: started.elapsed() },
+            outcome => outcome,
+        }
     }
 
     /// Whether it is still right to fence.
@@ -354,34 +295,132 @@ impl Fencer {
         }
     }
 
-    async fn verify(&self, place: &Place, login: &Superuser) -> Verified {
-        let started = Instant::now();
-        while started.elapsed() < STEP {
-            match self.knock(place, login, SILENT).await {
-                Door::Locked(_) => {}
-                Door::Shut => return Verified::Refused,
-                Door::Silent => return Verified::Silent,
-                Door::Open(session) => {
-                    if in_recovery(*session).await {
-                        return Verified::InRecovery;
-                    }
-                }
-            }
-            sleep(VERIFY).await;
-        }
-        Verified::Open
-    }
-
     /// The session that a waiting fence lay in has ended: the server woke, and did it or not.
     async fn after_waking(&self, order: &Order, since: Instant) -> anyhow::Result<()> {
         let (Some((_, place)), Some(login)) = (&self.local, &self.login) else { return Ok(()) };
-        let outcome = match self.verify(place, login).await {
+        let outcome = match verify(place, login).await {
             Verified::Refused => FenceOutcome::Confirmed { by: "fast shutdown on waking", took: since.elapsed() },
             Verified::InRecovery => FenceOutcome::Confirmed { by: "recovery", took: since.elapsed() },
             Verified::Silent | Verified::Open => return Ok(()),
         };
         self.report(order, outcome).await
     }
+}
+
+/// Stops the server at `place`, step by step, until a new session is refused or it is in recovery. `session` is one
+/// that is ready, if there is one; it comes back where the order lies in it, in front of a silent server.
+async fn ladder(place: &Place, login: &Superuser, mut session: Option<Warm>) -> (FenceOutcome, Option<Warm>) {
+    let started = Instant::now();
+    let confirmed = |by| FenceOutcome::Confirmed { by, took: started.elapsed() };
+    let mut trouble = String::new();
+    for (signal, by) in [("INT", "fast shutdown"), ("QUIT", "immediate shutdown")] {
+        let ready = match session.take().filter(|session| !session.client.is_closed()) {
+            Some(ready) => Ok(ready),
+            None => match knock(place, login, CONNECT).await {
+                Door::Open(new) => ready(*new).await,
+                Door::Locked(why) => Err(why),
+                Door::Shut => return (confirmed(by), None),
+                Door::Silent => Err("the server is silent, and there was no warm session".to_owned()),
+            },
+        };
+        let ready = match ready {
+            Ok(ready) => ready,
+            Err(why) => {
+                trouble = why;
+                continue;
+            }
+        };
+        let sent = order_shutdown(&ready, signal);
+        match verify(place, login).await {
+            Verified::Refused => return (confirmed(by), None),
+            Verified::InRecovery => return (confirmed("recovery"), Some(ready)),
+            // The statement lies in the server's socket; it stays there as long as the session does.
+            Verified::Silent => return (FenceOutcome::Waiting, Some(ready)),
+            Verified::Open => {
+                trouble = match timeout(VERIFY, sent).await {
+                    Ok(Ok(Err(why))) => format!("{by}: {why}"),
+                    _ => format!("{by}: it still opens sessions after {} ms", STEP.as_millis()),
+                };
+                session = Some(ready);
+            }
+        }
+    }
+    (FenceOutcome::Failed(trouble), None)
+}
+
+/// Fences a server that somebody else should have fenced already, for the gate: the candidate holds the leader key.
+/// `Ok` says by what it is known that the server takes no writes; the error, why that is not known.
+pub async fn stop_old_primary(place: &Place, login: &Superuser) -> Result<&'static str, OldPrimary> {
+    match knock(place, login, CONNECT).await {
+        Door::Shut => return Ok("it refuses sessions"),
+        Door::Silent => return Err(OldPrimary::Silent),
+        Door::Locked(why) => return Err(OldPrimary::Writable(why)),
+        Door::Open(session) => {
+            if in_recovery(*session).await {
+                return Ok("it is in recovery");
+            }
+        }
+    }
+    match ladder(place, login, None).await.0 {
+        FenceOutcome::Confirmed { by, .. } => Ok(by),
+        FenceOutcome::Waiting => Err(OldPrimary::Silent),
+        FenceOutcome::Failed(why) | FenceOutcome::Withdrawn(why) => Err(OldPrimary::Writable(why)),
+    }
+}
+
+/// Why it is not known that an old primary takes no writes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum OldPrimary {
+    /// It cannot be reached, or does not answer.
+    Silent,
+    /// It answers, and could not be stopped; the text says why.
+    Writable(String),
+}
+
+async fn knock(place: &Place, login: &Superuser, limit: Duration) -> Door {
+    let mut config = postgres::client_config(place, login);
+    config.application_name("warden-fence");
+    match timeout(limit, postgres::connect(&config, place.sslmode(login))).await {
+        Ok(Ok(session)) => Door::Open(Box::new(session)),
+        Ok(Err(error)) => match postgres::answer_of_error(&error) {
+            PostgresAnswer::Refused(_) | PostgresAnswer::Gone(_) => Door::Shut,
+            PostgresAnswer::Unknown(why) => Door::Locked(why),
+            _ => Door::Silent,
+        },
+        Err(_) => Door::Silent,
+    }
+}
+
+/// Finds out what a fence needs to know, so that it is one statement later.
+async fn ready((client, driver): (Client, postgres::Driver)) -> Result<Warm, String> {
+    let mut warm = Warm { client: Arc::new(client), postmaster: 0, driver: tokio::spawn(driver) };
+    let question = "SELECT split_part(pg_catalog.pg_read_file('postmaster.pid'), E'\\n', 1)";
+    let answer = timeout(CONNECT, warm.client.simple_query(question)).await.map_err(|_| "no answer within 1 s")?;
+    let messages = answer.map_err(|error| format!("postmaster.pid cannot be read: {error}"))?;
+    let pid = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0)?.trim().parse::<u32>().ok(),
+        _ => None,
+    });
+    warm.postmaster = pid.filter(|pid| *pid > 0).ok_or("postmaster.pid names no process")?;
+    Ok(warm)
+}
+
+async fn verify(place: &Place, login: &Superuser) -> Verified {
+    let started = Instant::now();
+    while started.elapsed() < STEP {
+        match knock(place, login, SILENT).await {
+            Door::Locked(_) => {}
+            Door::Shut => return Verified::Refused,
+            Door::Silent => return Verified::Silent,
+            Door::Open(session) => {
+                if in_recovery(*session).await {
+                    return Verified::InRecovery;
+                }
+            }
+        }
+        sleep(VERIFY).await;
+    }
+    Verified::Open
 }
 
 /// What a new session says about the server.

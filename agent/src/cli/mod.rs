@@ -1,10 +1,12 @@
 //! The command line: one file per subcommand.
 //!
 //! Exit codes, documented in the README: 0 done; 1 failed at run time; 2 wrong command line (clap's);
-//! 3 wrong configuration; 4 nothing answered (`status`).
+//! 3 wrong configuration; 4 nothing answered (`status`); 5 another server may take writes (`gate`).
 
 mod check_config;
 mod client;
+mod fence;
+mod gate;
 mod health;
 mod log_level;
 mod pretty;
@@ -24,6 +26,8 @@ pub const FAILED: u8 = 1;
 pub const BAD_CONFIG: u8 = 3;
 /// Nothing answered.
 pub const NO_ANSWER: u8 = 4;
+/// The gate does not let the candidate pass.
+pub const REFUSED: u8 = 5;
 
 /// A sidecar for unmodified Patroni on ZooKeeper behind HAProxy.
 #[derive(Debug, Parser)]
@@ -46,6 +50,14 @@ enum Command {
     Status(status::Args),
     /// Whether the agent on this machine is healthy: exit code 0 if so
     Health,
+    /// Stop a member's PostgreSQL from taking writes, until it is unfenced
+    Fence(fence::FenceArgs),
+    /// Take back a fence that a person asked for
+    Unfence(fence::UnfenceArgs),
+    /// What the agent on this machine would do now, and why, without doing it
+    Plan,
+    /// Patroni's pre_promote hook: wait until no other member can be taking writes
+    Gate,
     /// Change the log level of the agent on this machine
     LogLevel(log_level::Args),
 }
@@ -59,6 +71,8 @@ enum Failure {
     Failed(#[from] anyhow::Error),
     #[error("{0}")]
     NoAnswer(String),
+    #[error("{0}")]
+    Refused(String),
 }
 
 impl Failure {
@@ -67,6 +81,7 @@ impl Failure {
             Self::Config(_) => BAD_CONFIG,
             Self::Failed(_) => FAILED,
             Self::NoAnswer(_) => NO_ANSWER,
+            Self::Refused(_) => REFUSED,
         }
     }
 }
@@ -79,6 +94,10 @@ pub fn main() -> ExitCode {
         Command::CheckConfig => check_config::main(&config),
         Command::Status(args) => status::main(&config, &args),
         Command::Health => health::main(&config),
+        Command::Fence(args) => fence::fence(&config, &args),
+        Command::Unfence(args) => fence::unfence(&config, &args),
+        Command::Plan => fence::plan(&config),
+        Command::Gate => gate::main(&config),
         Command::LogLevel(args) => log_level::main(&config, &args),
     };
     match done {

@@ -127,7 +127,7 @@ async fn look(config: &Config, direct: bool, agent: Option<&str>) -> Result<Stat
     Ok(own)
 }
 
-async fn ask(http: &reqwest::Client, base: &str) -> anyhow::Result<State> {
+pub(super) async fn ask(http: &reqwest::Client, base: &str) -> anyhow::Result<State> {
     let url = format!("{base}/api/v1/state");
     let answer = http.get(&url).send().await.with_context(|| format!("{url} does not answer"))?;
     anyhow::ensure!(answer.status().is_success(), "{url} answers {}", answer.status());
@@ -135,7 +135,7 @@ async fn ask(http: &reqwest::Client, base: &str) -> anyhow::Result<State> {
 }
 
 /// Looks for ourselves: a short-lived observer without a name, made of the agent's own watchers.
-async fn see(config: &Config) -> Result<State, Failure> {
+pub(super) async fn see(config: &Config) -> Result<State, Failure> {
     let clock = Clock::start();
     let mut identity = run::identity(config);
     identity.agent = AgentName::from(BARRIER_NAME);

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 use warden_core::event::{
-    AgentRecord, Barrier, Event, HaproxyAnswer, HaproxyServer, LeaderKey, MemberRecord, Observed, PatroniAnswer,
-    PatroniStatus, PostgresAnswer, Role, Server, Session, State, Znode,
+    AgentRecord, Barrier, ClusterConfig, Event, HaproxyAnswer, HaproxyServer, LeaderKey, MemberRecord, Observed,
+    PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Server, Session, State, Znode,
 };
 use warden_core::fact::{Reading, Source};
 use warden_core::types::{Lsn, Moment, SessionId, Timeline, UnixMillis, Zxid};
@@ -56,7 +56,17 @@ pub(super) fn leader(reading: Reading<LeaderKey>) -> Event {
 
 /// A barrier read of session 1 that took 2 ms.
 pub(super) fn verified(leader: Reading<LeaderKey>, at: u64) -> Event {
-    Event::Barrier(Barrier::Verified { leader, session: SessionId(1), finished: ms(at + 2) })
+    let config = ClusterConfig {
+        ttl: Duration::from_secs(30),
+        loop_wait: Duration::from_secs(10),
+        retry_timeout: Duration::from_secs(10),
+        pause: false,
+        failsafe_mode: false,
+        synchronous_mode: false,
+        standby_cluster: false,
+    };
+    let config = Reading::Present(config);
+    Event::Barrier(Barrier::Verified { leader, config, session: SessionId(1), finished: ms(at + 2) })
 }
 
 pub(super) fn member(name: &str, there: bool) -> Event {
@@ -118,6 +128,8 @@ pub(super) fn patroni(member: &str, role: Role) -> Event {
         cluster_unlocked: false,
         loop_turns: Some(true),
         dcs_last_seen: None,
+        name: None,
+        nosync: false,
         version: None,
     };
     Event::Patroni { member: member.into(), answer: PatroniAnswer::Answering(status) }

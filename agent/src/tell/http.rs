@@ -1,4 +1,5 @@
-//! The HTTP API: `/healthz`, `/readyz`, `/metrics`, `/api/v1/state`, `/api/v1/log-level`.
+//! The HTTP API: `/healthz`, `/readyz`, `/metrics`, `/api/v1/state`, `/api/v1/plan`, `/api/v1/fences`,
+//! `/api/v1/log-level`.
 //!
 //! Reading needs no token; what changes anything does. Bodies, headers and the number of connections are
 //! bounded, so that a hostile or slow client costs one slot for a few seconds and nothing else.
@@ -7,6 +8,7 @@ use super::log::LogControl;
 use super::metrics::Metrics;
 use super::state;
 use crate::clock::Clock;
+use crate::fence_record;
 use crate::secret::Secret;
 use crate::watch::znodes;
 use crate::watch::zookeeper::Handle as ZooKeeper;
@@ -14,10 +16,10 @@ use anyhow::Context;
 use axum::Json;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{delete, get, post, put};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -28,8 +30,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use warden_core::event::Observed;
-use warden_core::types::Moment;
+use warden_core::decide::Policy;
+use warden_core::event::{FenceRecord, Observed, Rule};
+use warden_core::types::{MemberName, Moment, UnixMillis};
 use warden_core::view::View;
 
 /// More connections than this wait in the kernel's queue.
@@ -70,6 +73,8 @@ pub struct Api {
     pub clock: Clock,
     /// Counters and gauges.
     pub metrics: Metrics,
+    /// What the operator leaves to us.
+    pub policy: Policy,
     /// The log's level.
     pub log: LogControl,
     /// What changes anything needs this token.
@@ -120,11 +125,14 @@ fn router(api: Api) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/api/v1/state", get(state_json))
+        .route("/api/v1/plan", get(plan))
+        .route("/api/v1/fences", post(fence))
+        .route("/api/v1/fences/{member}", delete(unfence))
         .route("/api/v1/log-level", put(log_level))
         .fallback(|| async {
             problem(
                 StatusCode::NOT_FOUND,
-                "no such path; there are /healthz, /readyz, /metrics, /api/v1/state, /api/v1/log-level",
+                "no such path; there are /healthz, /readyz, /metrics, /api/v1/state, /api/v1/plan, /api/v1/fences, /api/v1/log-level",
             )
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -200,6 +208,79 @@ async fn state_json(State(api): State<Api>) -> Response {
     match view {
         Some(view) => Json(state::state(&view, &api.clock, asked, "agent")).into_response(),
         None => problem(StatusCode::SERVICE_UNAVAILABLE, STUCK),
+    }
+}
+
+/// What would be done now, and why: the plan itself, not carried out.
+async fn plan(State(api): State<Api>) -> Response {
+    let (view, _) = api.verified_view().await;
+    match view {
+        Some(view) => {
+            let lines = super::plan::lines(&view, &api.policy, api.clock.now());
+            Json(serde_json::json!({ "lines": lines })).into_response()
+        }
+        None => problem(StatusCode::SERVICE_UNAVAILABLE, STUCK),
+    }
+}
+
+/// The body of `POST /api/v1/fences`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WantedFence {
+    member: String,
+    reason: String,
+}
+
+/// Puts down that a person wants a member fenced; the agents that are nearest see to it.
+async fn fence(State(api): State<Api>, headers: HeaderMap, body: axum::body::Bytes) -> Response {
+    if let Err((status, message)) = authorized(&api, &headers) {
+        return problem(status, message);
+    }
+    let wanted: WantedFence = match serde_json::from_slice(&body) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            let message = format!("the body has to be like {{\"member\": \"pg1\", \"reason\": \"why\"}}: {error}");
+            return problem(StatusCode::BAD_REQUEST, &message);
+        }
+    };
+    let Some(view) = api.ask(None).await else { return problem(StatusCode::SERVICE_UNAVAILABLE, STUCK) };
+    let member = MemberName::from(wanted.member.as_str());
+    if !view.members.contains_key(&member) {
+        let known: Vec<&str> = view.members.keys().map(MemberName::as_str).collect();
+        return problem(
+            StatusCode::NOT_FOUND,
+            &format!("no member is called {member}; there are {}", known.join(", ")),
+        );
+    }
+    let record = FenceRecord {
+        member: member.clone(),
+        rule: Rule::Operator,
+        reason: wanted.reason,
+        by: "operator".to_owned(),
+        ordered: UnixMillis(jiff::Timestamp::now().as_millisecond()),
+        confirmed: None,
+        facts: Vec::new(),
+    };
+    tracing::warn!(member = member.as_str(), reason = record.reason, "a fence was asked for over HTTP");
+    match api.zookeeper.fence_record(member.as_str(), Some(fence_record::write(&record)), BARRIER).await {
+        Ok(()) => Json(serde_json::json!({ "member": member.as_str() })).into_response(),
+        Err(why) => problem(StatusCode::SERVICE_UNAVAILABLE, &format!("the fence could not be put down: {why}")),
+    }
+}
+
+/// Takes back what a person asked for.
+async fn unfence(State(api): State<Api>, headers: HeaderMap, Path(member): Path<String>) -> Response {
+    if let Err((status, message)) = authorized(&api, &headers) {
+        return problem(status, message);
+    }
+    let Some(view) = api.ask(None).await else { return problem(StatusCode::SERVICE_UNAVAILABLE, STUCK) };
+    if !view.leadership.records.contains_key(&MemberName::from(member.as_str())) {
+        return problem(StatusCode::NOT_FOUND, &format!("{member} is not fenced"));
+    }
+    tracing::warn!(member, "a fence was taken back over HTTP");
+    match api.zookeeper.fence_record(&member, None, BARRIER).await {
+        Ok(()) => Json(serde_json::json!({ "member": member })).into_response(),
+        Err(why) => problem(StatusCode::SERVICE_UNAVAILABLE, &format!("the fence could not be taken back: {why}")),
     }
 }
 

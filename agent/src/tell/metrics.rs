@@ -5,11 +5,13 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use std::time::Duration;
 use warden_core::assess;
-use warden_core::event::{Barrier, Event, PatroniAnswer, PostgresAnswer, Role};
+use warden_core::event::{
+    Barrier, Event, FenceOutcome, FenceReport, FenceSession, PatroniAnswer, PostgresAnswer, ReleaseReport, Role,
+};
 use warden_core::types::Moment;
 use warden_core::view::View;
 use warden_core::warn;
@@ -24,6 +26,11 @@ pub struct Metrics {
     barrier_seconds: Histogram,
     leader_changes: IntCounterVec,
     task_failures: IntCounterVec,
+    fences: IntCounterVec,
+    fence_seconds: HistogramVec,
+    releases: IntCounterVec,
+    nudges: IntCounterVec,
+    fence_session: IntGaugeVec,
     build_info: IntGaugeVec,
     zookeeper_connected: IntGaugeVec,
     zookeeper: GaugeVec,
@@ -94,6 +101,41 @@ impl Metrics {
                 "warden_task_failures_total",
                 "Tasks of the agent that failed and were started again.",
                 &["task"],
+            )?,
+            fences: counter(
+                r,
+                "warden_fences_total",
+                "Fences that were ordered, by rule and by what came of them.",
+                &["rule", "outcome"],
+            )?,
+            fence_seconds: registered(
+                r,
+                HistogramVec::new(
+                    HistogramOpts::new(
+                        "warden_fence_seconds",
+                        "From the order of a fence to its confirmation, by rule.",
+                    )
+                    .buckets(vec![0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0]),
+                    &["rule"],
+                )?,
+            )?,
+            releases: counter(
+                r,
+                "warden_releases_total",
+                "Releases of the leader key that were ordered, by what came of them.",
+                &["outcome"],
+            )?,
+            nudges: counter(
+                r,
+                "warden_nudges_total",
+                "Nudges of the local Patroni, by what came of them.",
+                &["outcome"],
+            )?,
+            fence_session: gauge(
+                r,
+                "warden_fence_session_ready",
+                "1 while a session with the local PostgreSQL is ready for a fence.",
+                &[],
             )?,
             build_info: gauge(
                 r,
@@ -181,6 +223,23 @@ impl Metrics {
                 self.barrier_seconds.observe(finished.since(at).as_secs_f64());
             }
             Event::Barrier(Barrier::Unknown(_)) => self.barrier_reads.with_label_values(&["unknown"]).inc(),
+            Event::Fence(FenceReport { rule, outcome, .. }) => {
+                self.fences.with_label_values(&[rule.as_str(), fence_outcome(outcome)]).inc();
+                if let FenceOutcome::Confirmed { took, .. } = outcome {
+                    self.fence_seconds.with_label_values(&[rule.as_str()]).observe(took.as_secs_f64());
+                }
+            }
+            Event::Release(report) => {
+                let outcome = match report {
+                    ReleaseReport::Done { .. } => "done",
+                    ReleaseReport::Withdrawn(_) => "withdrawn",
+                    ReleaseReport::Failed(_) => "failed",
+                };
+                self.releases.with_label_values(&[outcome]).inc();
+            }
+            Event::Nudged { outcome } => {
+                self.nudges.with_label_values(&[if outcome.is_ok() { "done" } else { "failed" }]).inc();
+            }
             Event::TaskFailed { task, .. } => self.task_failures.with_label_values(&[task]).inc(),
             _ => {}
         }
@@ -221,6 +280,10 @@ impl Metrics {
         let labels = [identity.version.as_str(), identity.agent.as_str(), identity.scope.as_str()];
         self.build_info.with_label_values(&labels).set(1);
         self.set_zookeeper(view, now);
+        if let Some(session) = &view.leadership.fence_session {
+            let ready = session.value == FenceSession::Ready;
+            self.fence_session.with_label_values::<&str>(&[]).set(i64::from(ready));
+        }
         let leader = assess::leader(view, now, None);
         self.leader_verified.with_label_values::<&str>(&[]).set(i64::from(leader.verified));
         for member in assess::members(view, now) {
@@ -314,6 +377,15 @@ const fn patroni(answer: &PatroniAnswer) -> &'static str {
         PatroniAnswer::Refused(_) => "refused",
         PatroniAnswer::Silent(_) => "silent",
         PatroniAnswer::Unusable(_) => "unusable",
+    }
+}
+
+const fn fence_outcome(outcome: &FenceOutcome) -> &'static str {
+    match outcome {
+        FenceOutcome::Confirmed { .. } => "confirmed",
+        FenceOutcome::Waiting => "waiting",
+        FenceOutcome::Withdrawn(_) => "withdrawn",
+        FenceOutcome::Failed(_) => "failed",
     }
 }
 

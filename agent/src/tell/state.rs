@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use warden_core::assess::{self, MemberTruth, PROBE_LIMIT, Router};
-use warden_core::event::{AliveLock, HaproxyAnswer, LeaderKey, PatroniAnswer};
+use warden_core::event::{AliveLock, FenceRecord, HaproxyAnswer, LeaderKey, PatroniAnswer};
 use warden_core::fact::Reading;
 use warden_core::types::{Moment, UnixMillis};
 use warden_core::view::{Link, View};
@@ -37,8 +37,28 @@ pub struct State {
     pub agents: Vec<Agent>,
     /// Every HAProxy that an agent stands beside.
     pub haproxy: Vec<Haproxy>,
+    /// The fences that stand, confirmed or not.
+    #[serde(default)]
+    pub fences: Vec<Fence>,
     /// What a person should know.
     pub warnings: Vec<Warning>,
+}
+
+/// A fence that stands: `/warden/<scope>/fences/<member>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fence {
+    /// Whose.
+    pub member: String,
+    /// `superseded`, `orphaned`, `lease`, `peer`, `operator`, `crashed`.
+    pub rule: String,
+    /// Why, in words.
+    pub reason: String,
+    /// Which agent, or who, ordered it.
+    pub by: String,
+    /// When, RFC 3339, by the clock of who ordered it.
+    pub ordered: Option<String>,
+    /// When it was confirmed that the server takes no writes; null while it is not.
+    pub confirmed: Option<String>,
 }
 
 /// Which agent answers.
@@ -228,6 +248,7 @@ pub fn state(view: &View, clock: &Clock, asked: Moment, source: &str) -> State {
         zookeeper: zookeeper(view, now),
         agents: agents(view, now, is_agent),
         haproxy: assess::routers(view, now).iter().map(haproxy).collect(),
+        fences: fences(view),
         warnings: warn::warnings(view, now, Some(asked))
             .into_iter()
             .map(|warning| Warning {
@@ -376,6 +397,19 @@ fn agents(view: &View, now: Moment, is_agent: bool) -> Vec<Agent> {
     let mut agents: Vec<Agent> = own.into_iter().chain(others).collect();
     agents.sort_by(|a, b| a.name.cmp(&b.name));
     agents
+}
+
+fn fences(view: &View) -> Vec<Fence> {
+    let records = view.leadership.records.values().filter_map(|fact| fact.value.present());
+    let fence = |record: &FenceRecord| Fence {
+        member: record.member.to_string(),
+        rule: record.rule.as_str().to_owned(),
+        reason: record.reason.clone(),
+        by: record.by.clone(),
+        ordered: wall(record.ordered),
+        confirmed: record.confirmed.and_then(wall),
+    };
+    records.map(fence).collect()
 }
 
 fn haproxy(router: &Router<'_>) -> Haproxy {

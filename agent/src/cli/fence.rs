@@ -1,0 +1,74 @@
+//! `warden fence`, `warden unfence`, `warden plan`: what a person asks of the rules of leadership.
+
+use super::{Failure, client, load, runtime};
+use anyhow::{Context, anyhow};
+use reqwest::Method;
+use std::path::Path;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct FenceArgs {
+    /// The member whose PostgreSQL is to take no writes until it is unfenced
+    member: String,
+    /// Why, for the record
+    #[arg(long, default_value = "no reason given")]
+    reason: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct UnfenceArgs {
+    /// The member that may take writes again
+    member: String,
+}
+
+pub(super) fn fence(config: &Path, args: &FenceArgs) -> Result<(), Failure> {
+    let FenceArgs { member, reason } = args;
+    let body = serde_json::json!({ "member": member, "reason": reason });
+    ask(config, Method::POST, "/api/v1/fences", Some(body))?;
+    println!(
+        "{member} is to be fenced, and stays so until `warden unfence {member}`; `warden status` shows whether it is"
+    );
+    Ok(())
+}
+
+pub(super) fn unfence(config: &Path, args: &UnfenceArgs) -> Result<(), Failure> {
+    let UnfenceArgs { member } = args;
+    ask(config, Method::DELETE, &format!("/api/v1/fences/{member}"), None)?;
+    println!("{member} is not fenced any more: Patroni may start it as it sees fit");
+    Ok(())
+}
+
+pub(super) fn plan(config: &Path) -> Result<(), Failure> {
+    let plan = ask(config, Method::GET, "/api/v1/plan", None)?;
+    let lines = plan.get("lines").and_then(|lines| lines.as_array()).context("the agent answers something else")?;
+    for line in lines.iter().filter_map(|line| line.as_str()) {
+        println!("{line}");
+    }
+    Ok(())
+}
+
+fn ask(
+    config: &Path,
+    method: Method,
+    path: &str,
+    body: Option<serde_json::Value>,
+) -> Result<serde_json::Value, Failure> {
+    let config = load(config)?;
+    let url = format!("{}{path}", client::local(&config));
+    runtime()?.block_on(async {
+        let mut request = client::http()?.request(method, &url);
+        if let Some(token) = &config.http.token {
+            request = request.bearer_auth(token.reveal());
+        }
+        if let Some(body) = &body {
+            request = request.json(body);
+        }
+        let answer = request.send().await.with_context(|| format!("{url} does not answer"))?;
+        let status = answer.status();
+        let said: serde_json::Value = answer.json().await.unwrap_or_default();
+        if status.is_success() {
+            return Ok(said);
+        }
+        let why = said.get("error").and_then(|why| why.as_str()).unwrap_or("no reason given");
+        Err(anyhow!("the agent refuses ({status}): {why}").into())
+    })
+}

@@ -1,0 +1,109 @@
+//! `warden gate`: Patroni's `postgresql.pre_promote` hook. The candidate holds the leader key already; it is promoted
+//! when no other member can be taking writes any more.
+//!
+//! Each other member passes by its confirmed fence record, or because its server, asked over TCP, refuses or is in
+//! recovery; one that answers as writable is fenced from here; one that cannot be reached is waited for, but not
+//! longer than its lease can last. Exit code 0: promote. 5: another server takes writes and could not be stopped.
+//! Where nothing can be found out (no agent, no ZooKeeper), the answer is to promote: without Warden it would be too.
+
+use super::{Failure, client, load, runtime, status};
+use crate::act::fence::{OldPrimary, stop_old_primary};
+use crate::config::{Config, FencingMode, Superuser};
+use crate::tell::state::{Member, State};
+use crate::watch::postgres::Place;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tokio::time::{sleep, timeout};
+
+/// A member that cannot be reached is waited for this long: the leader key was ours only when its lease was over, and
+/// its own agent stops it before that; this is the margin of that rule.
+const UNREACHABLE: Duration = Duration::from_secs(5);
+
+/// All of it takes no longer.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// The local agent answers within milliseconds or is away.
+const AGENT: Duration = Duration::from_millis(500);
+
+pub(super) fn main(path: &Path) -> Result<(), Failure> {
+    let config = load(path)?;
+    if config.fencing.mode != FencingMode::Enforce {
+        return Ok(());
+    }
+    let Some(node) = &config.node else {
+        eprintln!("warden gate: there is no node section in {}: nothing to wait for", path.display());
+        return Ok(());
+    };
+    let Some(login) = config.superuser.clone() else {
+        eprintln!("warden gate: there is no superuser to ask others with: not waiting");
+        return Ok(());
+    };
+    let runtime = runtime()?;
+    let verdict = runtime.block_on(async {
+        match timeout(LIMIT, pass(&config, &node.member, &login)).await {
+            Ok(verdict) => verdict,
+            Err(_) => Err(format!("not within {} s", LIMIT.as_secs())),
+        }
+    });
+    runtime.shutdown_background();
+    verdict.map_err(Failure::Refused)
+}
+
+/// Passes when no other member can be taking writes; the error names the one that does.
+async fn pass(config: &Config, own: &str, login: &Superuser) -> Result<(), String> {
+    let state =
+        match timeout(AGENT, status::ask(&client::http().map_err(|error| error.to_string())?, &agent(config))).await {
+            Ok(Ok(state)) => state,
+            _ => {
+                eprintln!("warden gate: the agent beside this node does not answer; asking ZooKeeper");
+                match status::see(config).await {
+                    Ok(state) => state,
+                    Err(failure) => {
+                        eprintln!("warden gate: {failure}: nothing can be found out, so not waiting");
+                        return Ok(());
+                    }
+                }
+            }
+        };
+    let others = state.members.iter().filter(|member| member.name != own);
+    let waits = others.map(|member| wait_for(member, &state, login));
+    futures_util::future::join_all(waits).await.into_iter().collect()
+}
+
+/// The agent beside this node; the gate runs in the node's container and not in the agent's.
+fn agent(config: &Config) -> String {
+    format!("http://{}", config.http.connect_address)
+}
+
+async fn wait_for(member: &Member, state: &State, login: &Superuser) -> Result<(), String> {
+    let name = &member.name;
+    if let Some(fence) = state.fences.iter().find(|fence| fence.member == *name && fence.confirmed.is_some()) {
+        eprintln!("warden gate: {name} is fenced ({}: {})", fence.rule, fence.reason);
+        return Ok(());
+    }
+    let (Some(host), Some(port)) = (&member.host, member.port) else { return Ok(()) };
+    let place = Place::Tcp(host.clone(), port);
+    let started = Instant::now();
+    loop {
+        match stop_old_primary(&place, login).await {
+            Ok(by) => {
+                if started.elapsed() > Duration::from_millis(100) {
+                    eprintln!("warden gate: {name}: {by}, after {} ms", started.elapsed().as_millis());
+                }
+                return Ok(());
+            }
+            Err(OldPrimary::Silent) if started.elapsed() >= UNREACHABLE => {
+                eprintln!("warden gate: {name} cannot be reached for {} s: its lease is over", UNREACHABLE.as_secs());
+                return Ok(());
+            }
+            Err(OldPrimary::Silent) => {}
+            Err(OldPrimary::Writable(why)) => {
+                eprintln!("warden gate: {name} may still take writes: {why}");
+                if started.elapsed() >= UNREACHABLE * 2 {
+                    return Err(format!("{name} may still take writes and could not be stopped: {why}"));
+                }
+            }
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}

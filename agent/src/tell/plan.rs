@@ -1,0 +1,52 @@
+//! The plan in words: what the rules of leadership would do now, what they hold back, and why.
+
+use warden_core::decide::{Fencing, Policy};
+use warden_core::fence::{self, presumed_writable};
+use warden_core::types::Moment;
+use warden_core::view::View;
+use warden_core::{nudge, release};
+
+/// One line for each thing that would be done or is held back; a single one where there is nothing.
+pub fn lines(view: &View, policy: &Policy, now: Moment) -> Vec<String> {
+    let mut lines = Vec::new();
+    let verdict = fence::judge(view, now);
+    let would = match policy.fencing {
+        Fencing::Enforce => "fence",
+        Fencing::Observe => "would fence (fencing.mode is observe)",
+        Fencing::Off => "would fence (fencing.mode is off)",
+    };
+    for order in &verdict.orders {
+        lines.push(format!("{would} {} by rule {}: {}", order.member, order.rule.as_str(), order.reason));
+    }
+    for held in &verdict.held {
+        let why = held.obstacles.join("; ");
+        lines.push(format!("held back: a fence of {} by rule {}, because {why}", held.member, held.rule.as_str()));
+    }
+    if let Some(at) = verdict.look_again {
+        lines.push(format!("a rule may fence in {:.1} s if nothing changes", at.since(now).as_secs_f64()));
+    }
+    match release::judge(view, &policy.release, now) {
+        release::Due::Nothing => {}
+        release::Due::Probe | release::Due::At(_) => {
+            lines.push("release: the leader's death is being proved".to_owned())
+        }
+        release::Due::Release(release) => lines.push(format!("release the leader key: {}", release.reason)),
+    }
+    match nudge::judge(view, now) {
+        nudge::Due::Nudge(reason) if policy.nudge => lines.push(format!("nudge Patroni: {reason}")),
+        nudge::Due::Later(at) if policy.nudge => {
+            lines.push(format!("nudge Patroni again in {:.1} s", at.since(now).as_secs_f64()));
+        }
+        _ => {}
+    }
+    if lines.is_empty() {
+        let own = view.identity.member.as_ref();
+        let writes = own.is_some_and(|own| presumed_writable(view, own));
+        lines.push(match own {
+            Some(own) if writes => format!("nothing: {own} takes writes, and nothing speaks against it"),
+            Some(own) => format!("nothing: {own} takes no writes"),
+            None => "nothing: this agent stands beside no node".to_owned(),
+        });
+    }
+    lines
+}
