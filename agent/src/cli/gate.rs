@@ -51,23 +51,42 @@ pub(super) fn main(path: &Path) -> Result<(), Failure> {
 
 /// Passes when no other member can be taking writes; the error names the one that does.
 async fn pass(config: &Config, own: &str, login: &Superuser) -> Result<(), String> {
-    let state =
-        match timeout(AGENT, status::ask(&client::http().map_err(|error| error.to_string())?, &agent(config))).await {
-            Ok(Ok(state)) => state,
-            _ => {
-                eprintln!("warden gate: the agent beside this node does not answer; asking ZooKeeper");
-                match status::see(config).await {
-                    Ok(state) => state,
-                    Err(failure) => {
-                        eprintln!("warden gate: {failure}: nothing can be found out, so not waiting");
-                        return Ok(());
-                    }
+    let Some(state) = look(config).await else {
+        eprintln!("warden gate: nothing can be found out, so not waiting");
+        return Ok(());
+    };
+    // Whoever is not about to be promoted has nobody to stop: run by hand on a standby, this must not fence its leader.
+    if !holds_the_key(&state, own) {
+        let holder = state.leader.name.as_deref().unwrap_or("nobody");
+        eprintln!("warden gate: {own} does not hold the leader key ({holder} does): nothing to wait for");
+        return Ok(());
+    }
+    let others = state.members.iter().filter(|member| member.name != own);
+    let waits = others.map(|member| wait_for(member, &state, config, own, login));
+    futures_util::future::join_all(waits).await.into_iter().collect()
+}
+
+/// A linearizable read says that `own` holds the leader key.
+fn holds_the_key(state: &State, own: &str) -> bool {
+    state.leader.verified && state.leader.name.as_deref() == Some(own)
+}
+
+/// The cluster as the agent beside this node sees it, or where that does not answer, as we do.
+async fn look(config: &Config) -> Option<State> {
+    let asked = async { status::ask(&client::http()?, &agent(config)).await };
+    match timeout(AGENT, asked).await {
+        Ok(Ok(state)) => Some(state),
+        _ => {
+            eprintln!("warden gate: the agent beside this node does not answer; asking ZooKeeper");
+            match status::see(config).await {
+                Ok(state) => Some(state),
+                Err(failure) => {
+                    eprintln!("warden gate: {failure}");
+                    None
                 }
             }
-        };
-    let others = state.members.iter().filter(|member| member.name != own);
-    let waits = others.map(|member| wait_for(member, &state, login));
-    futures_util::future::join_all(waits).await.into_iter().collect()
+        }
+    }
 }
 
 /// The agent beside this node; the gate runs in the node's container and not in the agent's.
@@ -75,7 +94,7 @@ fn agent(config: &Config) -> String {
     format!("http://{}", config.http.connect_address)
 }
 
-async fn wait_for(member: &Member, state: &State, login: &Superuser) -> Result<(), String> {
+async fn wait_for(member: &Member, state: &State, config: &Config, own: &str, login: &Superuser) -> Result<(), String> {
     let name = &member.name;
     if let Some(fence) = state.fences.iter().find(|fence| fence.member == *name && fence.confirmed.is_some()) {
         eprintln!("warden gate: {name} is fenced ({}: {})", fence.rule, fence.reason);
@@ -105,5 +124,10 @@ async fn wait_for(member: &Member, state: &State, login: &Superuser) -> Result<(
             }
         }
         sleep(Duration::from_millis(100)).await;
+        // Much may have happened meanwhile.
+        match look(config).await {
+            Some(state) if holds_the_key(&state, own) => {}
+            _ => return Err(format!("{own} does not hold the leader key any more")),
+        }
     }
 }
