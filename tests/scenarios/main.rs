@@ -9,6 +9,7 @@
 
 mod agents;
 mod failover;
+mod fencing;
 mod pool;
 mod secured;
 mod walkthrough;
@@ -40,10 +41,16 @@ fn main() -> std::process::ExitCode {
         scenario!(Ensemble, zookeeper::a_stalled_follower_is_not_believed),
         scenario!(Single, zookeeper::paused_for_longer_than_ttl),
         scenario!(Single, agents::a_member_is_removed_and_added),
-        scenario!(Single, failover::a_frozen_patroni_is_seen_with_both_primaries),
+        scenario!(Single, fencing::the_node_is_paused_past_the_failover),
+        scenario!(Single, fencing::patroni_is_frozen),
+        scenario!(Single, fencing::frozen_and_cut_off),
+        scenario!(Single, fencing::the_agent_is_dead_and_patroni_frozen),
         scenario!(Single, walkthrough::walkthrough),
         scenario!(Single, failover::patroni_is_restarted_on_either_node),
-        scenario!(Single, failover::a_killed_primary),
+        scenario!(Single, fencing::nobody_is_fenced_who_leads),
+        scenario!(Single, fencing::the_primary_is_killed),
+        scenario!(Single, fencing::the_postmaster_is_killed),
+        scenario!(Single, fencing::fenced_by_hand),
         scenario!(Single, failover::switchover_there_and_back),
         scenario!(Single, zookeeper::paused_for_less_than_ttl),
         scenario!(Single, zookeeper::killed_and_started_with_no_connections),
