@@ -108,15 +108,27 @@ pub fn presumed_writable(view: &View, member: &MemberName) -> bool {
 
 /// The newest barrier read, if a rule may stand on it: of this session, recent, and with no later news against it.
 pub fn verified(view: &View, now: Moment) -> Option<&Verification> {
+    let known = contact(view, now)?;
+    let contradicted = view.leader.as_ref().is_some_and(|read| read.at > known.started && read.value != known.leader);
+    (!contradicted).then_some(known)
+}
+
+/// The newest barrier read, if it is of this session and recent, whatever other news there is: ZooKeeper answers.
+fn contact(view: &View, now: Moment) -> Option<&Verification> {
     let known = view.verified.as_ref()?;
     let current = view.session().is_some_and(|session| session.id == known.session);
-    let contradicted = view.leader.as_ref().is_some_and(|read| read.at > known.started && read.value != known.leader);
-    (current && !contradicted && now.since(known.started) <= BARRIER_LIMIT).then_some(known)
+    (current && now.since(known.started) <= BARRIER_LIMIT).then_some(known)
 }
 
 /// Our own neighbour, by superseded, orphaned or lease.
 fn neighbour(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
-    let Some(known) = verified(view, now) else { return lease(view, own, now, verdict) };
+    let Some(contact) = contact(view, now) else { return lease(view, own, now, verdict) };
+    if !matches!(patroni_away(view, own, now), Away::No) {
+        // Should ZooKeeper go away now, it is the lease that counts.
+        verdict.again(contact.started.plus(BARRIER_LIMIT).plus(Duration::from_millis(1)));
+    }
+    // Contradicted by an ordinary read, which may be stale: the next barrier read is under way, and tells.
+    let Some(known) = verified(view, now) else { return };
     let guard = Guard::KeyIsNot { member: own.clone(), session: known.session };
     match &known.leader {
         Reading::Present(key) if key.holder == *own => {}
@@ -355,4 +367,4 @@ impl Verdict {
 
 #[cfg(test)]
 #[path = "fence_tests.rs"]
-mod tests;
+pub(crate) mod tests;
