@@ -378,3 +378,6 @@ proptest! {
         }
     }
 }
+
+#[path = "decide_acts_tests.rs"]
+mod acts;

@@ -72,6 +72,10 @@ pub(crate) fn verified_with(
     Event::Barrier(Barrier::Verified { leader, config, session: SessionId(session), finished: ms(finished) })
 }
 
+pub(crate) fn failed_barrier() -> Event {
+    Event::Barrier(Barrier::Unknown("no answer".to_string()))
+}
+
 pub(crate) fn leader(reading: Reading<LeaderKey>) -> Event {
     Event::Znode(Znode::Leader(reading))
 }
