@@ -171,6 +171,18 @@ fn the_key_of_a_leader_that_is_left_is_handed_over() {
     assert_eq!(says(&switching(), &off, 10_170), Due::Nothing, "not allowed");
 }
 
+/// A server that was found gone and has been started since must not lose its key: found by the simulation.
+#[test]
+fn a_release_stands_on_a_fresh_look_at_the_socket_and_on_one_after_patronis_death() {
+    for scene in [crashed(), switching()] {
+        assert!(matches!(says(&scene, &policy(), 10_360), Due::Release(_)), "just fresh enough");
+        check("old", &scene, 10_361, &Probes);
+    }
+    let before = crashed().with("freed", 10_170, lock(AliveLock::Gone));
+    check("Patroni lived when the socket was last looked at", &before, 10_175, &Probes);
+    check("and was dead", &before.with("gone 3", 10_180, gone()), 10_185, &Releases);
+}
+
 #[test]
 fn a_release_names_the_key_that_was_seen_and_says_why() {
     let Due::Release(release) = says(&crashed(), &policy(), 10_170) else { panic!() };
@@ -193,6 +205,7 @@ fn the_socket_is_asked_again_after_a_while_and_a_failed_release_is_repeated_late
     let released = crashed().with("released", 10_171, Event::Started(Started::Release));
     check("not twice", &released, 10_172, &Waits(10_671));
     let failed = released.with("failed", 10_180, Event::Release(ReleaseReport::Failed("x".to_string())));
+    let failed = failed.with("gone 3", 10_660, gone());
     check("and again later", &failed, 10_671, &Releases);
 }
 
