@@ -247,6 +247,8 @@ fn sample() -> (Clock, View) {
         cluster_unlocked: false,
         loop_turns: Some(true),
         dcs_last_seen: None,
+        name: None,
+        nosync: false,
         version: Some("4".to_owned()),
     };
     let haproxy = HaproxyServer {

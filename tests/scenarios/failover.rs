@@ -2,11 +2,10 @@
 //! who leads.
 
 use anyhow::{Context, ensure};
-use std::time::Duration;
 use warden_e2e::stack::Stack;
 use warden_e2e::truth;
 use warden_e2e::watching::Watching;
-use warden_e2e::writers::{Commit, Route, Writers};
+use warden_e2e::writers::{Commit, Writers};
 
 async fn leader(stack: &Stack) -> anyhow::Result<String> {
     Ok(truth::all_well(stack).await?.leader.context("no leader")?.0)

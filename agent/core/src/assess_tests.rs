@@ -41,6 +41,8 @@ pub(crate) fn status(role: Role, writable: Option<bool>) -> PatroniStatus {
         cluster_unlocked: false,
         loop_turns: None,
         dcs_last_seen: None,
+        name: None,
+        nosync: false,
         version: None,
     }
 }

@@ -60,7 +60,7 @@ fn verifies(plan: &Plan) -> Option<&str> {
 fn announces(plan: &Plan) -> Option<(&AgentRecord, &str)> {
     plan.steps.iter().find_map(|step| match &step.action {
         Action::Announce(record) => Some((&**record, step.reason.as_str())),
-        Action::Verify | Action::UseSessionTimeout(_) => None,
+        _ => None,
     })
 }
 
@@ -71,6 +71,11 @@ fn handed_over(view: &View, plan: &Plan, now: Moment) -> View {
         let started = match &step.action {
             Action::Verify => Started::Verification,
             Action::Announce(record) => Started::Announcement(record.clone()),
+            Action::Fence(order) | Action::ObserveFence(order) => Started::Fence(order.member.clone()),
+            Action::CloseFence(_) => Started::CloseFence,
+            Action::Probe => Started::Probe,
+            Action::Release(_) => Started::Release,
+            Action::Nudge => Started::Nudge,
             Action::UseSessionTimeout(_) => continue,
         };
         view.apply(Observed { at: now, event: Event::Started(started) }, now);
@@ -265,7 +270,7 @@ fn the_session_timeout_follows_patronis_ttl() {
         let plan = planned(&after(events), 100);
         plan.steps.into_iter().find_map(|step| match step.action {
             Action::UseSessionTimeout(timeout) => Some((timeout.as_secs(), step.reason)),
-            Action::Verify | Action::Announce(_) => None,
+            _ => None,
         })
     };
     // `session` asks for 30 s.
@@ -330,6 +335,7 @@ fn policy() -> impl Strategy<Value = Policy> {
     (100_u64..9000, 100_u64..9000).prop_map(|(verify, announce)| Policy {
         verify_every: Duration::from_millis(verify),
         announce_every: Duration::from_millis(announce),
+        ..Policy::default()
     })
 }
 
@@ -372,3 +378,6 @@ proptest! {
         }
     }
 }
+
+#[path = "decide_acts_tests.rs"]
+mod acts;

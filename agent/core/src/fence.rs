@@ -108,28 +108,40 @@ pub fn presumed_writable(view: &View, member: &MemberName) -> bool {
 
 /// The newest barrier read, if a rule may stand on it: of this session, recent, and with no later news against it.
 pub fn verified(view: &View, now: Moment) -> Option<&Verification> {
-    let known = view.verified.as_ref()?;
-    let current = view.session().is_some_and(|session| session.id == known.session);
+    let known = contact(view, now)?;
     let contradicted = view.leader.as_ref().is_some_and(|read| read.at > known.started && read.value != known.leader);
-    (current && !contradicted && now.since(known.started) <= BARRIER_LIMIT).then_some(known)
+    (!contradicted).then_some(known)
 }
 
-/// No session, or no linearizable read for longer than one is good for.
-fn out_of_contact(view: &View, now: Moment) -> bool {
-    let Link::Connected { since, .. } = view.link else { return true };
+/// The newest barrier read, if it is of this session and recent, whatever other news there is: ZooKeeper answers.
+fn contact(view: &View, now: Moment) -> Option<&Verification> {
+    let known = view.verified.as_ref()?;
+    let current = view.session().is_some_and(|session| session.id == known.session);
+    (current && now.since(known.started) <= BARRIER_LIMIT).then_some(known)
+}
+
+/// When a session without a linearizable read is no contact any more; `None` without a session.
+fn out_of_contact_at(view: &View) -> Option<Moment> {
+    let Link::Connected { since, .. } = view.link else { return None };
     let newest = view.verified.as_ref().map_or(since, |known| known.started.max(since));
-    now.since(newest) > BARRIER_LIMIT
+    Some(newest.plus(BARRIER_LIMIT).plus(Duration::from_millis(1)))
 }
 
 /// Our own neighbour, by superseded, orphaned or lease.
 fn neighbour(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
-    let Some(known) = verified(view, now) else {
-        // News that is about to be verified is contact with ZooKeeper; the lease is for when there is none.
-        if out_of_contact(view, now) {
-            lease(view, own, now, verdict);
-        }
-        return;
+    let Some(contact) = contact(view, now) else {
+        // A session that has just begun is about to be verified; the lease is for when there is no contact.
+        return match out_of_contact_at(view) {
+            Some(at) if now < at => verdict.again(at),
+            _ => lease(view, own, now, verdict),
+        };
     };
+    if !matches!(patroni_away(view, own, now), Away::No) {
+        // Should ZooKeeper go away now, it is the lease that counts.
+        verdict.again(contact.started.plus(BARRIER_LIMIT).plus(Duration::from_millis(1)));
+    }
+    // Contradicted by an ordinary read, which may be stale: the next barrier read is under way, and tells.
+    let Some(known) = verified(view, now) else { return };
     let guard = Guard::KeyIsNot { member: own.clone(), session: known.session };
     match &known.leader {
         Reading::Present(key) if key.holder == *own => {}
@@ -368,4 +380,4 @@ impl Verdict {
 
 #[cfg(test)]
 #[path = "fence_tests.rs"]
-mod tests;
+pub(crate) mod tests;

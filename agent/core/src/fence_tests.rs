@@ -1,1 +1,470 @@
+use super::*;
+use crate::assess::tests::{patroni, probe, server as at_timeline, status};
+use crate::event::{AgentRecord, Barrier, Event, FenceOutcome, FenceRecord, FenceReport, MemberRecord, Observed};
+use crate::event::{PatroniStatus, Role, Session, State, Znode};
+use crate::types::{SystemId, UnixMillis};
+use crate::view::tests::{after, cluster_config, identity, key, leader, lost, ms, session, verified, verified_with};
+use alloc::collections::BTreeMap;
 
+/// A history made of named parts, so that a scenario can be told by what is different in it.
+#[derive(Clone)]
+pub(crate) struct Scene(BTreeMap<&'static str, (u64, Event)>);
+
+impl Scene {
+    pub(crate) fn new<const N: usize>(parts: [(&'static str, u64, Event); N]) -> Self {
+        Self(parts.into_iter().map(|(name, at, event)| (name, (at, event))).collect())
+    }
+
+    /// With this part added, or in place of the one of that name.
+    pub(crate) fn with(mut self, name: &'static str, at: u64, event: Event) -> Self {
+        self.0.insert(name, (at, event));
+        self
+    }
+
+    /// Without this part.
+    pub(crate) fn without(mut self, name: &'static str) -> Self {
+        assert!(self.0.remove(name).is_some(), "there is no {name} to leave out");
+        self
+    }
+
+    pub(crate) fn view(&self) -> View {
+        let mut parts: Vec<(u64, Event)> = self.0.values().cloned().collect();
+        parts.sort_by_key(|(at, _)| *at);
+        after(parts)
+    }
+}
+
+/// What the rules say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Says {
+    Fences(&'static str, Rule),
+    /// The obstacle contains this.
+    Holds(Rule, &'static str),
+    Nothing,
+    /// Nothing, and it looks again at this moment.
+    Waits(u64),
+}
+
+use Says::{Fences, Holds, Nothing, Waits};
+
+fn check(name: &str, scene: &Scene, now: u64, expected: &Says) {
+    let verdict = judge(&scene.view(), ms(now));
+    let orders: Vec<(&str, Rule)> = verdict.orders.iter().map(|order| (order.member.as_str(), order.rule)).collect();
+    match expected {
+        Fences(member, rule) => {
+            assert_eq!(orders, [(*member, *rule)], "{name}: {verdict:?}");
+            assert!(verdict.held.is_empty(), "{name}: {verdict:?}");
+        }
+        Holds(rule, obstacle) => {
+            assert_eq!(orders, [], "{name}");
+            let told: Vec<&Held> = verdict.held.iter().filter(|held| held.rule == *rule).collect();
+            let [held] = told[..] else { panic!("{name}: {verdict:?}") };
+            assert_eq!(held.obstacles.len(), 1, "{name}: one condition is missing, one obstacle is told: {held:?}");
+            assert!(held.obstacles[0].contains(obstacle), "{name}: {held:?}");
+        }
+        Nothing => assert_eq!((&orders[..], &verdict.held[..]), (&[][..], &[][..]), "{name}: {verdict:?}"),
+        Waits(at) => {
+            assert_eq!((&orders[..], &verdict.held[..]), (&[][..], &[][..]), "{name}: {verdict:?}");
+            assert_eq!(verdict.look_again, Some(ms(*at)), "{name}");
+        }
+    }
+}
+
+pub(crate) fn config(change: impl Fn(&mut ClusterConfig)) -> Reading<ClusterConfig> {
+    let mut config = cluster_config();
+    change(&mut config);
+    Reading::Present(config)
+}
+
+pub(crate) fn config_znode(change: impl Fn(&mut ClusterConfig)) -> Event {
+    Event::Znode(Znode::Config(config(change)))
+}
+
+pub(crate) fn initialize(id: u64) -> Event {
+    Event::Znode(Znode::Initialize(Reading::Present(SystemId(id))))
+}
+
+pub(crate) fn member(name: &str, host: &str) -> Event {
+    let record = MemberRecord {
+        host: Some(host.to_string()),
+        port: Some(5432),
+        api: None,
+        role: Role::Replica,
+        state: State::Running,
+        timeline: None,
+        lsn: None,
+        version: None,
+    };
+    Event::Znode(Znode::Member(name.into(), Reading::Present(record)))
+}
+
+pub(crate) fn answers(change: impl Fn(&mut PatroniStatus)) -> Event {
+    let mut status = status(Role::Primary, Some(true));
+    status.name = Some("a".into());
+    change(&mut status);
+    patroni("a", PatroniAnswer::Answering(status))
+}
+
+fn silent() -> Event {
+    patroni("a", PatroniAnswer::Silent("no answer within 1 s".to_string()))
+}
+
+pub(crate) fn takes_writes(name: &str, timeline: u32) -> Event {
+    probe(name, PostgresAnswer::Writable(Server { system_id: Some(SystemId(7)), ..at_timeline(timeline, 5) }))
+}
+
+fn follows(name: &str) -> Event {
+    probe(name, PostgresAnswer::InRecovery(Server { system_id: Some(SystemId(7)), ..at_timeline(1, 5) }))
+}
+
+fn refuses(name: &str) -> Event {
+    probe(name, PostgresAnswer::Refused("the database system is starting up".to_string()))
+}
+
+pub(crate) fn paused_config(config: &mut ClusterConfig) {
+    config.pause = true;
+}
+
+/// `a`, our neighbour, leads a cluster of two in which everything is in order, as of 10 s.
+pub(crate) fn leading() -> Scene {
+    Scene::new([
+        ("session", 1, session(1)),
+        ("config", 2, config_znode(|_| {})),
+        ("initialize", 3, initialize(7)),
+        ("member a", 4, member("a", "host-a")),
+        ("member b", 5, member("b", "host-b")),
+        ("tree", 6, Event::TreeRead { latency: Duration::from_millis(1) }),
+        ("patroni", 10_000, answers(|status| status.dcs_last_seen = Some(ms(9000)))),
+        ("postgres", 10_000, takes_writes("a", 1)),
+        ("barrier", 10_000, verified(key("a", 1), 1, 10_001)),
+    ])
+}
+
+/// Another member holds the key, our neighbour takes writes.
+fn superseded() -> Scene {
+    leading().with("barrier", 20_000, verified(key("b", 2), 1, 20_001)).with("postgres", 20_000, takes_writes("a", 1))
+}
+
+/// Nobody holds the key, and our Patroni is dead.
+fn orphaned() -> Scene {
+    leading()
+        .with("held", 10_001, Event::AliveLock(AliveLock::Alive))
+        .with("lock", 19_990, Event::AliveLock(AliveLock::Gone))
+        .with("postgres", 20_000, takes_writes("a", 1))
+        .with("barrier", 20_000, verified(Reading::Absent, 1, 20_001))
+}
+
+pub(crate) fn fence_record(member: &str, rule: Rule) -> Event {
+    let record = FenceRecord {
+        member: member.into(),
+        rule,
+        reason: "maintenance".to_string(),
+        by: "operator".to_string(),
+        ordered: UnixMillis(0),
+        confirmed: None,
+        facts: Vec::new(),
+    };
+    Event::FenceRecord { member: member.into(), record: Reading::Present(record) }
+}
+
+#[test]
+fn a_server_that_takes_writes_while_another_leads_is_fenced_by_superseded() {
+    let unreadable = || Reading::Unreadable("not JSON".to_string());
+    let with_config = |config| verified_with(key("b", 2), config, 1, 20_001);
+    let s = superseded;
+    let cases = [
+        ("all of it", s(), Fences("a", Rule::Superseded)),
+        ("its Patroni is away", s().with("silence", 19_000, silent()), Fences("a", Rule::Superseded)),
+        ("its Patroni is alive and well", s().with("patroni", 19_900, answers(|_| {})), Fences("a", Rule::Superseded)),
+        (
+            "silence keeps it writable",
+            s().with("postgres 2", 20_010, probe("a", PostgresAnswer::Silent("x".to_string()))),
+            Fences("a", Rule::Superseded),
+        ),
+        (
+            "the key was re-created by the other",
+            s().with("barrier 2", 20_005, verified(key("b", 3), 1, 20_006)),
+            Fences("a", Rule::Superseded),
+        ),
+        (
+            "a standby cluster's config alone is no reason against it",
+            s().with("barrier", 20_000, with_config(config(|c| c.standby_cluster = true))),
+            Fences("a", Rule::Superseded),
+        ),
+        // Each condition removed in turn.
+        ("in recovery", s().with("postgres", 20_000, follows("a")), Nothing),
+        ("starting up", s().with("postgres", 20_000, refuses("a")), Nothing),
+        ("gone", s().with("postgres", 20_000, probe("a", PostgresAnswer::Gone("x".to_string()))), Nothing),
+        ("never seen", s().without("postgres").without("patroni"), Nothing),
+        ("a fence was confirmed since", s().with("fence", 20_010, fenced("a")), Nothing),
+        ("the key is ours", s().with("barrier", 20_000, verified(key("a", 1), 1, 20_001)), Nothing),
+        ("the key is ours, re-created", s().with("barrier", 20_000, verified(key("a", 2), 1, 20_001)), Nothing),
+        (
+            "nobody holds it, and Patroni lives",
+            s().with("barrier", 20_000, verified(Reading::Absent, 1, 20_001)),
+            Nothing,
+        ),
+        ("a plain read alone", s().without("barrier").with("plain", 20_000, leader(key("b", 2))), Nothing),
+        (
+            "a stale plain read before a barrier that says ours",
+            s().with("barrier", 20_000, verified(key("a", 1), 1, 20_001)).with("plain", 19_999, leader(key("b", 2))),
+            Nothing,
+        ),
+        (
+            "a plain read against the key that is ours",
+            s().with("barrier", 20_000, verified(key("a", 1), 1, 20_001)).with("plain", 20_020, leader(key("b", 2))),
+            Nothing,
+        ),
+        ("later news against the barrier read", s().with("plain", 20_020, leader(key("a", 3))), Nothing),
+        (
+            "the barrier read failed",
+            s().without("barrier").with("unknown", 20_000, Event::Barrier(Barrier::Unknown("no answer".to_string()))),
+            Nothing,
+        ),
+        ("a barrier read of the session before", s().with("session 2", 20_010, session(2)), Nothing),
+        ("the session is lost", s().with("lost", 20_010, lost()), Nothing),
+        (
+            "the key cannot be read",
+            s().with("barrier", 20_000, verified(Reading::Unreadable("torn".to_string()), 1, 20_001)),
+            Holds(Rule::Superseded, "cannot be understood"),
+        ),
+        (
+            "paused",
+            s().with("barrier", 20_000, with_config(config(paused_config))),
+            Holds(Rule::Superseded, "maintenance mode"),
+        ),
+        (
+            "paused, though a later plain read says no more",
+            s().with("barrier", 20_000, with_config(config(paused_config))).with(
+                "plain config",
+                20_010,
+                config_znode(|_| {}),
+            ),
+            Holds(Rule::Superseded, "maintenance mode"),
+        ),
+        (
+            "the configuration cannot be read",
+            s().with("barrier", 20_000, with_config(unreadable())),
+            Holds(Rule::Superseded, "cannot be understood"),
+        ),
+        (
+            "there is no configuration",
+            s().with("barrier", 20_000, with_config(Reading::Absent)),
+            Holds(Rule::Superseded, "not there"),
+        ),
+        (
+            "failsafe active",
+            s().with("patroni", 19_900, answers(|status| status.failsafe_active = true)),
+            Holds(Rule::Superseded, "failsafe"),
+        ),
+        (
+            "failsafe lingers while Patroni is silent",
+            s().with("patroni", 10_000, answers(|status| status.failsafe_active = true)).with(
+                "silence",
+                11_000,
+                silent(),
+            ),
+            Holds(Rule::Superseded, "failsafe"),
+        ),
+        (
+            "failsafe was over",
+            s().with("patroni", 10_000, answers(|status| status.failsafe_active = true)).with(
+                "patroni 2",
+                19_000,
+                answers(|_| {}),
+            ),
+            Fences("a", Rule::Superseded),
+        ),
+        ("another database", s().with("initialize", 3, initialize(8)), Holds(Rule::Superseded, "another database")),
+        ("the cluster's identifier is not known", s().without("initialize"), Holds(Rule::Superseded, "initialize")),
+        (
+            "the cluster is being bootstrapped",
+            s().with("initialize", 3, Event::Znode(Znode::Initialize(Reading::Absent))),
+            Holds(Rule::Superseded, "initialize"),
+        ),
+        (
+            "the server's identifier is not known",
+            s().with("postgres", 20_000, probe("a", PostgresAnswer::Writable(Server::default()))),
+            Holds(Rule::Superseded, "its system identifier is not known"),
+        ),
+        ("the holder is no member", s().without("member b"), Holds(Rule::Superseded, "not among the members")),
+        (
+            "the holder has our address",
+            s().with("member b", 5, member("b", "host-a")),
+            Holds(Rule::Superseded, "renamed"),
+        ),
+        (
+            "our Patroni calls itself otherwise",
+            s().with("patroni", 19_000, answers(|status| status.name = Some("b".into()))),
+            Holds(Rule::Superseded, "calls itself b"),
+        ),
+    ];
+    for (name, scene, expected) in cases {
+        check(name, &scene, 20_050, &expected);
+    }
+}
+
+fn fenced(member: &str) -> Event {
+    let outcome = FenceOutcome::Confirmed { by: "fast", took: Duration::from_millis(20) };
+    Event::Fence(FenceReport { member: member.into(), rule: Rule::Superseded, outcome })
+}
+
+#[test]
+fn an_agent_that_knows_nothing_yet_fences_nobody() {
+    check("only just started", &Scene::new([]), 60_000, &Nothing);
+    let fresh = Scene::new([("session", 1, session(1)), ("barrier", 2, verified(key("b", 2), 1, 3))]);
+    check("it never saw the server", &fresh, 10, &Nothing);
+    let fresh = fresh.with("postgres", 4, takes_writes("a", 1));
+    let verdict = judge(&fresh.view(), ms(10));
+    assert!(verdict.orders.is_empty() && verdict.held.len() == 1, "it never saw the tree: {verdict:?}");
+    let router = View::new(crate::view::Identity { member: None, ..identity() });
+    assert_eq!(judge(&router, ms(60_000)), Verdict::default(), "beside HAProxy there is nobody to fence");
+}
+
+#[test]
+fn a_verification_is_good_for_three_seconds() {
+    check("just", &superseded(), 23_000, &Fences("a", Rule::Superseded));
+    check("no more", &superseded(), 23_001, &Nothing);
+    check(
+        "it counts from the question",
+        &superseded().with("barrier", 20_000, verified(key("b", 2), 1, 22_900)),
+        23_001,
+        &Nothing,
+    );
+}
+
+#[test]
+fn failsafe_lingers_for_ttl() {
+    let scene = superseded().with("patroni", 10_000, answers(|status| status.failsafe_active = true));
+    let at = |at: u64| scene.clone().with("barrier", at, verified(key("b", 2), 1, at + 1));
+    check("just", &at(39_000), 40_000, &Holds(Rule::Superseded, "failsafe"));
+    check("no more", &at(39_000), 40_001, &Fences("a", Rule::Superseded));
+}
+
+#[test]
+fn a_server_without_a_leader_and_without_patroni_is_fenced_by_orphaned() {
+    let o = orphaned;
+    let by_silence =
+        || o().without("lock").without("held").with("silence", 15_000, silent()).with("still silent", 19_900, silent());
+    let cases = [
+        ("its Patroni is dead", o(), 20_050, Fences("a", Rule::Orphaned)),
+        ("its Patroni has been silent for five seconds", by_silence(), 20_050, Fences("a", Rule::Orphaned)),
+        (
+            "it refuses for as long",
+            by_silence().with("still silent", 19_900, patroni("a", PatroniAnswer::Refused("x".to_string()))),
+            20_050,
+            Fences("a", Rule::Orphaned),
+        ),
+        (
+            "it is known by silence when it will be so",
+            by_silence().with("silence", 15_060, silent()),
+            20_050,
+            Waits(20_060),
+        ),
+        (
+            "a slow Patroni misses a question or two",
+            by_silence().with("silence", 18_000, silent()),
+            20_050,
+            Waits(23_000),
+        ),
+        ("it answers", o().without("lock"), 20_050, Nothing),
+        (
+            "it answers nonsense",
+            by_silence().with("still silent", 19_900, patroni("a", PatroniAnswer::Unusable("x".to_string()))),
+            20_050,
+            Nothing,
+        ),
+        ("it answered again", by_silence().with("patroni", 19_950, answers(|_| {})), 20_050, Nothing),
+        ("nobody asked it lately", by_silence().without("still silent"), 20_050, Nothing),
+        (
+            "it was never asked",
+            by_silence().without("silence").without("still silent").without("patroni"),
+            20_050,
+            Nothing,
+        ),
+        ("the lock was never seen held", o().without("held"), 20_050, Nothing),
+        ("the lock was held, but by whom? Patroni did not answer", o().without("patroni"), 20_050, Nothing),
+        (
+            "the lock cannot be read",
+            o().with("lock", 19_990, Event::AliveLock(AliveLock::Unknown("x".to_string()))),
+            20_050,
+            Nothing,
+        ),
+        ("the lock is held again", o().with("lock 2", 20_010, Event::AliveLock(AliveLock::Alive)), 20_050, Nothing),
+        ("the key is ours", o().with("barrier", 20_000, verified(key("a", 1), 1, 20_001)), 20_050, Nothing),
+        (
+            "the key is ours again, with another czxid",
+            o().with("barrier", 20_000, verified(key("a", 2), 1, 20_001)),
+            20_050,
+            Nothing,
+        ),
+        (
+            "only a plain read says so",
+            o().with("barrier", 19_000, verified(key("a", 1), 1, 19_001)).with(
+                "plain",
+                20_000,
+                leader(Reading::Absent),
+            ),
+            20_050,
+            Nothing,
+        ),
+        ("old", o(), 23_001, Nothing),
+        ("in recovery", o().with("postgres", 20_000, follows("a")), 20_050, Nothing),
+        (
+            "paused",
+            o().with("barrier", 20_000, verified_with(Reading::Absent, config(paused_config), 1, 20_001)),
+            20_050,
+            Holds(Rule::Orphaned, "maintenance"),
+        ),
+        (
+            "the configuration cannot be read",
+            o().with(
+                "barrier",
+                20_000,
+                verified_with(Reading::Absent, Reading::Unreadable("x".to_string()), 1, 20_001),
+            ),
+            20_050,
+            Holds(Rule::Orphaned, "cannot be understood"),
+        ),
+        (
+            "failsafe was active",
+            o().with("patroni", 10_000, answers(|status| status.failsafe_active = true)),
+            20_050,
+            Holds(Rule::Orphaned, "failsafe"),
+        ),
+        (
+            "another database",
+            o().with("initialize", 3, initialize(8)),
+            20_050,
+            Holds(Rule::Orphaned, "another database"),
+        ),
+        (
+            "the cluster's identifier is not known",
+            o().without("initialize"),
+            20_050,
+            Holds(Rule::Orphaned, "initialize"),
+        ),
+        (
+            "the server's identifier is not known",
+            o().with("postgres", 20_000, probe("a", PostgresAnswer::Writable(Server::default()))),
+            20_050,
+            Holds(Rule::Orphaned, "is not known"),
+        ),
+        (
+            "our Patroni called itself otherwise",
+            o().with("patroni", 10_000, answers(|status| status.name = Some("A".into()))),
+            20_050,
+            Holds(Rule::Orphaned, "calls itself A"),
+        ),
+    ];
+    for (name, scene, now, expected) in cases {
+        check(name, &scene, now, &expected);
+    }
+}
+
+#[path = "fence_lease_tests.rs"]
+mod lease;
+#[path = "fence_peer_tests.rs"]
+mod peer;
+#[path = "fence_properties.rs"]
+mod properties;

@@ -56,6 +56,10 @@ pub enum Due {
     Release(Release),
 }
 
+/// How old the last look at the socket may be on which a release stands: a Patroni that lives may start its server
+/// again at any time.
+const PROOF_LIMIT: Duration = Duration::from_millis(200);
+
 /// A failed release is not tried again sooner than this.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -68,8 +72,8 @@ pub fn judge(view: &View, policy: &ReleasePolicy, now: Moment) -> Due {
     if view.session().is_none() || config.is_none_or(|config: &ClusterConfig| config.pause) {
         return Due::Nothing;
     }
-    let lock_free = view.alive_lock.as_ref().is_some_and(|fact| fact.value == AliveLock::Gone);
-    let dead = policy.enabled && lock_free && reign.lock_was_held;
+    let freed = view.alive_lock.as_ref().filter(|fact| fact.value == AliveLock::Gone).map(|fact| fact.at);
+    let dead = policy.enabled && freed.is_some() && reign.lock_was_held;
     let candidate = if policy.handover { leaving(view, member) } else { None };
     if !dead && candidate.is_none() {
         return Due::Nothing;
@@ -81,7 +85,12 @@ pub fn judge(view: &View, policy: &ReleasePolicy, now: Moment) -> Due {
         }
     }
     match view.leadership.gone {
-        Some(gone) if gone.probes >= 2 && gone.last.since(gone.since) >= policy.after => {}
+        // A Patroni that was still alive at the last look may have started its server since.
+        Some(gone)
+            if gone.probes >= 2
+                && gone.last.since(gone.since) >= policy.after
+                && now.since(gone.last) <= PROOF_LIMIT
+                && (!dead || Some(gone.last) >= freed) => {}
         _ => {
             let next =
                 view.leadership.probed.map_or(now, |probed| probed.plus(policy.after.max(Duration::from_millis(10))));

@@ -1,1 +1,225 @@
+use super::*;
+use crate::assess::tests::probe;
+use crate::event::{Event, FailoverRequest, ReleaseReport, SyncState, Znode};
+use crate::fence::tests::{Scene, answers, config_znode, leading, paused_config, takes_writes};
+use crate::view::tests::{key, leader, lost, ms, session, verified};
 
+fn policy() -> ReleasePolicy {
+    ReleasePolicy { enabled: true, handover: true, after: Duration::from_millis(50), patroni_is_pid_1: true }
+}
+
+fn lock(lock: AliveLock) -> Event {
+    Event::AliveLock(lock)
+}
+
+fn gone() -> Event {
+    probe("a", PostgresAnswer::Gone("nobody listens".to_string()))
+}
+
+fn failover(leader: Option<&str>, candidate: Option<&str>, scheduled: bool) -> Event {
+    let request =
+        FailoverRequest { leader: leader.map(MemberName::from), candidate: candidate.map(MemberName::from), scheduled };
+    Event::Znode(Znode::Failover(Reading::Present(request)))
+}
+
+fn sync(leader: &str, standbys: &[&str], quorum: u32) -> Event {
+    let standbys = standbys.iter().map(|name| MemberName::from(*name)).collect();
+    Event::Znode(Znode::Sync(Reading::Present(SyncState { leader: Some(leader.into()), standbys, quorum })))
+}
+
+/// `a`, our neighbour, led and was killed with everything in it; its death is proved at 10,160 ms.
+fn crashed() -> Scene {
+    leading()
+        .with("held", 10_001, lock(AliveLock::Alive))
+        .with("freed", 10_060, lock(AliveLock::Gone))
+        .with("gone 1", 10_110, gone())
+        .with("gone 2", 10_160, gone())
+}
+
+/// `a` is to be left for `b`, the synchronous standby, and its server is down.
+fn switching() -> Scene {
+    leading()
+        .with("held", 10_001, lock(AliveLock::Alive))
+        .with("sync", 8, sync("a", &["b"], 0))
+        .with("failover", 10_010, failover(Some("a"), Some("b"), false))
+        .with("gone 1", 10_110, gone())
+        .with("gone 2", 10_160, gone())
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Says {
+    Releases,
+    HandsOverTo(&'static str),
+    Probes,
+    Nothing,
+    Waits(u64),
+}
+
+use Says::{HandsOverTo, Nothing, Probes, Releases, Waits};
+
+fn says(scene: &Scene, policy: &ReleasePolicy, now: u64) -> Due {
+    judge(&scene.view(), policy, ms(now))
+}
+
+fn check(name: &str, scene: &Scene, now: u64, expected: &Says) {
+    let due = says(scene, &policy(), now);
+    match (&due, expected) {
+        (Due::Nothing, Nothing) | (Due::Probe, Probes) => {}
+        (Due::At(at), Waits(expected)) => assert_eq!(*at, ms(*expected), "{name}"),
+        (Due::Release(release), Releases) => assert_eq!(release.handover_to, None, "{name}"),
+        (Due::Release(release), HandsOverTo(to)) => assert_eq!(release.handover_to, Some((*to).into()), "{name}"),
+        _ => panic!("{name}: {due:?} and not {expected:?}"),
+    }
+}
+
+#[test]
+fn the_key_of_a_leader_that_is_proved_dead_is_released() {
+    let silent = || probe("a", PostgresAnswer::Silent("x".to_string()));
+    let refused = || probe("a", PostgresAnswer::Refused("starting up".to_string()));
+    let c = crashed;
+    let cases = [
+        ("all of it", c(), Releases),
+        (
+            "known by a plain read: the guard reads it again",
+            c().without("barrier").with("plain", 10_000, leader(key("a", 1))),
+            Releases,
+        ),
+        (
+            "the cluster has failsafe mode",
+            c().with("config 2", 10_000, config_znode(|c| c.failsafe_mode = true)),
+            Releases,
+        ),
+        // Each condition removed in turn.
+        ("another leads", c().with("barrier", 10_000, verified(key("b", 1), 1, 10_001)), Nothing),
+        ("nobody leads", c().with("plain", 10_165, leader(Reading::Absent)), Nothing),
+        ("the lock is held", c().without("freed"), Nothing),
+        ("the lock cannot be read", c().with("freed", 10_060, lock(AliveLock::Unknown("x".to_string()))), Nothing),
+        ("the lock was not seen held in this reign", c().with("key again", 10_065, leader(key("a", 2))), Nothing),
+        ("the lock was held, but Patroni did not answer", c().without("patroni"), Nothing),
+        ("the lock is held again", c().with("again", 10_165, lock(AliveLock::Alive)), Nothing),
+        ("paused", c().with("config 2", 10_000, config_znode(paused_config)), Nothing),
+        (
+            "the configuration cannot be read",
+            c().with("barrier", 10_000, leader(key("a", 1))).with(
+                "config 2",
+                10_000,
+                Event::Znode(Znode::Config(Reading::Unreadable("x".to_string()))),
+            ),
+            Nothing,
+        ),
+        ("no session", c().with("lost", 10_165, lost()), Nothing),
+        ("the server is up", c().with("gone 2", 10_160, takes_writes("a", 1)), Probes),
+        ("the server turns sessions away", c().with("gone 2", 10_160, refused()), Probes),
+        ("the server is silent", c().with("gone 2", 10_160, silent()), Probes),
+        ("nobody asked the server", c().without("gone 1").without("gone 2"), Probes),
+        ("gone only once", c().without("gone 1"), Probes),
+        ("gone twice, but not in a row", c().with("between", 10_130, silent()), Probes),
+        ("gone twice, but at once", c().with("gone 1", 10_120, gone()), Probes),
+    ];
+    for (name, scene, expected) in cases {
+        check(name, &scene, 10_170, &expected);
+    }
+    let off = ReleasePolicy { enabled: false, ..policy() };
+    assert_eq!(says(&crashed(), &off, 10_170), Due::Nothing, "not allowed");
+    assert_eq!(
+        judge(&View::new(crate::view::Identity { member: None, ..crate::view::tests::identity() }), &policy(), ms(9)),
+        Due::Nothing
+    );
+}
+
+#[test]
+fn the_key_of_a_leader_that_is_left_is_handed_over() {
+    let s = switching;
+    let cases = [
+        ("all of it", s(), HandsOverTo("b")),
+        (
+            "to anybody, and there is one synchronous standby",
+            s().with("failover", 10_010, failover(Some("a"), None, false)),
+            HandsOverTo("b"),
+        ),
+        ("Patroni died meanwhile", s().with("freed", 10_060, lock(AliveLock::Gone)), Releases),
+        // Each condition removed in turn.
+        ("a restart, a shutdown: no failover key", s().without("failover"), Nothing),
+        ("the failover key is gone", s().with("done", 10_165, Event::Znode(Znode::Failover(Reading::Absent))), Nothing),
+        (
+            "the failover key cannot be read",
+            s().with("failover", 10_010, Event::Znode(Znode::Failover(Reading::Unreadable("x".to_string())))),
+            Nothing,
+        ),
+        ("another is to be left", s().with("failover", 10_010, failover(Some("b"), Some("a"), false)), Nothing),
+        ("nobody in particular is to be left", s().with("failover", 10_010, failover(None, Some("b"), false)), Nothing),
+        ("it is for later", s().with("failover", 10_010, failover(Some("a"), Some("b"), true)), Nothing),
+        ("the candidate is not synchronous", s().with("sync", 8, sync("a", &["c"], 0)), Nothing),
+        ("nobody is synchronous", s().without("sync"), Nothing),
+        ("quorum commit", s().with("sync", 8, sync("a", &["b"], 1)), Nothing),
+        ("the sync znode is another leader's", s().with("sync", 8, sync("b", &["b"], 0)), Nothing),
+        (
+            "to anybody of two",
+            s().with("failover", 10_010, failover(Some("a"), None, false)).with("sync", 8, sync("a", &["b", "c"], 0)),
+            Nothing,
+        ),
+        ("paused", s().with("config 2", 10_000, config_znode(paused_config)), Nothing),
+        ("we do not lead", s().with("barrier", 10_000, verified(key("b", 1), 1, 10_001)), Nothing),
+        ("the server is up", s().without("gone 1").without("gone 2"), Nothing),
+        ("the server was down and is up", s().with("up", 10_165, takes_writes("a", 1)), Nothing),
+        ("gone only once", s().without("gone 1"), Probes),
+    ];
+    for (name, scene, expected) in cases {
+        check(name, &scene, 10_170, &expected);
+    }
+    let off = ReleasePolicy { handover: false, ..policy() };
+    assert_eq!(says(&switching(), &off, 10_170), Due::Nothing, "not allowed");
+}
+
+/// A server that was found gone and has been started since must not lose its key: found by the simulation.
+#[test]
+fn a_release_stands_on_a_fresh_look_at_the_socket_and_on_one_after_patronis_death() {
+    for scene in [crashed(), switching()] {
+        assert!(matches!(says(&scene, &policy(), 10_360), Due::Release(_)), "just fresh enough");
+        check("old", &scene, 10_361, &Probes);
+    }
+    let before = crashed().with("freed", 10_170, lock(AliveLock::Gone));
+    check("Patroni lived when the socket was last looked at", &before, 10_175, &Probes);
+    check("and was dead", &before.with("gone 3", 10_180, gone()), 10_185, &Releases);
+}
+
+#[test]
+fn a_release_names_the_key_that_was_seen_and_says_why() {
+    let Due::Release(release) = says(&crashed(), &policy(), 10_170) else { panic!() };
+    assert_eq!((release.czxid, release.owner), (Zxid(1), SessionId(7)));
+    assert!(release.reason.contains("alive lock") && release.reason.contains("socket"), "{}", release.reason);
+    let Due::Release(release) = says(&switching(), &policy(), 10_170) else { panic!() };
+    assert!(release.reason.contains("switchover to b"), "{}", release.reason);
+    assert!(release.facts.contains(&("candidate".to_string(), "b".to_string())), "{:?}", release.facts);
+}
+
+#[test]
+fn the_socket_is_asked_again_after_a_while_and_a_failed_release_is_repeated_later() {
+    use crate::event::Started;
+    let probed = crashed().without("gone 1").without("gone 2").with("probed", 10_065, Event::Started(Started::Probe));
+    check("a probe is under way", &probed, 10_114, &Waits(10_115));
+    check("it came to nothing", &probed, 10_115, &Probes);
+    let once = probed.with("gone 1", 10_066, gone());
+    check("the second one in its time", &once, 10_100, &Waits(10_115));
+    check("is made", &once, 10_115, &Probes);
+    let released = crashed().with("released", 10_171, Event::Started(Started::Release));
+    check("not twice", &released, 10_172, &Waits(10_671));
+    let failed = released.with("failed", 10_180, Event::Release(ReleaseReport::Failed("x".to_string())));
+    let failed = failed.with("gone 3", 10_660, gone());
+    check("and again later", &failed, 10_671, &Releases);
+}
+
+#[test]
+fn an_agent_that_only_just_started_releases_nothing() {
+    let restarted = Scene::new([
+        ("session", 1, session(1)),
+        ("config", 2, config_znode(|_| {})),
+        ("barrier", 3, verified(key("a", 1), 1, 4)),
+        ("freed", 4, lock(AliveLock::Gone)),
+        ("gone 1", 10, gone()),
+        ("gone 2", 100, gone()),
+    ]);
+    check("it never saw the lock held", &restarted, 200, &Nothing);
+    let lives = restarted.with("held", 1, lock(AliveLock::Alive)).with("patroni", 2, answers(|_| {}));
+    check("nor in this reign", &lives.with("barrier 2", 5, verified(key("a", 2), 1, 6)), 200, &Nothing);
+}

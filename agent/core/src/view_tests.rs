@@ -45,8 +45,35 @@ pub(crate) fn lost() -> Event {
     Event::SessionLost { reason: "disconnected", detail: "gone".to_string() }
 }
 
+/// Patroni's configuration as our compose has it.
+pub(crate) fn cluster_config() -> ClusterConfig {
+    ClusterConfig {
+        ttl: Duration::from_secs(30),
+        loop_wait: Duration::from_secs(10),
+        retry_timeout: Duration::from_secs(10),
+        pause: false,
+        failsafe_mode: false,
+        synchronous_mode: true,
+        standby_cluster: false,
+    }
+}
+
 pub(crate) fn verified(leader: Reading<LeaderKey>, session: i64, finished: u64) -> Event {
-    Event::Barrier(Barrier::Verified { leader, session: SessionId(session), finished: ms(finished) })
+    verified_with(leader, Reading::Present(cluster_config()), session, finished)
+}
+
+/// A barrier read that found this configuration beside the leader key.
+pub(crate) fn verified_with(
+    leader: Reading<LeaderKey>,
+    config: Reading<ClusterConfig>,
+    session: i64,
+    finished: u64,
+) -> Event {
+    Event::Barrier(Barrier::Verified { leader, config, session: SessionId(session), finished: ms(finished) })
+}
+
+pub(crate) fn failed_barrier() -> Event {
+    Event::Barrier(Barrier::Unknown("no answer".to_string()))
 }
 
 pub(crate) fn leader(reading: Reading<LeaderKey>) -> Event {

@@ -56,6 +56,7 @@ fn healthy() -> State {
             seen_at: None,
         },
         members: vec![member("pg-master", true), member("pg-slave", false)],
+        fences: Vec::new(),
         cluster: Cluster {
             system_identifier: None,
             ttl: Some(30),

@@ -54,7 +54,15 @@ impl Server {
         let zookeeper = zookeeper::spawn(settings, mpsc::channel(8).0);
         let metrics = Metrics::new().unwrap();
         let (clock, token) = (Clock::start(), token.map(Secret::new));
-        let api = Api { queries, zookeeper, clock, metrics, log: log_control(), token };
+        let api = Api {
+            queries,
+            zookeeper,
+            clock,
+            metrics,
+            policy: warden_core::decide::Policy::default(),
+            log: log_control(),
+            token,
+        };
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(serve(listener, api, shutdown.clone()));
         Self { address, shutdown, serving }

@@ -1,0 +1,179 @@
+//! The rules peer and operator, and what every order carries.
+
+use super::lease::frozen_and_cut;
+use super::*;
+
+/// `a` leads on timeline 2, and `b` still takes writes on timeline 1.
+fn an_old_primary() -> Scene {
+    leading()
+        .with("barrier", 20_000, verified(key("a", 9), 1, 20_001))
+        .with("postgres", 20_000, takes_writes("a", 2))
+        .with("old", 20_000, takes_writes("b", 1))
+}
+
+pub(super) fn agent_of_b(at_version: &str) -> Event {
+    Event::Agent {
+        name: "b".into(),
+        record: Reading::Present(AgentRecord {
+            version: at_version.to_string(),
+            roles: Vec::new(),
+            address: "b:8010".to_string(),
+            member: Some("b".into()),
+            leader: None,
+            postgres: None,
+            alive_lock: None,
+            haproxy: None,
+        }),
+    }
+}
+
+#[test]
+fn an_old_primary_without_an_agent_is_fenced_by_the_new_leaders() {
+    let p = an_old_primary;
+    let cases = [
+        ("all of it", p(), 20_050, Fences("b", Rule::Peer)),
+        (
+            "its agent has not written for long",
+            p().with("agent", 15_000, agent_of_b("1")),
+            20_050,
+            Fences("b", Rule::Peer),
+        ),
+        ("its agent gets three seconds", p().with("agent", 19_900, agent_of_b("1")), 20_050, Waits(23_000)),
+        (
+            "its agent is late",
+            p().with("old", 17_000, takes_writes("b", 1))
+                .with("old 2", 20_000, takes_writes("b", 1))
+                .with("reign", 16_900, leader(key("a", 9)))
+                .with("agent", 19_900, agent_of_b("1")),
+            20_050,
+            Fences("b", Rule::Peer),
+        ),
+        // Each condition removed in turn.
+        (
+            "another leads",
+            p().with("barrier", 20_000, verified(key("c", 9), 1, 20_001)).with("postgres", 20_000, follows("a")),
+            20_050,
+            Nothing,
+        ),
+        (
+            "only a plain read says that we lead",
+            p().without("barrier").with("plain", 20_000, leader(key("a", 9))),
+            20_050,
+            Nothing,
+        ),
+        ("old", p(), 23_001, Nothing),
+        ("it refuses", p().with("old", 20_000, refuses("b")), 20_050, Nothing),
+        ("it follows", p().with("old", 20_000, follows("b")), 20_050, Nothing),
+        ("it is silent", p().with("old", 20_000, probe("b", PostgresAnswer::Silent("x".to_string()))), 20_050, Nothing),
+        ("only its agent says that it takes writes", p().without("old"), 20_050, Nothing),
+        ("it was seen too long ago", p().with("old", 16_000, takes_writes("b", 1)), 20_050, Nothing),
+        ("the same timeline", p().with("old", 20_000, takes_writes("b", 2)), 20_050, Nothing),
+        ("a newer timeline", p().with("old", 20_000, takes_writes("b", 3)), 20_050, Nothing),
+        (
+            "another database",
+            p().with(
+                "old",
+                20_000,
+                probe("b", PostgresAnswer::Writable(Server { system_id: Some(SystemId(8)), ..at_timeline(1, 5) })),
+            ),
+            20_050,
+            Nothing,
+        ),
+        (
+            "an unknown database",
+            p().with("old", 20_000, probe("b", PostgresAnswer::Writable(at_timeline(1, 5)))),
+            20_050,
+            Nothing,
+        ),
+        ("our own server takes no writes", p().with("postgres", 20_000, follows("a")), 20_050, Nothing),
+        (
+            "paused",
+            p().with("barrier", 20_000, verified_with(key("a", 9), config(paused_config), 1, 20_001)),
+            20_050,
+            Holds(Rule::Peer, "maintenance"),
+        ),
+        (
+            "the configuration cannot be read",
+            p().with("barrier", 20_000, verified_with(key("a", 9), Reading::Unreadable("x".to_string()), 1, 20_001)),
+            20_050,
+            Holds(Rule::Peer, "cannot be understood"),
+        ),
+        (
+            "it is our own server under another name",
+            p().with("member b", 5, member("b", "host-a")),
+            20_050,
+            Holds(Rule::Peer, "renamed"),
+        ),
+    ];
+    for (name, scene, now, expected) in cases {
+        check(name, &scene, now, &expected);
+    }
+}
+
+#[test]
+fn what_a_person_asked_for_is_fenced_whatever_the_key_says() {
+    let asked = |member| leading().with("record", 9_900, fence_record(member, Rule::Operator));
+    let cases = [
+        ("our neighbour, though it leads", asked("a"), Fences("a", Rule::Operator)),
+        ("in pause", asked("a").with("config 2", 9_950, config_znode(paused_config)), Fences("a", Rule::Operator)),
+        ("without ZooKeeper", asked("a").with("lost", 10_010, lost()), Fences("a", Rule::Operator)),
+        ("it takes no writes", asked("a").with("postgres 2", 10_010, follows("a")), Nothing),
+        (
+            "taken back",
+            asked("a").with("record 2", 10_010, Event::FenceRecord { member: "a".into(), record: Reading::Absent }),
+            Nothing,
+        ),
+        ("a record by another rule", leading().with("record", 9_900, fence_record("a", Rule::Superseded)), Nothing),
+        (
+            "a record that cannot be read",
+            leading().with(
+                "record",
+                9_900,
+                Event::FenceRecord { member: "a".into(), record: Reading::Unreadable("x".to_string()) },
+            ),
+            Nothing,
+        ),
+        (
+            "another that has no agent, while we lead",
+            asked("b").with("old", 10_000, takes_writes("b", 1)).with("postgres", 10_000, takes_writes("a", 1)),
+            Fences("b", Rule::Operator),
+        ),
+        (
+            "another that has an agent",
+            asked("b").with("old", 10_000, takes_writes("b", 1)).with("agent", 9_000, agent_of_b("1")),
+            Nothing,
+        ),
+        (
+            "another, while we do not lead",
+            asked("b")
+                .with("old", 10_000, takes_writes("b", 1))
+                .with("barrier", 10_000, verified(key("b", 1), 1, 10_001))
+                .with("postgres", 10_000, follows("a")),
+            Nothing,
+        ),
+    ];
+    for (name, scene, expected) in cases {
+        check(name, &scene, 10_050, &expected);
+    }
+}
+
+#[test]
+fn an_order_carries_the_guard_of_its_rule_and_says_why() {
+    let first = |scene: &Scene, now| judge(&scene.view(), ms(now)).orders.remove(0);
+    let order = first(&superseded(), 20_050);
+    assert_eq!(order.guard, Guard::KeyIsNot { member: "a".into(), session: SessionId(1) });
+    assert!(order.reason.contains("b holds the leader key") && order.reason.contains("0x2"), "{}", order.reason);
+    assert!(order.facts.contains(&("postgres".to_string(), "writable".to_string())), "{:?}", order.facts);
+    let order = first(&orphaned(), 20_050);
+    assert_eq!(order.guard, Guard::KeyIsNot { member: "a".into(), session: SessionId(1) });
+    assert!(order.reason.contains("alive lock"), "{}", order.reason);
+    let order = first(&frozen_and_cut(), 34_100);
+    assert_eq!(order.guard, Guard::NoContact);
+    assert!(order.reason.contains("lease"), "{}", order.reason);
+    let order = first(&an_old_primary(), 20_050);
+    assert_eq!(order.guard, Guard::KeyIs { member: "a".into(), session: SessionId(1), czxid: Zxid(9) });
+    assert!(order.reason.contains("timeline 1") && order.reason.contains("timeline 2"), "{}", order.reason);
+    let order = first(&leading().with("record", 9_900, fence_record("a", Rule::Operator)), 10_050);
+    assert_eq!(order.guard, Guard::Asked);
+    assert!(order.reason.contains("maintenance"), "{}", order.reason);
+}
