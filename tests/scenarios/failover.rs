@@ -5,7 +5,7 @@ use anyhow::{Context, ensure};
 use std::time::Duration;
 use warden_e2e::stack::Stack;
 use warden_e2e::truth;
-use warden_e2e::watching::Watching;
+use warden_e2e::watching::{Watching, writable_was_true};
 use warden_e2e::writers::{Commit, Route, Writers};
 
 async fn leader(stack: &Stack) -> anyhow::Result<String> {
@@ -60,8 +60,9 @@ pub(crate) async fn a_killed_primary(stack: &Stack) -> anyhow::Result<()> {
     ensure!(own["alive_lock"] == "gone", "the alive lock of a killed Patroni is {}", own["alive_lock"]);
     node.start().await?;
     truth::all_well(stack).await?;
-    watching.judge(stack).await?;
+    let samples = watching.judge(stack).await?;
     let report = writers.stop(stack).await?;
+    writable_was_true(&samples, &report)?;
     report.nothing_lost_and_no_two_primaries()?;
     eprintln!("      {report}");
     Ok(())
@@ -76,8 +77,9 @@ pub(crate) async fn patroni_is_restarted_on_either_node(stack: &Stack) -> anyhow
         stack.node_of(member)?.restart().await?;
         truth::all_well(stack).await.with_context(|| format!("after a restart of {member}"))?;
     }
-    watching.judge(stack).await?;
+    let samples = watching.judge(stack).await?;
     let report = writers.stop(stack).await?;
+    writable_was_true(&samples, &report)?;
     report.nothing_lost_and_no_two_primaries()?;
     eprintln!("      {report}");
     Ok(())
@@ -111,8 +113,9 @@ pub(crate) async fn a_frozen_patroni_is_seen_with_both_primaries(stack: &Stack) 
     node.signal("CONT", file).await?;
     seen?;
     truth::all_well(stack).await?;
-    watching.judge(stack).await?;
+    let samples = watching.judge(stack).await?;
     let report = writers.stop(stack).await?;
+    writable_was_true(&samples, &report)?;
     // The witnesses agree with what the agents said.
     ensure!(!report.dual.is_zero(), "the clients saw no two primaries: {report}");
     ensure!(!report.lost.is_empty(), "nothing was lost although two took writes: {report}");
