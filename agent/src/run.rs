@@ -153,6 +153,7 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
         let api = Api {
             queries: queries_in,
             zookeeper: zookeeper.clone(),
+            last_read: http::LastRead::default(),
             clock,
             metrics: metrics.clone(),
             policy: policy(&config),

@@ -43,6 +43,12 @@ pub(crate) async fn status_without_the_local_agent(stack: &Stack) -> anyhow::Res
         ensure!(state["source"] == "direct", "--direct asked an agent");
         // The agent beside HAProxy has no superuser: Patroni's word has to do, and it is the same.
         truth::compare(&state, &truth).with_context(|| format!("direct, from {agent}: {state:#}"))?;
+        let known = state["agents"].as_array().map_or(0, Vec::len);
+        ensure!(known == AGENTS.len(), "direct, from {agent}, {known} agents are known: {}", state["agents"]);
+        let proxies = state["haproxy"].as_array().map_or(0, Vec::len);
+        ensure!(proxies == 1, "direct, from {agent}, {proxies} HAProxys are known");
+        let warnings = state["warnings"].as_array().context("no warnings[]")?;
+        ensure!(warnings.is_empty(), "direct, from {agent}: {warnings:?}");
     }
     // Frozen: its port accepts and nothing answers. `docker exec` still works.
     let frozen = stack.container("warden-pg-master");

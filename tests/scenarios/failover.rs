@@ -4,7 +4,7 @@
 use anyhow::{Context, ensure};
 use warden_e2e::stack::Stack;
 use warden_e2e::truth;
-use warden_e2e::watching::Watching;
+use warden_e2e::watching::{Watching, writable_was_true};
 use warden_e2e::writers::{Commit, Writers};
 
 async fn leader(stack: &Stack) -> anyhow::Result<String> {
@@ -43,8 +43,9 @@ pub(crate) async fn patroni_is_restarted_on_either_node(stack: &Stack) -> anyhow
         stack.node_of(member)?.restart().await?;
         truth::all_well(stack).await.with_context(|| format!("after a restart of {member}"))?;
     }
-    watching.judge(stack).await?;
+    let samples = watching.judge(stack).await?;
     let report = writers.stop(stack).await?;
+    writable_was_true(&samples, &report)?;
     report.nothing_lost_and_no_two_primaries()?;
     eprintln!("      {report}");
     Ok(())

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 use warden_e2e::history::LEADER;
 use warden_e2e::stack::{AGENTS, Stack, other};
-use warden_e2e::watching::{Sample, Watching};
+use warden_e2e::watching::{Sample, Watching, writable_was_true};
 use warden_e2e::writers::{Commit, Route, Writers};
 use warden_e2e::{truth, wait};
 use zookeeper_async::{WatchedEvent, ZooKeeper};
@@ -42,8 +42,9 @@ where
     let watching = Watching::start(stack);
     fault().await?;
     let after = truth::all_well(stack).await?;
-    watching.judge(stack).await?;
+    let samples = watching.judge(stack).await?;
     let report = writers.stop(stack).await?;
+    writable_was_true(&samples, &report)?;
     report.nothing_lost_and_no_two_primaries()?;
     ensure!(
         before.leader.as_ref().map(|(name, _)| name) == after.leader.as_ref().map(|(name, _)| name),

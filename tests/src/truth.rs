@@ -68,6 +68,15 @@ pub async fn all_well(stack: &Stack) -> anyhow::Result<Truth> {
             let state = stack.status(agent, &[]).await?;
             let warnings = state["warnings"].as_array().context("no warnings[]")?;
             ensure!(warnings.is_empty(), "{agent} warns: {warnings:?}");
+            let known = state["agents"].as_array().map_or(0, Vec::len);
+            ensure!(known == AGENTS.len(), "{agent} knows {known} agents");
+            let writes = &state["haproxy"][0]["writes_to"];
+            ensure!(*writes == serde_json::json!([leader]), "{agent} says that HAProxy writes to {writes}");
+            for member in state["members"].as_array().into_iter().flatten() {
+                ensure!(member["alive_lock"] == "alive", "{agent} says of a lock: {member}");
+                let lag = member["lag_bytes"].as_u64();
+                ensure!((member["name"] == *leader) == lag.is_none(), "{agent} says of the lag: {member}");
+            }
         }
         Ok(truth)
     })

@@ -3,7 +3,8 @@
 
 use crate::docker::Container;
 use crate::history::{self, Reign};
-use crate::stack::{AGENTS, Stack};
+use crate::stack::{AGENTS, NODES, Stack};
+use crate::writers::{Report, Route};
 use anyhow::ensure;
 use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -98,6 +99,32 @@ fn lies(samples: &[Sample], reigns: &[Reign]) -> Vec<String> {
         format!("{} at {:?}..{:?}: {}", sample.agent, sample.asked, sample.answered, sample.state["leader"])
     };
     samples.iter().filter(untrue).map(tell).collect()
+}
+
+/// An answer may be as old as the oldest fact that it may stand on.
+const OLDEST: Duration = Duration::from_secs(6);
+
+/// Fails if an agent called a member not writable while a client straight at its node had rows acknowledged all the
+/// time, from well before the question to after the answer.
+pub fn writable_was_true(samples: &[Sample], report: &Report) -> anyhow::Result<()> {
+    for (node, member) in NODES {
+        let Some(story) = report.stories.get(&Route::Node(node)) else { continue };
+        let all_the_time = |from: SystemTime, until: SystemTime| {
+            let mut last = from;
+            for ack in story.acks.iter().filter(|ack| ack.wall >= from && ack.wall <= until) {
+                if ack.wall.duration_since(last).unwrap_or_default() > Duration::from_secs(1) {
+                    return false;
+                }
+                last = ack.wall;
+            }
+            last > from && until.duration_since(last).unwrap_or_default() <= Duration::from_secs(1)
+        };
+        for sample in samples.iter().filter(|sample| sample.writable(member) == Some(false)) {
+            let lied = all_the_time(sample.asked - OLDEST, sample.answered + Duration::from_millis(500));
+            ensure!(!lied, "{} called {member} not writable, and it was: {:#}", sample.agent, sample.state);
+        }
+    }
+    Ok(())
 }
 
 async fn ask(agent: &'static str, container: Container, samples: Arc<Mutex<Vec<Sample>>>) {

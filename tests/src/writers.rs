@@ -8,7 +8,7 @@ use crate::stack::{NODES, Stack, session};
 use anyhow::{Context, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -76,6 +76,8 @@ pub struct Ack {
     pub row: u64,
     /// When the writer had it.
     pub at: Instant,
+    /// The same by the wall clock, to be compared with what agents said.
+    pub wall: SystemTime,
     /// The server's timeline.
     pub timeline: u32,
 }
@@ -118,7 +120,7 @@ impl Writers {
                 "CREATE TABLE IF NOT EXISTS truth (run text, writer text, row bigint, PRIMARY KEY (run, writer, row))",
             )
             .await?;
-        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH)?;
         let run = since_epoch.as_nanos().to_string();
         let mut tasks = JoinSet::new();
         let mut stories = BTreeMap::new();
@@ -148,6 +150,7 @@ impl Writers {
     /// cluster is whole again.
     pub async fn stop(mut self, stack: &Stack) -> anyhow::Result<Report> {
         self.tasks.shutdown().await;
+        let stopped = Instant::now();
         let client = session(stack.ports.proxy).await.context("no session through the proxy")?;
         let rows = client.query("SELECT writer, row FROM truth WHERE run = $1", &[&self.run]).await?;
         let present: BTreeSet<(String, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
@@ -157,7 +160,7 @@ impl Writers {
             let is_there = |row: u64| i64::try_from(row).is_ok_and(|row| present.contains(&(route.name(), row)));
             lost.extend(story.acks.iter().filter(|ack| !is_there(ack.row)).map(|ack| (*route, *ack)));
         }
-        Ok(Report { lost, dual: dual(&stories), stories })
+        Ok(Report { lost, dual: dual(&stories), stories, stopped })
     }
 }
 
@@ -170,6 +173,8 @@ pub struct Report {
     pub dual: Duration,
     /// Each writer's own story.
     pub stories: BTreeMap<Route, Story>,
+    /// When the writers were stopped.
+    pub stopped: Instant,
 }
 
 impl Report {
@@ -180,6 +185,11 @@ impl Report {
 
     /// Fails if an acknowledged row is lost or two servers took writes at once.
     pub fn nothing_lost_and_no_two_primaries(&self) -> anyhow::Result<()> {
+        // Nothing lost is no merit where nothing was written any more.
+        let last =
+            self.stories.get(&Route::Proxy).and_then(|story| story.acks.last()).context("nothing was written")?;
+        let quiet = self.stopped.saturating_duration_since(last.at);
+        ensure!(quiet < Duration::from_secs(5), "nothing went through the proxy in the last {quiet:?}: {self}");
         ensure!(self.lost.is_empty(), "{} acknowledged rows are lost: {:?}", self.lost.len(), self.lost.first());
         ensure!(self.dual.is_zero(), "two servers took writes at once for {:?}", self.dual);
         Ok(())
@@ -251,7 +261,7 @@ async fn write(route: Route, port: u16, commit: Commit, run: String, story: Arc<
             let mut story = story.lock().unwrap_or_else(PoisonError::into_inner);
             match done {
                 Ok((open, timeline)) => {
-                    story.acks.push(Ack { row, at, timeline });
+                    story.acks.push(Ack { row, at, wall: SystemTime::now(), timeline });
                     client = (route != Route::ProxyAnew).then_some(open);
                 }
                 Err(error) => story.errors.push((at, format!("{error:#}"))),
@@ -266,8 +276,12 @@ mod tests {
     use super::*;
 
     fn story(start: Instant, acks: &[(u64, u32)]) -> Story {
-        let ack =
-            |(ms, timeline): &(u64, u32)| Ack { row: *ms, at: start + Duration::from_millis(*ms), timeline: *timeline };
+        let ack = |(ms, timeline): &(u64, u32)| Ack {
+            row: *ms,
+            at: start + Duration::from_millis(*ms),
+            wall: UNIX_EPOCH,
+            timeline: *timeline,
+        };
         Story { acks: acks.iter().map(ack).collect(), errors: Vec::new() }
     }
 

@@ -127,13 +127,15 @@ pub struct MemberTruth<'a> {
 pub fn members(view: &View, now: Moment) -> Vec<MemberTruth<'_>> {
     let holder = leader(view, now, None).holder().cloned();
     let top = holder.as_ref().and_then(|name| view.members.get(name).map(|member| (name, member)));
-    let top = top.and_then(|(name, member)| position(postgres(view, name, member, now).as_ref()));
+    let top = top.and_then(|(name, member)| postgres(view, name, member, now));
+    let leaders = top.as_ref().and_then(|fact| fact.value.server()?.timeline);
+    let top = position(top.as_ref());
     let top = top.or_else(|| view.cluster.status.as_ref().and_then(|status| status.value.present().copied()));
     view.members
         .iter()
         .map(|(name, member)| {
             let lag_behind = if holder.as_ref() == Some(name) { None } else { top };
-            truth(view, name, member, lag_behind, now)
+            truth(view, name, member, lag_behind, leaders, now)
         })
         .collect()
 }
@@ -143,6 +145,7 @@ fn truth<'a>(
     name: &'a MemberName,
     member: &'a Member,
     top: Option<Lsn>,
+    leaders: Option<Timeline>,
     now: Moment,
 ) -> MemberTruth<'a> {
     let postgres = postgres(view, name, member, now);
@@ -156,8 +159,10 @@ fn truth<'a>(
         .and_then(|server| server.timeline)
         .or_else(|| status.and_then(|status| status.timeline))
         .or_else(|| record.and_then(|record| record.timeline));
+    // Positions on two timelines cannot be compared.
+    let one_timeline = timeline.is_none() || leaders.is_none() || timeline == leaders;
     let lag = match (top, position(postgres.as_ref())) {
-        (Some(top), Some(at)) if writable == Some(false) => Some(top.0.saturating_sub(at.0)),
+        (Some(top), Some(at)) if writable == Some(false) && one_timeline => Some(top.0.saturating_sub(at.0)),
         _ => None,
     };
     MemberTruth {
@@ -192,7 +197,12 @@ pub fn postgres(view: &View, name: &MemberName, member: &Member, now: Moment) ->
             Some(Fact::new(answer.clone(), Source::Agent, asked))
         })
         .filter(|fact| fact.age(now) <= AGENT_LIMIT);
-    let said = |fact: &Fact<PostgresAnswer>| view::writable(&fact.value).is_some();
+    // A refusal that reaches us from afar may be that of a firewall, or of whoever has the address now.
+    let said = |fact: &Fact<PostgresAnswer>| match fact.value {
+        PostgresAnswer::Writable(_) | PostgresAnswer::InRecovery(_) | PostgresAnswer::Gone(_) => true,
+        PostgresAnswer::Refused(_) => fact.source != Source::Tcp,
+        PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => false,
+    };
     let direct = [&own, &agent].into_iter().flatten();
     let best = direct.filter(|fact| said(fact)).max_by_key(|fact| fact.at).cloned();
     best.or_else(|| heard_by_patroni(member, now)).or(own).or(agent)

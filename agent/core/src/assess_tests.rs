@@ -121,7 +121,7 @@ fn the_best_witness_is_believed() {
     let cases = [
         ("own probe", vec![start(), (1000, probe("b", writable()))], 1500, Some(true)),
         ("own probe, too old", vec![start(), (1000, probe("b", writable()))], 5000, None),
-        ("refused is not writable", vec![start(), (1000, probe("b", refused()))], 1500, Some(false)),
+        ("a refusal says nothing of open sessions", vec![start(), (1000, probe("b", refused()))], 1500, None),
         ("silence is unknown", vec![start(), (1000, probe("b", silent()))], 1500, None),
         (
             "the agent beside it outweighs our silence",
@@ -150,10 +150,22 @@ fn the_best_witness_is_believed() {
         ),
         ("Patroni could not ask it", vec![start(), (1000, heard(None))], 1500, None),
         (
-            "a refusal outweighs what Patroni heard",
+            "a refusal from afar does not outweigh what Patroni heard",
             vec![start(), (1000, heard(Some(true))), (1100, probe("b", refused()))],
             1500,
-            Some(false),
+            Some(true),
+        ),
+        (
+            "nor what the agent beside it says",
+            vec![start(), (900, agent("b", writable(), 0)), (1100, probe("b", refused()))],
+            1500,
+            Some(true),
+        ),
+        (
+            "what that agent is refused outweighs what Patroni heard before",
+            vec![start(), (900, heard(Some(true))), (1100, agent("b", refused(), 0))],
+            1500,
+            None,
         ),
     ];
     for (name, events, now, expected) in cases {
@@ -186,6 +198,17 @@ fn the_lag_of_a_standby_is_its_distance_from_the_leader() {
     ]);
     assert_eq!(truth_of(&view, "b", 1500).lag, Some(600));
     assert_eq!(truth_of(&view, "a", 1500).lag, None);
+}
+
+#[test]
+fn on_another_timeline_there_is_no_distance() {
+    let view = after([
+        (1, session(1)),
+        (2, leader_znode(key("a", 1))),
+        (1000, probe("a", PostgresAnswer::Writable(server(5, 1000)))),
+        (1000, probe("b", PostgresAnswer::InRecovery(server(4, 1400)))),
+    ]);
+    assert_eq!(truth_of(&view, "b", 1500).lag, None);
 }
 
 #[test]

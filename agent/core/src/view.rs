@@ -111,13 +111,27 @@ impl Member {
     }
 }
 
+/// Whether an answer says that its server takes writes in sessions yet to come, if it says anything.
+pub(crate) const fn takes_sessions(answer: &PostgresAnswer) -> Option<bool> {
+    match answer {
+        PostgresAnswer::Writable(_) => Some(true),
+        PostgresAnswer::InRecovery(_) | PostgresAnswer::Refused(_) | PostgresAnswer::Gone(_) => Some(false),
+        PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => None,
+    }
+}
+
 /// Whether an answer says that its server takes writes, if it says anything.
+///
+/// A refusal does not: in a smart shutdown open sessions go on, and a backend can outlive a killed postmaster for as
+/// long as its statement lasts.
 pub(crate) const fn writable(answer: &PostgresAnswer) -> Option<bool> {
     match answer {
         PostgresAnswer::Writable(_) => Some(true),
-        // A server that turns every session away takes no writes.
-        PostgresAnswer::InRecovery(_) | PostgresAnswer::Refused(_) | PostgresAnswer::Gone(_) => Some(false),
-        PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => None,
+        PostgresAnswer::InRecovery(_) => Some(false),
+        PostgresAnswer::Refused(_)
+        | PostgresAnswer::Gone(_)
+        | PostgresAnswer::Silent(_)
+        | PostgresAnswer::Unknown(_) => None,
     }
 }
 
@@ -279,7 +293,7 @@ impl View {
                         let member = self.members.entry(member).or_default();
                         if let Some((answer, age)) = &known.postgres {
                             let asked = Moment::new(at.since_start().saturating_sub(*age));
-                            member.note_writable(writable(answer), asked);
+                            member.note_writable(takes_sessions(answer), asked);
                         }
                     }
                     self.agents.insert(name, Fact::new(record, Source::ZooKeeper, at));
@@ -303,7 +317,7 @@ impl View {
                     member.alive_at = Some(at);
                     member.system_id = server.system_id.or(member.system_id);
                 }
-                member.note_writable(writable(&answer), at);
+                member.note_writable(takes_sessions(&answer), at);
                 replace(&mut member.postgres, Fact::new(answer, via, at));
             }
             Event::AliveLock(lock) => replace(&mut self.alive_lock, Fact::new(lock, Source::AliveLock, at)),

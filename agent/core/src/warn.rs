@@ -5,7 +5,7 @@
 
 use crate::assess::{self, Leader, MemberTruth, PROBE_LIMIT, seconds};
 use crate::event::{AliveLock, FenceOutcome, FenceSession, HaproxyAnswer, PatroniAnswer, PostgresAnswer, Role};
-use crate::fact::Reading;
+use crate::fact::{Reading, Source};
 use crate::fence;
 use crate::types::{MemberName, Moment};
 use crate::view::{Link, View};
@@ -32,6 +32,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("zookeeper_lost", "this agent has no ZooKeeper session; what it shows of the tree is as last read"),
     ("leader_unverified", "ZooKeeper is connected, but a linearizable read failed"),
     ("znode_unreadable", "a znode is there but cannot be understood"),
+    ("tree_missing", "ZooKeeper has nothing of this cluster"),
     ("no_leader", "nobody holds the leader key"),
     ("leader_not_writable", "the holder of the leader key takes no writes"),
     ("writable_without_leader_key", "a member takes writes but does not hold the leader key"),
@@ -147,6 +148,13 @@ fn cluster(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], list: 
     for (name, why) in unreadable(view) {
         list.about_one("znode_unreadable", &name, format!("znode {name} cannot be understood: {why}"));
     }
+    if view.session().is_some() && view.tree_read.is_some() && nothing_there(view) {
+        let scope = &view.identity.scope;
+        let text = format!(
+            "ZooKeeper has nothing of cluster {scope}: wrong scope, namespace or chroot here, or its data is lost"
+        );
+        list.about_all("tree_missing", text);
+    }
     if view.session().is_some() && leader.reading == Some(&Reading::Absent) {
         list.about_all("no_leader", "nobody holds the leader key".to_string());
     }
@@ -247,6 +255,18 @@ fn fences(view: &View, now: Moment, list: &mut List) {
     }
 }
 
+/// Not one of the znodes that every cluster has.
+fn nothing_there(view: &View) -> bool {
+    fn absent<T: PartialEq>(fact: Option<&crate::fact::Fact<Reading<T>>>) -> bool {
+        fact.is_none_or(|fact| fact.value == Reading::Absent)
+    }
+    let cluster = &view.cluster;
+    absent(view.leader.as_ref())
+        && absent(cluster.config.as_ref())
+        && absent(cluster.initialize.as_ref())
+        && view.members.values().all(|member| absent(member.record.as_ref()))
+}
+
 /// Members of which at least two were writable at one and the same moment, as far as it was seen.
 ///
 /// That both were seen writable lately does not do: the one may have ended before the other began.
@@ -280,12 +300,17 @@ fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, list: 
             format!("{name} is writable but does not hold the leader key{certainty}{pause}"),
         );
     }
-    if holds && member.writable == Some(false) && member.role != Role::StandbyLeader {
+    // From afar a refusal may be a firewall's.
+    let refuses = member.postgres.as_ref().is_some_and(|fact| {
+        fact.source != Source::Tcp && matches!(fact.value, PostgresAnswer::Refused(_) | PostgresAnswer::Gone(_))
+    });
+    if holds && (member.writable == Some(false) || refuses) && member.role != Role::StandbyLeader {
         let how = match member.postgres.as_ref().map(|fact| &fact.value) {
             Some(PostgresAnswer::InRecovery(_)) => "its PostgreSQL is in recovery",
             _ => "its PostgreSQL refuses connections",
         };
-        list.about("leader_not_writable", name, format!("{name} holds the leader key but {how}"));
+        let certainty = if leader.verified { "" } else { " (as last read)" };
+        list.about("leader_not_writable", name, format!("{name} holds the leader key{certainty} but {how}"));
     }
     if member.has_znode == Some(false) {
         list.about(

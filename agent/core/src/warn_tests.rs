@@ -209,6 +209,13 @@ fn about_zookeeper() -> Vec<Scenario> {
         Scenario::new("znode_unreadable", None, &["znode sync", "not JSON"])
             .wrong(Event::Znode(Znode::Sync(Reading::Unreadable("it is not JSON".to_string()))))
             .right(sync(&["b"])),
+        Scenario::new("tree_missing", None, &["nothing of cluster s", "chroot"])
+            .wrong(barrier(Reading::Absent))
+            .wrong(Event::Znode(Znode::Config(Reading::Absent)))
+            .wrong(Event::Znode(Znode::Initialize(Reading::Absent)))
+            .wrong(member("a", false))
+            .wrong(member("b", false))
+            .right(barrier(Reading::Absent)),
         Scenario::new("session_timeout_differs", None, &["40 s", "30 s", "tickTime"]).wrong(late).right(session(1)),
         over,
         Scenario::new("agent_name_taken", None, &["another agent runs as a", "10.0.0.5:8010"])
@@ -283,6 +290,7 @@ fn about_postgres() -> Vec<Scenario> {
             .wrong(probe("b", PostgresAnswer::Silent("no answer within 1 s".to_string())))
             .right(probe("b", standby(1))),
         Scenario::new("postgres_refused", Some("b"), &["PostgreSQL of b refuses connections", "starting up"])
+            .both(silent_patroni("b"))
             .wrong(probe("b", PostgresAnswer::Refused("the database system is starting up".to_string())))
             .right(probe("b", standby(1))),
         Scenario::new("postgres_unknown", Some("b"), &["PostgreSQL of b answers, but not to Warden", "password"])

@@ -56,8 +56,25 @@ impl ConfigError {
             "correct the value; the README says what each key takes"
         };
         let key = problem.split('`').nth(1).filter(|_| text.contains("field `")).map(str::to_owned);
+        let key = key.or_else(|| error.location().and_then(|at| key_at(file, at.line(), at.column())));
         Self { file: Some(file.to_owned()), line, key, problem, remedy: remedy.to_owned() }
     }
+}
+
+/// The key whose value stands at this place: the last word with a colon before it, in that line or one above.
+fn key_at(file: &Path, line: u64, column: u64) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let (line, column) = (usize::try_from(line).ok()?, usize::try_from(column).ok()?);
+    let lines: Vec<&str> = text.lines().take(line).collect();
+    for (index, text) in lines.iter().enumerate().rev() {
+        let before: String = text.chars().take(if index + 1 == line { column } else { usize::MAX }).collect();
+        if let Some((head, _)) = before.rsplit_once(':') {
+            let is_key = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            let key = head.rsplit(|c| !is_key(c)).next().filter(|key| !key.is_empty());
+            return key.map(str::to_owned);
+        }
+    }
+    None
 }
 
 impl fmt::Display for ConfigError {

@@ -111,7 +111,7 @@ fn what_is_wrong_is_named_with_file_line_key_and_remedy() {
     let cases: &[(&str, &str, &[&str])] = &[
         (PATRONI, "patroni_config: PATRONI\nnode: {}\nfoo: 1\n", &["warden.yml:3:", "foo", "unknown", "remove"]),
         (PATRONI, "patroni_config: PATRONI\nnode:\n  alive_lok: /x\n", &["warden.yml:3:", "alive_lok", "unknown"]),
-        (PATRONI, "patroni_config: PATRONI\nnode: {port: many}\n", &["warden.yml:2:", "correct"]),
+        (PATRONI, "patroni_config: PATRONI\nnode: {port: many}\n", &["warden.yml:2: port:", "correct"]),
         (
             PATRONI,
             "patroni_config: /nowhere/p.yml\nnode: {}\n",

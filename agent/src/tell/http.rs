@@ -12,7 +12,6 @@ use crate::fence_record;
 use crate::secret::Secret;
 use crate::watch::znodes;
 use crate::watch::zookeeper::Handle as ZooKeeper;
-use anyhow::Context;
 use axum::Json;
 use axum::Router;
 use axum::body::Body;
@@ -35,8 +34,11 @@ use warden_core::event::{FenceRecord, Observed, Rule};
 use warden_core::types::{MemberName, Moment, UnixMillis};
 use warden_core::view::View;
 
-/// More connections than this wait in the kernel's queue.
+/// More connections than this are closed at once.
 const MAX_CONNECTIONS: usize = 64;
+
+/// The same for those from this machine.
+const LOCAL_CONNECTIONS: usize = 16;
 
 /// A connection is over after this long, whatever it is doing: our answers take milliseconds.
 const MAX_CONNECTION: Duration = Duration::from_secs(10);
@@ -62,6 +64,9 @@ pub struct Query {
     pub reply: oneshot::Sender<Box<View>>,
 }
 
+/// The last linearizable read that a request caused, and when it was started.
+pub type LastRead = Arc<tokio::sync::Mutex<Option<(Instant, Observed)>>>;
+
 /// What the handlers need.
 #[derive(Clone)]
 pub struct Api {
@@ -69,6 +74,8 @@ pub struct Api {
     pub queries: mpsc::Sender<Query>,
     /// For the linearizable read.
     pub zookeeper: ZooKeeper,
+    /// The last such read, and when it was started.
+    pub last_read: LastRead,
     /// The agent's clock.
     pub clock: Clock,
     /// Counters and gauges.
@@ -85,11 +92,11 @@ pub struct Api {
 pub async fn serve(listener: Arc<TcpListener>, api: Api, shutdown: CancellationToken) -> anyhow::Result<()> {
     let router = router(api);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let local_slots = Arc::new(Semaphore::new(LOCAL_CONNECTIONS));
     loop {
-        let slot = Arc::clone(&slots).acquire_owned().await.context("the HTTP server's slots are closed")?;
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors, or the peer went away: neither gets better by spinning.
                     tracing::debug!(%error, "a connection could not be accepted");
@@ -98,6 +105,12 @@ pub async fn serve(listener: Arc<TcpListener>, api: Api, shutdown: CancellationT
                 }
             },
             () = shutdown.cancelled() => return Ok(()),
+        };
+        // Whoever comes from this machine, the health check above all, does not stand in line with the rest.
+        let slots = if peer.ip().is_loopback() { &local_slots } else { &slots };
+        let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
+            tracing::debug!(%peer, "too many connections; this one is closed");
+            continue;
         };
         let service = TowerToHyperService::new(router.clone());
         let shutdown = shutdown.clone();
@@ -155,10 +168,22 @@ impl Api {
     }
 
     /// The view, and the moment after which a linearizable read counts as an answer to this request.
+    ///
+    /// Requests that come while such a read is under way share the next one: however many there are, they cost
+    /// ZooKeeper one write at a time.
     async fn verified_view(&self) -> (Option<Box<View>>, Moment) {
         let asked = Instant::now();
-        let read = self.zookeeper.barrier(BARRIER).await;
-        let observed = znodes::barrier(read, asked, &self.clock);
+        let mut last = self.last_read.lock().await;
+        let observed = match &*last {
+            Some((started, observed)) if *started >= asked => observed.clone(),
+            _ => {
+                let started = Instant::now();
+                let observed = znodes::barrier(self.zookeeper.barrier(BARRIER).await, started, &self.clock);
+                *last = Some((started, observed.clone()));
+                observed
+            }
+        };
+        drop(last);
         (self.ask(Some(observed)).await, self.clock.moment(asked))
     }
 }
@@ -232,10 +257,14 @@ struct WantedFence {
 }
 
 /// Puts down that a person wants a member fenced; the agents that are nearest see to it.
-async fn fence(State(api): State<Api>, headers: HeaderMap, body: axum::body::Bytes) -> Response {
+async fn fence(State(api): State<Api>, headers: HeaderMap, body: Body) -> Response {
     if let Err((status, message)) = authorized(&api, &headers) {
         return problem(status, message);
     }
+    let body = match whole(body).await {
+        Ok(body) => body,
+        Err(problem) => return problem,
+    };
     let wanted: WantedFence = match serde_json::from_slice(&body) {
         Ok(wanted) => wanted,
         Err(error) => {
@@ -291,10 +320,15 @@ struct LogLevel {
     level: String,
 }
 
-async fn log_level(State(api): State<Api>, headers: HeaderMap, body: axum::body::Bytes) -> Response {
+async fn log_level(State(api): State<Api>, headers: HeaderMap, body: Body) -> Response {
+    // Before the body is read: without the token nobody gets to send one.
     if let Err((status, message)) = authorized(&api, &headers) {
         return problem(status, message);
     }
+    let body = match whole(body).await {
+        Ok(body) => body,
+        Err(problem) => return problem,
+    };
     let wanted: LogLevel = match serde_json::from_slice(&body) {
         Ok(wanted) => wanted,
         Err(error) => {
@@ -311,6 +345,14 @@ async fn log_level(State(api): State<Api>, headers: HeaderMap, body: axum::body:
     }
 }
 
+/// A whole body, if it is small enough and comes in time.
+async fn whole(body: Body) -> Result<axum::body::Bytes, Response> {
+    match timeout(MAX_HEAD, axum::body::to_bytes(body, MAX_BODY)).await {
+        Ok(Ok(body)) => Ok(body),
+        _ => Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large, or does not come")),
+    }
+}
+
 /// Whether the request carries our token.
 fn authorized(api: &Api, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
     let Some(token) = &api.token else {
@@ -319,7 +361,8 @@ fn authorized(api: &Api, headers: &HeaderMap) -> Result<(), (StatusCode, &'stati
         return Err((StatusCode::FORBIDDEN, message));
     };
     let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    match given.and_then(|value| value.strip_prefix("Bearer ")) {
+    let scheme = |value: &'_ str| value.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer "));
+    match given.filter(|value| scheme(value)).and_then(|value| value.get(7..)) {
         Some(given) if token.matches(given.trim()) => Ok(()),
         Some(_) => Err((StatusCode::UNAUTHORIZED, "the token is not this agent's")),
         None => Err((StatusCode::UNAUTHORIZED, "send the token as `Authorization: Bearer …`")),

@@ -57,6 +57,7 @@ impl Server {
         let api = Api {
             queries,
             zookeeper,
+            last_read: LastRead::default(),
             clock,
             metrics,
             policy: warden_core::decide::Policy::default(),
@@ -167,15 +168,37 @@ async fn a_client_that_says_nothing_is_dropped_after_2_s_and_delays_nobody() {
 }
 
 #[tokio::test]
-async fn as_many_silent_clients_as_there_are_slots_delay_the_others_by_2_s_only() {
+async fn as_many_silent_clients_as_there_are_slots_keep_the_others_out_for_2_s_only() {
     let server = Server::start(healthy(), None).await;
     let mut silent = Vec::new();
-    for _ in 0..MAX_CONNECTIONS {
+    for _ in 0..LOCAL_CONNECTIONS {
         silent.push(TcpStream::connect(server.address).await.unwrap());
     }
     let since = Instant::now();
-    assert_eq!(server.get("/healthz").await.0, 200);
-    assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
+    let answers = async || {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        answer.starts_with("HTTP/1.1 200").then_some(())
+    };
+    while answers().await.is_none() {
+        assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_not_waited_for_without_the_token() {
+    let server = Server::start(healthy(), Some("right")).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let head = b"PUT /api/v1/log-level HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{";
+    stream.write_all(head).await.unwrap();
+    let since = Instant::now();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 401");
+    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
 }
 
 #[tokio::test]

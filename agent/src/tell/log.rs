@@ -18,6 +18,12 @@ pub fn parse_filter(text: &str) -> Result<EnvFilter, String> {
     if text.trim().is_empty() {
         return Err("the log filter is empty".to_owned());
     }
+    // A single word is read as the name of a module by the library, and nothing at all is logged then.
+    for directive in text.split(',').map(str::trim).filter(|directive| !directive.contains('=')) {
+        if !matches!(directive.to_ascii_lowercase().as_str(), "error" | "warn" | "info" | "debug" | "trace" | "off") {
+            return Err(format!("{directive:?} is not a level: use error, warn, info, debug, trace, or module=level"));
+        }
+    }
     EnvFilter::builder()
         .parse(format!("{text},{SILENCED}"))
         .map_err(|error| format!("{text:?} is not a log filter: {error}"))
@@ -43,5 +49,20 @@ impl LogControl {
     pub fn set(&self, filter: &str) -> Result<(), String> {
         let parsed = parse_filter(filter)?;
         self.0.reload(parsed).map_err(|error| format!("the log filter could not be changed: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused_instead_of_silencing_the_log() {
+        for good in ["info", "DEBUG", "warn,warden=trace", "warden::act=debug", "off"] {
+            assert!(parse_filter(good).is_ok(), "{good}");
+        }
+        for bad in ["", "blah", "debgu", "info,loud", "warden=loud", "a=b=c"] {
+            assert!(parse_filter(bad).is_err(), "{bad}");
+        }
     }
 }

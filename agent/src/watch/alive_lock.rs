@@ -95,9 +95,11 @@ impl Waiter {
     /// Reports until the agent is gone or another waiter has taken over.
     fn run(&self) {
         let mut last: Option<AliveLock> = None;
+        // The file that was seen locked. Free, any other says nothing of a process that may hold the one before it.
+        let mut held: Option<(u64, u64)> = None;
         while self.is_current() {
             let at = self.events.clock.now();
-            let state = self.look();
+            let state = self.look(&mut held);
             if last.as_ref() != Some(&state) {
                 last = Some(state.clone());
                 // It may have been retired while it slept.
@@ -108,7 +110,7 @@ impl Waiter {
             match state {
                 AliveLock::Alive => self.wait_until_free(),
                 AliveLock::Gone => std::thread::sleep(RECHECK),
-                AliveLock::Unknown(_) => std::thread::sleep(INODE_CHECK),
+                AliveLock::Unknown(_) => std::thread::sleep(RECHECK),
             }
         }
     }
@@ -118,10 +120,17 @@ impl Waiter {
     }
 
     /// Whether somebody holds the lock now. Ours is held for no longer than it takes to know.
-    fn look(&self) -> AliveLock {
+    fn look(&self, held: &mut Option<(u64, u64)>) -> AliveLock {
         match self.try_lock() {
-            Ok(true) => AliveLock::Gone,
-            Ok(false) => AliveLock::Alive,
+            Ok((true, file)) if *held == Some(file) => AliveLock::Gone,
+            Ok((true, _)) => AliveLock::Unknown(format!(
+                "nobody has been seen holding {}: is Patroni started with flock, on this file?",
+                self.path.display()
+            )),
+            Ok((false, file)) => {
+                *held = Some(file);
+                AliveLock::Alive
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 AliveLock::Unknown(format!("{} is not there: is Patroni started with flock?", self.path.display()))
             }
@@ -129,23 +138,30 @@ impl Waiter {
         }
     }
 
-    fn try_lock(&self) -> io::Result<bool> {
+    /// Whether it could be locked, and which file that was (device, inode).
+    fn try_lock(&self) -> io::Result<(bool, (u64, u64))> {
         let file = self.open()?;
+        let metadata = file.metadata()?;
+        let identity = (metadata.dev(), metadata.ino());
         match flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => {
                 flock(&file, FlockOperation::Unlock)?;
                 self.must_be_named(&file)?;
-                Ok(true)
+                Ok((true, identity))
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 self.must_be_named(&file)?;
-                Ok(false)
+                Ok((false, identity))
             }
             Err(error) => Err(error.into()),
         }
     }
 
     fn open(&self) -> io::Result<File> {
+        // Looked at before it is opened: to open a FIFO would wait for somebody who writes to it.
+        if !std::fs::metadata(&self.path)?.is_file() {
+            return Err(io::Error::other("is not a regular file"));
+        }
         let file = File::open(&self.path)?;
         let kind = u32::try_from(fstatfs(&file)?.f_type).unwrap_or_default();
         if REMOTE.contains(&kind) {
@@ -209,7 +225,7 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         let (sender, mut events) = mpsc::channel(16);
         let watcher = tokio::spawn(watch(path.clone(), Events::new(sender, Clock::start())));
-        assert_eq!(next(&mut events).await, AliveLock::Gone);
+        assert!(matches!(next(&mut events).await, AliveLock::Unknown(why) if why.contains("nobody has been seen")));
         let mut first = holder(&path);
         assert_eq!(next(&mut events).await, AliveLock::Alive);
         first.kill().unwrap();
@@ -220,6 +236,37 @@ mod tests {
         watcher.abort();
         second.kill().unwrap();
         second.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_free_file_in_place_of_the_one_that_was_held_does_not_say_that_its_holder_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("patroni.alive");
+        std::fs::write(&path, "").unwrap();
+        let mut patroni = holder(&path);
+        let (sender, mut events) = mpsc::channel(64);
+        let watcher = tokio::spawn(watch(path.clone(), Events::new(sender, Clock::start())));
+        while next(&mut events).await != AliveLock::Alive {}
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
+        assert!(matches!(next(&mut events).await, AliveLock::Unknown(_)));
+        while let Ok(Some(observed)) = timeout(Duration::from_millis(800), events.recv()).await {
+            assert_ne!(observed.event, Event::AliveLock(AliveLock::Gone), "its holder lives, on the file before it");
+        }
+        watcher.abort();
+        patroni.kill().unwrap();
+        patroni.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_not_a_regular_file_proves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("patroni.alive");
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let (sender, mut events) = mpsc::channel(16);
+        let watcher = tokio::spawn(watch(path, Events::new(sender, Clock::start())));
+        assert!(matches!(next(&mut events).await, AliveLock::Unknown(why) if why.contains("regular")));
+        watcher.abort();
     }
 
     #[tokio::test]

@@ -69,13 +69,17 @@ impl Names {
         if self.resolved.as_ref().is_some_and(|(known, at)| known == targets && at.elapsed() < KEEP) {
             return;
         }
-        self.by_ip.clear();
+        self.by_ip.retain(|_, name| targets.contains_key(name));
         for (name, target) in targets {
             let Some((host, port)) = target.postgres.as_ref() else { continue };
-            // A name that does not resolve belongs to a member that is not there.
+            // A name that does not resolve now is where it last was, until another one is found there.
             if let Ok(Ok(addresses)) = timeout(PERIOD / 2, lookup_host((host.as_str(), *port))).await {
+                let addresses: Vec<IpAddr> = addresses.map(|address| address.ip()).collect();
+                if !addresses.is_empty() {
+                    self.by_ip.retain(|_, known| known != name);
+                }
                 for address in addresses {
-                    self.by_ip.insert((address.ip(), *port), name.clone());
+                    self.by_ip.insert((address, *port), name.clone());
                 }
             }
         }

@@ -194,7 +194,8 @@ impl Epoch {
         };
         let own = Own::new(settings, granted.session);
         let chroot = &settings.chroot;
-        let tree = Tree::new(format!("{chroot}{}", settings.tree), format!("{chroot}{}", settings.own));
+        let tree =
+            Tree::new(format!("{chroot}{}", settings.tree), format!("{chroot}{}", settings.own), &settings.agent);
         Ok((Self { context, zk, pokes, states, tree, own }, Session { granted, at }))
     }
 
@@ -265,7 +266,7 @@ impl Epoch {
                     tree.pass(zk, &context.updates).await?;
                     let published = context.published.borrow().clone();
                     let Some(data) = published else { return Ok(()) };
-                    if !own.is_spoiled(tree.agent(&context.settings.agent), &data) {
+                    if !own.is_spoiled(tree.agent(&context.settings.agent)) {
                         return Ok(());
                     }
                     tracing::warn!("our own znode was changed or removed by somebody else; it is written again");

@@ -6,6 +6,9 @@ use serde::Deserialize;
 use std::time::Instant;
 use zookeeper_async::{Acl, CreateMode, Permission, Stat, ZooKeeper};
 
+/// In one epoch a former life of ours is met once; twice, if its last write was on its way.
+const MOST_LIVES: u32 = 2;
+
 /// Our part of the tree, within one epoch.
 pub(super) struct Own {
     /// `<own>/agents/<name>`, with chroot.
@@ -22,6 +25,10 @@ pub(super) struct Own {
     session: i64,
     /// Whether the ephemeral is there and ours.
     held: bool,
+    /// What we last wrote to it.
+    written: Vec<u8>,
+    /// How often we have taken it over from another session: a former life is taken over once.
+    taken_over: u32,
 }
 
 /// What became of an attempt to publish.
@@ -52,6 +59,8 @@ impl Own {
             above_acl,
             session,
             held: false,
+            written: Vec::new(),
+            taken_over: 0,
         }
     }
 
@@ -132,7 +141,10 @@ impl Own {
     pub(super) async fn publish(&mut self, zk: &ZooKeeper, data: &[u8]) -> Result<Published, End> {
         if self.held {
             match request(&self.agent, zk.set_data(&self.agent, data.to_vec(), None)).await {
-                Ok(stat) if stat.ephemeral_owner == self.session => return Ok(Published::Done),
+                Ok(stat) if stat.ephemeral_owner == self.session => {
+                    self.written = data.to_vec();
+                    return Ok(Published::Done);
+                }
                 Ok(_) | Err(Failed::NoNode) => self.held = false,
                 Err(failed) => return Err(failed.end()),
             }
@@ -143,11 +155,15 @@ impl Own {
                 Ok((_, stat)) if stat.ephemeral_owner == self.session => {}
                 Ok((theirs, stat)) => {
                     let by = address(&theirs);
-                    if by.is_none() || by != address(data) {
+                    // One that takes it back from us is alive, whatever address it names.
+                    if by.is_none() || by != address(data) || self.taken_over >= MOST_LIVES {
                         return Ok(Published::TakenBy(by.unwrap_or_else(|| "an unknown address".to_owned())));
                     }
                     match request(&self.agent, zk.delete(&self.agent, Some(stat.version))).await {
-                        Ok(()) => tracing::info!(znode = self.agent, "replaced our own znode of a former session"),
+                        Ok(()) => {
+                            self.taken_over += 1;
+                            tracing::info!(znode = self.agent, "replaced our own znode of a former session");
+                        }
                         Err(Failed::NoNode | Failed::BadVersion) => {}
                         Err(failed) => return Err(failed.end()),
                     }
@@ -159,6 +175,7 @@ impl Own {
             match request(&self.agent, zk.set_data(&self.agent, data.to_vec(), None)).await {
                 Ok(stat) if stat.ephemeral_owner == self.session => {
                     self.held = true;
+                    self.written = data.to_vec();
                     return Ok(Published::Done);
                 }
                 Ok(_) | Err(Failed::NoNode) => {}
@@ -171,8 +188,8 @@ impl Own {
     /// Whether our ephemeral znode, as it was just read, is no longer as we left it: somebody removed it, or a
     /// write that a former epoch gave up was applied late. One that has another owner is not ours to mend at
     /// once: two agents under one name would fight without a pause.
-    pub(super) fn is_spoiled(&self, read: Option<&Znode>, data: &[u8]) -> bool {
-        self.held && read.is_none_or(|znode| znode.owner == self.session && znode.data != data)
+    pub(super) fn is_spoiled(&self, read: Option<&Znode>) -> bool {
+        self.held && read.is_none_or(|znode| znode.owner == self.session && znode.data != self.written)
     }
 
     /// Creates a znode, and its parents where they are missing. That it is there already is fine.

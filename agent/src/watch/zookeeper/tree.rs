@@ -42,6 +42,8 @@ pub(super) struct Tree {
     patroni: String,
     /// Our own, with chroot.
     own: String,
+    /// Our own name, whose znode is looked at in every pass.
+    me: Node,
     /// What has been reported in this epoch.
     seen: BTreeMap<Node, Option<Znode>>,
     /// Whether too many children have been complained about.
@@ -54,8 +56,9 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    pub(super) fn new(patroni: String, own: String) -> Self {
-        Self { patroni, own, seen: BTreeMap::new(), complained: false, server_clock: None, passes: 0 }
+    pub(super) fn new(patroni: String, own: String, me: &str) -> Self {
+        let me = Node::Agent(me.to_owned());
+        Self { patroni, own, me, seen: BTreeMap::new(), complained: false, server_clock: None, passes: 0 }
     }
 
     /// Sets ZooKeeper's clock: what it showed, and when. To be called before the first pass.
@@ -122,7 +125,8 @@ impl Tree {
         let children: Vec<Node> = members.chain(others).collect();
         self.forget_the_vanished(&children, at, updates).await?;
         // Somebody who has just come has no watch yet.
-        let needed = |node: &Node| thorough || matches!(node, Node::Member(_)) || !self.seen.contains_key(node);
+        let always = |node: &Node| matches!(node, Node::Member(_)) || *node == self.me;
+        let needed = |node: &Node| thorough || always(node) || !self.seen.contains_key(node);
         let children: Vec<Node> = children.into_iter().filter(needed).collect();
         self.read_all(zk, fixed.map(|(node, _)| node.clone()).chain(children).collect(), updates).await?;
         send(updates, Update::Synced { at, latency }).await
@@ -225,8 +229,11 @@ impl Tree {
     /// does not become any fresher by being read again. Never later than `read`.
     fn written_at(&self, found: &Znode, read: Instant) -> Instant {
         let Some((server_ms, ours)) = self.server_clock else { return read };
-        let age = u64::try_from(server_ms.saturating_sub(found.mtime_ms)).unwrap_or(0);
-        ours.checked_sub(Duration::from_millis(age)).unwrap_or(ours).min(read)
+        let age = server_ms.saturating_sub(found.mtime_ms);
+        let by = Duration::from_millis(age.unsigned_abs());
+        // What was written since the clock was read is that much younger than the clock.
+        let written = if age >= 0 { ours.checked_sub(by) } else { ours.checked_add(by) };
+        written.unwrap_or(ours).min(read)
     }
 }
 
