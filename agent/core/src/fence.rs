@@ -311,7 +311,7 @@ pub enum Away {
 
 /// Dead by its lock, or silent for [`AWAY`].
 pub fn patroni_away(view: &View, own: &MemberName, now: Moment) -> Away {
-    if lock_proves_death(view) {
+    if lock_proves_death(view, own, now) {
         return Away::Yes("its Patroni is dead (the alive lock is free)".to_string());
     }
     let Some(member) = view.members.get(own) else { return Away::No };
@@ -329,9 +329,17 @@ pub fn patroni_away(view: &View, own: &MemberName, now: Moment) -> Away {
 }
 
 /// The lock is free and was held by this Patroni before: the process is gone.
-pub fn lock_proves_death(view: &View) -> bool {
-    let free = view.alive_lock.as_ref().is_some_and(|fact| fact.value == AliveLock::Gone);
-    free && view.leadership.lock_was_ever_held
+///
+/// The lock is only reported when it changes, so that it is not known how old that is: whoever asks Patroni all the
+/// time is awake, and if it has answered since, the lock is somebody else's or not reported yet.
+pub fn lock_proves_death(view: &View, own: &MemberName, now: Moment) -> bool {
+    let freed = view.alive_lock.as_ref().filter(|fact| fact.value == AliveLock::Gone).map(|fact| fact.at);
+    let patroni = view.members.get(own).and_then(|member| member.patroni.as_ref());
+    let (Some(freed), Some(patroni)) = (freed, patroni.filter(|fact| fact.age(now) <= PROBE_LIMIT)) else {
+        return false;
+    };
+    let answered_since = matches!(patroni.value, PatroniAnswer::Answering(_)) && patroni.at > freed;
+    view.leadership.lock_was_ever_held && !answered_since
 }
 
 fn fact(name: &str, value: impl ToString) -> (String, String) {

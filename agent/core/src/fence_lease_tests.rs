@@ -51,7 +51,7 @@ fn without_zookeeper_and_without_patroni_the_server_is_fenced_before_its_lease_i
             l().with("held", 10_001, Event::AliveLock(AliveLock::Alive))
                 .with("lock", 10_200, Event::AliveLock(AliveLock::Gone))
                 .without("silence")
-                .without("still silent"),
+                .with("still silent", 33_900, patroni("a", PatroniAnswer::Refused("x".to_string()))),
             34_000,
             Fences("a", Rule::Lease),
         ),

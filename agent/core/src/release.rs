@@ -6,6 +6,7 @@
 
 use crate::event::{AliveLock, ClusterConfig, PostgresAnswer};
 use crate::fact::Reading;
+use crate::fence::lock_proves_death;
 use crate::types::{MemberName, Moment, SessionId, Zxid};
 use crate::view::View;
 use alloc::string::{String, ToString};
@@ -73,7 +74,7 @@ pub fn judge(view: &View, policy: &ReleasePolicy, now: Moment) -> Due {
         return Due::Nothing;
     }
     let freed = view.alive_lock.as_ref().filter(|fact| fact.value == AliveLock::Gone).map(|fact| fact.at);
-    let dead = policy.enabled && freed.is_some() && reign.lock_was_held;
+    let dead = policy.enabled && reign.lock_was_held && lock_proves_death(view, member, now);
     let candidate = if policy.handover { leaving(view, member) } else { None };
     if !dead && candidate.is_none() {
         return Due::Nothing;
