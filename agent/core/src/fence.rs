@@ -167,14 +167,15 @@ fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
     let config = view.cluster.config.as_ref().map(|fact| fact.value.clone());
     let config = config.unwrap_or_else(|| Reading::Unreadable("it was never read".to_string()));
     let mut obstacles = obstacles(view, own, &config, now);
-    let deadline = match (config.present(), memory.session_timeout) {
-        (Some(config), Some(granted)) => {
+    let timeout = config.present().and_then(|config| memory.patroni_timeout(config.ttl));
+    let deadline = match timeout {
+        Some(timeout) => {
             // Patroni's session lives for its timeout after its last contact; and when the key was last read as
             // ours it was still there, however old that contact is.
-            let lives = memory.patroni_contact.map(|contact| contact.plus(config.ttl.min(granted)));
+            let lives = memory.patroni_contact.map(|contact| contact.plus(timeout));
             memory.mine_at.max(lives).map(|moment| Moment::new(moment.since_start().saturating_sub(MARGIN)))
         }
-        _ => None,
+        None => None,
     };
     let Some(deadline) = deadline else {
         obstacles.push("it is not known until when the leader key is certain to be its own".to_string());

@@ -28,6 +28,10 @@ pub struct ReleasePolicy {
 }
 
 /// A release of the leader key, now.
+///
+/// Right before it acts a barrier read has to say that the key is still this one; and *behind* that read, which may
+/// have taken its time, the socket has to be without a listener still, and the alive lock free still unless it is a
+/// handover: Patroni may have been started meanwhile (simulation, seed 7694).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Release {
     /// Our member, which holds the key.
