@@ -180,14 +180,15 @@ fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
     let config = view.cluster.config.as_ref().map(|fact| fact.value.clone());
     let config = config.unwrap_or_else(|| Reading::Unreadable("it was never read".to_string()));
     let mut obstacles = obstacles(view, own, &config, now);
-    let deadline = match (config.present(), memory.session_timeout) {
-        (Some(config), Some(granted)) => {
+    let timeout = config.present().and_then(|config| memory.patroni_timeout(config.ttl));
+    let deadline = match timeout {
+        Some(timeout) => {
             // Patroni's session lives for its timeout after its last contact; and when the key was last read as
             // ours it was still there, however old that contact is.
-            let lives = memory.patroni_contact.map(|contact| contact.plus(config.ttl.min(granted)));
+            let lives = memory.patroni_contact.map(|contact| contact.plus(timeout));
             memory.mine_at.max(lives).map(|moment| Moment::new(moment.since_start().saturating_sub(MARGIN)))
         }
-        _ => None,
+        None => None,
     };
     let Some(deadline) = deadline else {
         obstacles.push("it is not known until when the leader key is certain to be its own".to_string());
@@ -324,7 +325,7 @@ pub enum Away {
 
 /// Dead by its lock, or silent for [`AWAY`].
 pub fn patroni_away(view: &View, own: &MemberName, now: Moment) -> Away {
-    if lock_proves_death(view) {
+    if lock_proves_death(view, own, now) {
         return Away::Yes("its Patroni is dead (the alive lock is free)".to_string());
     }
     let Some(member) = view.members.get(own) else { return Away::No };
@@ -342,9 +343,17 @@ pub fn patroni_away(view: &View, own: &MemberName, now: Moment) -> Away {
 }
 
 /// The lock is free and was held by this Patroni before: the process is gone.
-pub fn lock_proves_death(view: &View) -> bool {
-    let free = view.alive_lock.as_ref().is_some_and(|fact| fact.value == AliveLock::Gone);
-    free && view.leadership.lock_was_ever_held
+///
+/// The lock is only reported when it changes, so that it is not known how old that is: whoever asks Patroni all the
+/// time is awake, and if it has answered since, the lock is somebody else's or not reported yet.
+pub fn lock_proves_death(view: &View, own: &MemberName, now: Moment) -> bool {
+    let freed = view.alive_lock.as_ref().filter(|fact| fact.value == AliveLock::Gone).map(|fact| fact.at);
+    let patroni = view.members.get(own).and_then(|member| member.patroni.as_ref());
+    let (Some(freed), Some(patroni)) = (freed, patroni.filter(|fact| fact.age(now) <= PROBE_LIMIT)) else {
+        return false;
+    };
+    let answered_since = matches!(patroni.value, PatroniAnswer::Answering(_)) && patroni.at > freed;
+    view.leadership.lock_was_ever_held && !answered_since
 }
 
 fn fact(name: &str, value: impl ToString) -> (String, String) {

@@ -33,6 +33,35 @@ fn without_zookeeper_and_without_patroni_the_server_is_fenced_before_its_lease_i
             Fences("a", Rule::Lease),
         ),
         ("the server grants less than ttl", l().with("session", 1, granted(20)), 33_999, Fences("a", Rule::Lease)),
+        (
+            "ttl was raised, and Patroni has not been in contact since: found by the simulation",
+            l().with("config", 2, config_znode(|c| c.ttl = Duration::from_secs(20)))
+                .with("config 2", 9_500, config_znode(|_| {}))
+                .with("still silent", 24_000, silent())
+                .with("postgres", 24_000, takes_writes("a", 1)),
+            24_000,
+            Fences("a", Rule::Lease),
+        ),
+        (
+            "ttl was raised twice",
+            l().with("config", 2, config_znode(|c| c.ttl = Duration::from_secs(20)))
+                .with("config 2", 9_500, config_znode(|c| c.ttl = Duration::from_secs(25)))
+                .with("config 3", 9_600, config_znode(|_| {}))
+                .with("still silent", 24_000, silent())
+                .with("postgres", 24_000, takes_writes("a", 1)),
+            24_000,
+            Fences("a", Rule::Lease),
+        ),
+        (
+            "ttl was raised, and Patroni has been in contact since",
+            l().with("config", 2, config_znode(|c| c.ttl = Duration::from_secs(20))).with(
+                "config 2",
+                8_500,
+                config_znode(|_| {}),
+            ),
+            33_999,
+            Waits(34_000),
+        ),
         ("the server grants more than ttl", l().with("session", 1, granted(40)), 33_999, Waits(34_000)),
         (
             "ttl was lowered",
@@ -51,7 +80,7 @@ fn without_zookeeper_and_without_patroni_the_server_is_fenced_before_its_lease_i
             l().with("held", 10_001, Event::AliveLock(AliveLock::Alive))
                 .with("lock", 10_200, Event::AliveLock(AliveLock::Gone))
                 .without("silence")
-                .without("still silent"),
+                .with("still silent", 33_900, patroni("a", PatroniAnswer::Refused("x".to_string()))),
             34_000,
             Fences("a", Rule::Lease),
         ),

@@ -150,6 +150,7 @@ fn orphaned() -> Scene {
     leading()
         .with("held", 10_001, Event::AliveLock(AliveLock::Alive))
         .with("lock", 19_990, Event::AliveLock(AliveLock::Gone))
+        .with("refused", 19_995, patroni("a", PatroniAnswer::Refused("x".to_string())))
         .with("postgres", 20_000, takes_writes("a", 1))
         .with("barrier", 20_000, verified(Reading::Absent, 1, 20_001))
 }
@@ -344,8 +345,13 @@ fn failsafe_lingers_for_ttl() {
 #[test]
 fn a_server_without_a_leader_and_without_patroni_is_fenced_by_orphaned() {
     let o = orphaned;
-    let by_silence =
-        || o().without("lock").without("held").with("silence", 15_000, silent()).with("still silent", 19_900, silent());
+    let by_silence = || {
+        o().without("lock").without("refused").without("held").with("silence", 15_000, silent()).with(
+            "still silent",
+            19_900,
+            silent(),
+        )
+    };
     let cases = [
         ("its Patroni is dead", o(), 20_050, Fences("a", Rule::Orphaned)),
         ("its Patroni has been silent for five seconds", by_silence(), 20_050, Fences("a", Rule::Orphaned)),
@@ -367,7 +373,11 @@ fn a_server_without_a_leader_and_without_patroni_is_fenced_by_orphaned() {
             20_050,
             Waits(23_000),
         ),
-        ("it answers", o().without("lock"), 20_050, Nothing),
+        ("it answers", o().without("lock").with("refused", 19_995, answers(|_| {})), 20_050, Nothing),
+        // The simulation found an agent that had slept, and believed in a lock that had been taken again meanwhile.
+        ("it answered after the lock was free", o().with("answers", 19_996, answers(|_| {})), 20_050, Nothing),
+        ("it answered before", o().with("refused", 19_985, answers(|_| {})), 20_050, Fences("a", Rule::Orphaned)),
+        ("nobody has asked it for long: we have slept", o().without("refused"), 20_050, Nothing),
         (
             "it answers nonsense",
             by_silence().with("still silent", 19_900, patroni("a", PatroniAnswer::Unusable("x".to_string()))),

@@ -80,6 +80,11 @@ pub struct Leadership {
     pub patroni_contact: Option<Moment>,
     /// The session timeout that the server granted us, and so Patroni, last.
     pub session_timeout: Option<Duration>,
+    /// Patroni's ttl, as it was last read.
+    pub ttl: Option<Duration>,
+    /// The timeout that sessions had before ttl was raised, and when it was: Patroni's session has the old one until
+    /// it has been in contact since.
+    pub timeout_before: Option<(Duration, Moment)>,
     /// Whether failsafe mode was active when the local Patroni last answered.
     pub failsafe: Option<Fact<bool>>,
     /// What the local Patroni calls its member.
@@ -161,6 +166,26 @@ impl Leadership {
 
     fn note_contact(&mut self, at: Option<Moment>) {
         self.patroni_contact = self.patroni_contact.max(at);
+    }
+
+    /// ttl as it was read at `at`.
+    pub fn note_ttl(&mut self, ttl: Duration, at: Moment) {
+        if let Some(before) = self.ttl.replace(ttl).filter(|before| *before < ttl) {
+            let shortest = self.shortest(before);
+            self.timeout_before = Some((shortest, at));
+        }
+    }
+
+    /// For how long Patroni's session lives after its last contact, at least, where ttl is `ttl`; `None` while no
+    /// session has been granted.
+    pub fn patroni_timeout(&self, ttl: Duration) -> Option<Duration> {
+        self.session_timeout.map(|_| self.shortest(ttl))
+    }
+
+    fn shortest(&self, ttl: Duration) -> Duration {
+        let before = self.timeout_before.filter(|(_, raised)| self.patroni_contact.is_none_or(|seen| seen <= *raised));
+        let granted = self.session_timeout.map_or(ttl, |granted| granted.min(ttl));
+        before.map_or(granted, |(before, _)| before.min(granted))
     }
 
     /// A barrier read that was started at `started` says that the key is ours.

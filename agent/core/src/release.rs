@@ -6,6 +6,7 @@
 
 use crate::event::{AliveLock, ClusterConfig, PostgresAnswer};
 use crate::fact::Reading;
+use crate::fence::lock_proves_death;
 use crate::types::{MemberName, Moment, SessionId, Zxid};
 use crate::view::View;
 use alloc::string::{String, ToString};
@@ -27,6 +28,10 @@ pub struct ReleasePolicy {
 }
 
 /// A release of the leader key, now.
+///
+/// Right before it acts a barrier read has to say that the key is still this one; and *behind* that read, which may
+/// have taken its time, the socket has to be without a listener still, and the alive lock free still unless it is a
+/// handover: Patroni may have been started meanwhile (simulation, seed 7694).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Release {
     /// Our member, which holds the key.
@@ -73,7 +78,7 @@ pub fn judge(view: &View, policy: &ReleasePolicy, now: Moment) -> Due {
         return Due::Nothing;
     }
     let freed = view.alive_lock.as_ref().filter(|fact| fact.value == AliveLock::Gone).map(|fact| fact.at);
-    let dead = policy.enabled && freed.is_some() && reign.lock_was_held;
+    let dead = policy.enabled && reign.lock_was_held && lock_proves_death(view, member, now);
     let candidate = if policy.handover { leaving(view, member) } else { None };
     if !dead && candidate.is_none() {
         return Due::Nothing;

@@ -96,6 +96,8 @@ fn the_key_of_a_leader_that_is_proved_dead_is_released() {
         ("the lock cannot be read", c().with("freed", 10_060, lock(AliveLock::Unknown("x".to_string()))), Nothing),
         ("the lock was not seen held in this reign", c().with("key again", 10_065, leader(key("a", 2))), Nothing),
         ("the lock was held, but Patroni did not answer", c().without("patroni"), Nothing),
+        ("Patroni answered after the lock was free", c().with("answers", 10_165, answers(|_| {})), Nothing),
+        ("nobody has asked Patroni for long: we have slept", c().with("patroni", 7_000, answers(|_| {})), Nothing),
         ("the lock is held again", c().with("again", 10_165, lock(AliveLock::Alive)), Nothing),
         ("paused", c().with("config 2", 10_000, config_znode(paused_config)), Nothing),
         (

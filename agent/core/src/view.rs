@@ -345,7 +345,7 @@ impl View {
         let source = Source::ZooKeeper;
         match znode {
             Znode::Leader(reading) => self.take_leader(Fact::new(reading, source, at), now),
-            Znode::Config(reading) => replace(&mut self.cluster.config, Fact::new(reading, source, at)),
+            Znode::Config(reading) => self.take_config(Fact::new(reading, source, at)),
             Znode::Sync(reading) => replace(&mut self.cluster.sync, Fact::new(reading, source, at)),
             Znode::Status(reading) => replace(&mut self.cluster.status, Fact::new(reading, source, at)),
             Znode::History(reading) => replace(&mut self.cluster.history, Fact::new(reading, source, at)),
@@ -371,7 +371,7 @@ impl View {
                     return;
                 }
                 self.take_leader(Fact::new(leader.clone(), Source::Barrier, at), now);
-                replace(&mut self.cluster.config, Fact::new(config.clone(), Source::Barrier, at));
+                self.take_config(Fact::new(config.clone(), Source::Barrier, at));
                 let own = self.identity.member.as_ref();
                 if leader.present().is_some_and(|key| Some(&key.holder) == own) {
                     self.leadership.note_mine(at);
@@ -383,6 +383,15 @@ impl View {
             }
             Barrier::Unknown(why) => replace(&mut self.barrier_failed, Fact::new(why, Source::Barrier, at)),
         }
+    }
+
+    fn take_config(&mut self, fact: Fact<Reading<ClusterConfig>>) {
+        if let Some(config) = fact.value.present()
+            && self.cluster.config.as_ref().is_none_or(|known| known.at <= fact.at)
+        {
+            self.leadership.note_ttl(config.ttl, fact.at);
+        }
+        replace(&mut self.cluster.config, fact);
     }
 
     fn take_leader(&mut self, fact: Fact<Reading<LeaderKey>>, now: Moment) {
