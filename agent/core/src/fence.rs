@@ -7,7 +7,7 @@
 use crate::assess::{PROBE_LIMIT, seconds};
 use crate::event::{AliveLock, ClusterConfig, LeaderKey, PatroniAnswer, PostgresAnswer, Rule, Server};
 use crate::fact::Reading;
-use crate::types::{MemberName, Moment, SessionId, Zxid};
+use crate::types::{MemberName, Moment, SessionId, Timeline, Zxid};
 use crate::view::{Link, Verification, View};
 use alloc::string::{String, ToString};
 use alloc::{format, vec, vec::Vec};
@@ -60,6 +60,9 @@ pub enum Guard {
         session: SessionId,
         /// The transaction that created the key.
         czxid: Zxid,
+        /// Only a server on an older timeline than this: another one may have come to the address, the rightful
+        /// primary even, and it is the server itself that looks.
+        older_than: Timeline,
     },
     /// There is nothing to be read: ZooKeeper is away. By `lease`.
     NoContact,
@@ -223,7 +226,8 @@ fn peers(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
             }
         }
         let obstacles = paused(&known.config).into_iter().chain(same_place(view, own, name)).collect();
-        let guard = Guard::KeyIs { member: own.clone(), session: known.session, czxid: key.czxid };
+        let older_than = our_timeline;
+        let guard = Guard::KeyIs { member: own.clone(), session: known.session, czxid: key.czxid, older_than };
         let reason = format!(
             "{name} takes writes on timeline {} while {own} leads on timeline {}",
             their_timeline.0, our_timeline.0

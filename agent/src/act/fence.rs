@@ -26,7 +26,7 @@ use warden_core::decide::{Action, FENCE_RENEWED, Step};
 use warden_core::event::{Barrier, Event, FenceOutcome, FenceRecord, FenceReport, FenceSession, PostgresAnswer};
 use warden_core::fact::Reading;
 use warden_core::fence::{Guard, Order};
-use warden_core::types::{MemberName, UnixMillis};
+use warden_core::types::{MemberName, Timeline, UnixMillis};
 
 /// The look right before acting: a healthy ZooKeeper answers within milliseconds, and every one of them counts.
 const LOOK: Duration = Duration::from_millis(500);
@@ -246,7 +246,11 @@ impl Fencer {
         };
         // The warm session is with the local server.
         let session = if local.is_some() { warm.take() } else { None };
-        let (outcome, session) = ladder(&place, login, session).await;
+        let older_than = match order.guard {
+            Guard::KeyIs { older_than, .. } => Some(older_than),
+            _ => None,
+        };
+        let (outcome, session) = ladder(&place, login, session, older_than).await;
         if local.is_some() {
             *warm = session;
         }
@@ -309,7 +313,12 @@ impl Fencer {
 
 /// Stops the server at `place`, step by step, until a new session is refused or it is in recovery. `session` is one
 /// that is ready, if there is one; it comes back where the order lies in it, in front of a silent server.
-async fn ladder(place: &Place, login: &Superuser, mut session: Option<Warm>) -> (FenceOutcome, Option<Warm>) {
+async fn ladder(
+    place: &Place,
+    login: &Superuser,
+    mut session: Option<Warm>,
+    older_than: Option<Timeline>,
+) -> (FenceOutcome, Option<Warm>) {
     let started = Instant::now();
     let confirmed = |by| FenceOutcome::Confirmed { by, took: started.elapsed() };
     let mut trouble = String::new();
@@ -330,7 +339,7 @@ async fn ladder(place: &Place, login: &Superuser, mut session: Option<Warm>) -> 
                 continue;
             }
         };
-        let sent = order_shutdown(&ready, signal);
+        let sent = order_shutdown(&ready, signal, older_than);
         match verify(place, login).await {
             Verified::Refused => return (confirmed(by), None),
             Verified::InRecovery => return (confirmed("recovery"), Some(ready)),
@@ -361,7 +370,7 @@ pub async fn stop_old_primary(place: &Place, login: &Superuser) -> Result<&'stat
             }
         }
     }
-    match ladder(place, login, None).await.0 {
+    match ladder(place, login, None, None).await.0 {
         FenceOutcome::Confirmed { by, .. } => Ok(by),
         FenceOutcome::Waiting => Err(OldPrimary::Silent),
         FenceOutcome::Failed(why) | FenceOutcome::Withdrawn(why) => Err(OldPrimary::Writable(why)),
@@ -445,13 +454,21 @@ async fn in_recovery((client, driver): (Client, postgres::Driver)) -> bool {
 
 /// Sends the statement that has the server signal its own postmaster. It is sent at once, and stays sent whatever
 /// becomes of the task: a server that is silent finds it when it wakes, if that is before its time limit.
-fn order_shutdown(warm: &Warm, signal: &str) -> tokio::task::JoinHandle<Result<(), String>> {
+fn order_shutdown(
+    warm: &Warm,
+    signal: &str,
+    older_than: Option<Timeline>,
+) -> tokio::task::JoinHandle<Result<(), String>> {
     let limit = Timestamp::now() + FENCE_RENEWED * 2;
+    let newer = older_than.map_or_else(String::new, |timeline| {
+        let own = "('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int";
+        format!("WHEN {own} >= {} THEN 'Warden: it is on the leader''s timeline, so it is not the one'", timeline.0)
+    });
     // The first statement refuses where there is nothing to fence; then the second is not carried out. The cast is
     // of a value that is only known then, so that planning cannot trip over it.
     let statement = format!(
         "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'Warden: in recovery, so there is nothing to fence' \
-                      WHEN pg_catalog.clock_timestamp() > '{limit}' THEN 'Warden: this fence has expired' \
+                      WHEN pg_catalog.clock_timestamp() > '{limit}' THEN 'Warden: this fence has expired' {newer} \
                       ELSE '1' END)::int; \
          COPY (SELECT 1) TO PROGRAM 'kill -{signal} {}'",
         warm.postmaster
