@@ -4,7 +4,7 @@
 //! world are modules beside this one ([`crate::fence`], [`crate::release`], [`crate::nudge`]); what is in here is
 //! only when what they say is ordered, and when it is ordered again.
 
-use crate::event::{AgentRecord, FenceOutcome, PostgresAnswer, Rule};
+use crate::event::{AgentRecord, FenceOutcome, HaproxyAnswer, HaproxyServer, PostgresAnswer, Rule, Server};
 use crate::fact::Reading;
 use crate::fence::{self, Order};
 use crate::release::{self, Release, ReleasePolicy};
@@ -278,22 +278,19 @@ fn verification(view: &View, policy: &Policy, now: Moment) -> Due {
 }
 
 fn announcement(view: &View, policy: &Policy, now: Moment) -> Due {
-    let announce = |reason: &str, record| {
-        let step = Step { action: Action::Announce(Box::new(record)), reason: reason.to_string() };
+    let announce = |reason: &str| {
+        let step = Step { action: Action::Announce(Box::new(own_record(view, now))), reason: reason.to_string() };
         Due::Now(step, now.plus(policy.announce_every))
     };
-    let Some((announced, at)) = &view.announced else { return announce("new session", own_record(view, now)) };
-    let due = at.plus(policy.announce_every);
-    if now >= due {
-        return announce("periodic", own_record(view, now));
+    let Some((announced, at)) = &view.announced else { return announce("new session") };
+    if now.since(*at) >= policy.announce_every {
+        return announce("periodic");
     }
-    // Before this moment nothing would be announced, whatever has changed: to compare can wait.
+    if same_news(view, announced) {
+        return Due::At(at.plus(policy.announce_every));
+    }
     let next = at.plus(ANNOUNCE_PAUSE);
-    if now < next {
-        return Due::At(next.min(due));
-    }
-    let record = own_record(view, now);
-    if significant(&record) == significant(announced) { Due::At(due) } else { announce("something changed", record) }
+    if now >= next { announce("something changed") } else { Due::At(next) }
 }
 
 /// What we have to say of ourselves and of our neighbour.
@@ -316,28 +313,59 @@ fn own_record(view: &View, now: Moment) -> AgentRecord {
     }
 }
 
-/// The record without what changes all the time: ages, positions and counters can wait for the next round.
-fn significant(record: &AgentRecord) -> AgentRecord {
-    let mut record = record.clone();
-    if let Some((answer, age)) = &mut record.postgres {
-        *age = Duration::ZERO;
-        if let PostgresAnswer::Writable(server) | PostgresAnswer::InRecovery(server) = answer {
-            server.lsn = None;
-            if let Some(archiver) = &mut server.archiver {
-                archiver.archived = 0;
-                archiver.failed = 0;
-            }
+/// Whether what we have to say is what was announced, but for what changes all the time: ages, positions and counters
+/// can wait for the next round. Asked at each decision, so nothing is copied for it.
+fn same_news(view: &View, announced: &AgentRecord) -> bool {
+    let AgentRecord { version, roles, address, member, leader, postgres, alive_lock, haproxy } = announced;
+    let identity = &view.identity;
+    let answer = identity.member.as_ref().and_then(|name| view.members.get(name)?.postgres.as_ref());
+    let holder = view.leader.as_ref().and_then(|fact| fact.value.present()).map(|key| &key.holder);
+    *version == identity.version
+        && *roles == identity.roles
+        && *address == identity.address
+        && *member == identity.member
+        && leader.as_ref() == holder
+        && match (answer, postgres) {
+            (Some(now), Some((then, _))) => same_answer(&now.value, then),
+            (now, then) => now.is_none() && then.is_none(),
         }
-    }
-    if let Some((answer, age)) = &mut record.haproxy {
-        *age = Duration::ZERO;
-        if let crate::event::HaproxyAnswer::Servers(servers) = answer {
-            for server in servers {
-                server.sessions = 0;
-            }
+        && alive_lock.as_ref() == view.alive_lock.as_ref().map(|fact| &fact.value)
+        && match (&view.haproxy, haproxy) {
+            (Some(now), Some((then, _))) => same_servers(&now.value, then),
+            (now, then) => now.is_none() && then.is_none(),
         }
+}
+
+fn same_answer(now: &PostgresAnswer, then: &PostgresAnswer) -> bool {
+    match (now, then) {
+        (PostgresAnswer::Writable(now), PostgresAnswer::Writable(then))
+        | (PostgresAnswer::InRecovery(now), PostgresAnswer::InRecovery(then)) => {
+            let Server { timeline, lsn: _, system_id, archiver } = now;
+            let archivers = match (archiver, &then.archiver) {
+                (Some(now), Some(then)) => now.failing == then.failing,
+                (now, then) => now.is_none() && then.is_none(),
+            };
+            *timeline == then.timeline && *system_id == then.system_id && archivers
+        }
+        (now, then) => now == then,
     }
-    record
+}
+
+fn same_servers(now: &HaproxyAnswer, then: &HaproxyAnswer) -> bool {
+    match (now, then) {
+        (HaproxyAnswer::Servers(now), HaproxyAnswer::Servers(then)) => {
+            let same = |(now, then): (&HaproxyServer, &HaproxyServer)| {
+                let HaproxyServer { name, address, member, status, up, sessions: _ } = now;
+                *name == then.name
+                    && *address == then.address
+                    && *member == then.member
+                    && *status == then.status
+                    && *up == then.up
+            };
+            now.len() == then.len() && now.iter().zip(then).all(same)
+        }
+        (now, then) => now == then,
+    }
 }
 
 /// The leader's name in a reading, for log lines: the holder, `nobody` or `unreadable`.

@@ -145,7 +145,7 @@ fn neighbour(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) 
     }
     // Contradicted by an ordinary read, which may be stale: the next barrier read is under way, and tells.
     let Some(known) = verified(view, now) else { return };
-    let guard = Guard::KeyIsNot { member: own.clone(), session: known.session };
+    let guard = || Guard::KeyIsNot { member: own.clone(), session: known.session };
     match &known.leader {
         Reading::Present(key) if key.holder == *own => {}
         Reading::Present(key) => {
@@ -154,7 +154,7 @@ fn neighbour(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) 
             let reason =
                 format!("{} holds the leader key (czxid {:#x}), and {own} takes writes", key.holder, key.czxid.0);
             let facts = vec![fact("leader", &key.holder), fact("czxid", format!("{:#x}", key.czxid.0))];
-            verdict.say(view, Rule::Superseded, own, guard, reason, facts, obstacles);
+            verdict.say(view, Rule::Superseded, own, guard(), reason, facts, obstacles);
         }
         Reading::Absent => match patroni_away(view, own, now) {
             Away::No => {}
@@ -162,7 +162,7 @@ fn neighbour(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) 
             Away::Yes(why) => {
                 let obstacles = obstacles(view, own, &known.config, now);
                 let reason = format!("nobody holds the leader key, and {why}: the others are racing for it");
-                verdict.say(view, Rule::Orphaned, own, guard, reason, vec![fact("patroni", why)], obstacles);
+                verdict.say(view, Rule::Orphaned, own, guard(), reason, vec![fact("patroni", why)], obstacles);
             }
         },
         Reading::Unreadable(why) => {

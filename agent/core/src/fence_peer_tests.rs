@@ -171,7 +171,10 @@ fn an_order_carries_the_guard_of_its_rule_and_says_why() {
     assert_eq!(order.guard, Guard::NoContact);
     assert!(order.reason.contains("lease"), "{}", order.reason);
     let order = first(&an_old_primary(), 20_050);
-    assert_eq!(order.guard, Guard::KeyIs { member: "a".into(), session: SessionId(1), czxid: Zxid(9), older_than: Timeline(2) });
+    assert_eq!(
+        order.guard,
+        Guard::KeyIs { member: "a".into(), session: SessionId(1), czxid: Zxid(9), older_than: Timeline(2) }
+    );
     assert!(order.reason.contains("timeline 1") && order.reason.contains("timeline 2"), "{}", order.reason);
     let order = first(&leading().with("record", 9_900, fence_record("a", Rule::Operator)), 10_050);
     assert_eq!(order.guard, Guard::Asked);
