@@ -123,10 +123,7 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Fencer) -> anyhow::R
                 waiting = (outcome == FenceOutcome::Waiting).then(|| ((*order).clone(), Instant::now()));
                 fencer.report(&order, outcome).await?;
             }
-            Action::ObserveFence(order) => {
-                let (member, rule) = (order.member.as_str(), order.rule.as_str());
-                tracing::warn!(member, rule, reason, "would be fenced (fencing.mode is observe)");
-            }
+            Action::ObserveFence(order) => fencer.report(&order, FenceOutcome::Observed).await?,
             Action::CloseFence(member) => match fencer.zookeeper.fence_record(member.as_str(), None, CONNECT).await {
                 Ok(()) => tracing::info!(member = member.as_str(), reason, "fence closed"),
                 Err(why) => tracing::warn!(member = member.as_str(), why, "the fence record could not be removed"),
@@ -177,6 +174,9 @@ impl Fencer {
                     "the server is silent; the fence is the first thing it does when it wakes"
                 );
                 self.record(order, false);
+            }
+            FenceOutcome::Observed => {
+                tracing::warn!(member, rule, reason, "would be fenced (fencing.mode is observe)");
             }
             FenceOutcome::Withdrawn(why) => tracing::warn!(member, rule, reason, why, "not fenced"),
             FenceOutcome::Failed(why) => {
@@ -365,6 +365,7 @@ pub async fn stop_old_primary(place: &Place, login: &Superuser) -> Result<&'stat
         FenceOutcome::Confirmed { by, .. } => Ok(by),
         FenceOutcome::Waiting => Err(OldPrimary::Silent),
         FenceOutcome::Failed(why) | FenceOutcome::Withdrawn(why) => Err(OldPrimary::Writable(why)),
+        FenceOutcome::Observed => Err(OldPrimary::Writable("nothing was done".to_owned())),
     }
 }
 
