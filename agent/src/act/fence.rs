@@ -190,11 +190,13 @@ impl Fencer {
     /// Writes the record, in a task of its own: a fence does not wait for ZooKeeper, which may be away.
     fn record(&self, order: &Order, confirmed: bool) {
         let now = UnixMillis(Timestamp::now().as_millisecond());
+        // What a person asked for stays theirs.
+        let by = if let Guard::Asked { by } = &order.guard { by } else { &self.agent };
         let record = FenceRecord {
             member: order.member.clone(),
             rule: order.rule,
             reason: order.reason.clone(),
-            by: self.agent.clone(),
+            by: by.clone(),
             ordered: now,
             confirmed: confirmed.then_some(now),
             facts: order.facts.clone(),
@@ -258,7 +260,7 @@ impl Fencer {
 
     /// Whether it is still right to fence.
     async fn look_again(&self, guard: &Guard) -> Result<(), String> {
-        if *guard == Guard::Asked {
+        if matches!(guard, Guard::Asked { .. }) {
             return Ok(());
         }
         let asked = Instant::now();
