@@ -299,7 +299,11 @@ impl Fencer {
 
     /// The session that a waiting fence lay in has ended: the server woke, and did it or not.
     async fn after_waking(&self, order: &Order, since: Instant) -> anyhow::Result<()> {
-        let (Some((_, place)), Some(login)) = (&self.local, &self.login) else { return Ok(()) };
+        let (Some((member, place)), Some(login)) = (&self.local, &self.login) else { return Ok(()) };
+        // The session was with the local server: its end says nothing of another's.
+        if *member != order.member {
+            return Ok(());
+        }
         let outcome = match verify(place, login).await {
             Verified::Refused => FenceOutcome::Confirmed { by: "fast shutdown on waking", took: since.elapsed() },
             Verified::InRecovery => FenceOutcome::Confirmed { by: "recovery", took: since.elapsed() },
