@@ -181,6 +181,7 @@ fn next_fence(view: &View, member: &MemberName, policy: &Policy, now: Moment) ->
     }
     match &ordered.outcome {
         None => ordered.at.plus(FENCE_LOST),
+        Some((FenceOutcome::Observed, _, _)) => ordered.at.plus(OBSERVED_AGAIN),
         Some((FenceOutcome::Waiting, _, _)) => ordered.at.plus(FENCE_RENEWED),
         // It takes writes again, or the rule would not ask for it.
         Some((FenceOutcome::Confirmed { .. }, _, _)) => now,

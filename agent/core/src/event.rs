@@ -159,6 +159,8 @@ pub enum FenceOutcome {
     Withdrawn(String),
     /// It did not work; the text says why. It is ordered again while the reason lasts.
     Failed(String),
+    /// It was only said what would have been done.
+    Observed,
 }
 
 /// A fence record in ZooKeeper.

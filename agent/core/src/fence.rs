@@ -67,7 +67,10 @@ pub enum Guard {
     /// There is nothing to be read: ZooKeeper is away. By `lease`.
     NoContact,
     /// A person wants it, whatever the key says.
-    Asked,
+    Asked {
+        /// Who, for the record: it is still theirs after it was carried out.
+        by: String,
+    },
 }
 
 /// What would be fenced but for an obstacle.
@@ -246,8 +249,9 @@ fn operator(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
         if (ours && presumed_writable(view, own))
             || (!ours && leads && lacks_an_agent(view, member, now) && server(view, member, now).is_some())
         {
-            let reason = format!("asked for by {}: {}", record.by, record.reason);
-            verdict.say(view, Rule::Operator, member, Guard::Asked, reason, Vec::new(), Vec::new());
+            // As it was given: what is carried out is recorded again, and must not grow each time.
+            let guard = Guard::Asked { by: record.by.clone() };
+            verdict.say(view, Rule::Operator, member, guard, record.reason.clone(), Vec::new(), Vec::new());
         }
     }
 }

@@ -4,7 +4,7 @@
 //! most once a second and a bounded number of times for one reason, and never in maintenance mode.
 
 use crate::assess::PROBE_LIMIT;
-use crate::event::{AliveLock, PatroniAnswer, Role, State};
+use crate::event::{AliveLock, PatroniAnswer, Role, Rule, State};
 use crate::types::{MemberName, Moment};
 use crate::view::View;
 use alloc::format;
@@ -51,6 +51,11 @@ fn reason(view: &View, now: Moment) -> Option<String> {
     let own = view.members.get(member)?;
     let answer = own.patroni.as_ref()?.fresh(now, PROBE_LIMIT)?;
     if !matches!(answer, PatroniAnswer::Answering(_)) {
+        return None;
+    }
+    // The server is down because a person wants it so.
+    let fenced = view.leadership.records.get(member).and_then(|fact| fact.value.present());
+    if fenced.is_some_and(|record| record.rule == Rule::Operator) {
         return None;
     }
     // A switchover is Patroni's own business: it stopped the server itself.

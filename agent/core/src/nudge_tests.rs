@@ -2,7 +2,7 @@ use super::*;
 use crate::assess::tests::{patroni, probe, status};
 use crate::event::{Event, FailoverRequest, PatroniStatus, PostgresAnswer, Started, SyncState, Znode};
 use crate::fact::Reading;
-use crate::fence::tests::{Scene, answers, config_znode, leading, paused_config, takes_writes};
+use crate::fence::tests::{Scene, answers, config_znode, fence_record, leading, paused_config, takes_writes};
 use crate::view::tests::{after, key, leader, lost, ms, verified};
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -76,6 +76,9 @@ fn a_server_that_is_gone_under_a_living_patroni_is_a_reason() {
         ),
         ("no session", c().with("lost", 10_210, lost()), None),
         ("a switchover is under way", c().with("failover", 10_050, switching()), None),
+        ("a person fenced it", c().with("fence", 9_900, fence_record("a", Rule::Operator)), None),
+        ("the record of a former fence is still there", c().with("fence", 9_900, fence_record("a", Rule::Lease)), yes),
+        ("a person fenced another", c().with("fence", 9_900, fence_record("b", Rule::Operator)), yes),
     ];
     for (name, scene, expected) in cases {
         check(name, &scene, 10_250, expected);

@@ -222,7 +222,8 @@ fn fences(view: &View, now: Moment, list: &mut List) {
                 list.about("fenced", member, format!("{member} {state} ({rule}): {reason}"));
             }
             Reading::Unreadable(why) => {
-                list.about_all("znode_unreadable", format!("the fence record of {member} cannot be understood: {why}"))
+                let name = format!("fences/{member}");
+                list.about_one("znode_unreadable", &name, format!("znode {name} cannot be understood: {why}"));
             }
             Reading::Absent => {}
         }

@@ -1,11 +1,13 @@
 use super::*;
 use crate::assess::tests::{patroni, probe, server, status};
 use crate::event::{
-    AgentRecord, Archiver, Barrier, ClusterConfig, Event, HaproxyServer, LeaderKey, MemberRecord, PatroniStatus,
-    Server, State, SyncState, Znode,
+    AgentRecord, Archiver, Barrier, ClusterConfig, Event, FenceRecord, FenceReport, HaproxyServer, LeaderKey,
+    MemberRecord, PatroniStatus, Rule, Server, State, SyncState, Znode,
 };
-use crate::types::{SystemId, Timeline};
-use crate::view::tests::{after, key, leader as leader_znode, lost, ms, session, verified};
+use crate::types::{SystemId, Timeline, UnixMillis};
+use crate::view::tests::{
+    after, cluster_config, key, leader as leader_znode, lost, ms, session, verified, verified_with,
+};
 use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::vec;
@@ -177,6 +179,13 @@ impl Scenario {
         self.wrong(event.clone()).right(event)
     }
 
+    /// A part of the picture in both cases, at this moment.
+    fn later(mut self, at: u64, event: Event) -> Self {
+        self.wrong.push((at, event.clone()));
+        self.right.push((at, event));
+        self
+    }
+
     fn at(mut self, now: u64) -> Self {
         self.now = now;
         self
@@ -309,6 +318,79 @@ fn about_postgres() -> Vec<Scenario> {
     ]
 }
 
+/// The fence record of b.
+fn fence_record(confirmed: Option<i64>) -> Event {
+    let record = FenceRecord {
+        member: "b".into(),
+        rule: Rule::Superseded,
+        reason: "a holds the leader key".to_string(),
+        by: "b".to_string(),
+        ordered: UnixMillis(5),
+        confirmed: confirmed.map(UnixMillis),
+        facts: vec![],
+    };
+    Event::FenceRecord { member: "b".into(), record: Reading::Present(record) }
+}
+
+fn no_fence_record() -> Event {
+    Event::FenceRecord { member: "b".into(), record: Reading::Absent }
+}
+
+/// What became of a fence of a.
+fn fence(outcome: FenceOutcome) -> Event {
+    Event::Fence(FenceReport { member: "a".into(), rule: Rule::Orphaned, outcome })
+}
+
+fn about_fences() -> Vec<Scenario> {
+    let garbled = Reading::Unreadable("it is not a fence record".to_string());
+    let confirmed = FenceOutcome::Confirmed { by: "fast shutdown", took: Duration::from_millis(20) };
+    let mut paused = cluster_config();
+    paused.pause = true;
+    let superseded = |config| verified_with(key("b", 2), Reading::Present(config), 1, 1401);
+    let lost = || Event::FenceSession(FenceSession::Lost("password authentication failed".to_string()));
+    // For a moment while it comes up it is nobody's business; while the server is down there can be none.
+    let mut cold = Scenario::new("fence_session_lost", Some("a"), &["fence a with", "slower", "password"]).at(4500);
+    cold.wrong = vec![(1400, lost()), (4000, probe("a", writable()))];
+    cold.right = vec![(4400, lost()), (4000, probe("a", writable()))];
+    let mut down = Scenario::new("fence_session_lost", Some("a"), &[]).at(4500);
+    down.wrong = cold.wrong.clone();
+    down.right = vec![(1400, lost()), (4000, probe("a", PostgresAnswer::Refused("it is shut down".to_string())))];
+    vec![
+        Scenario::new("fenced", Some("b"), &["b is being fenced, NOT confirmed yet (superseded)", "a holds"])
+            .wrong(fence_record(None))
+            .right(no_fence_record()),
+        Scenario::new("fenced", Some("b"), &["b is fenced (superseded): a holds the leader key"])
+            .both(fence_record(None))
+            .wrong(fence_record(Some(7)))
+            .right(no_fence_record()),
+        Scenario::new("znode_unreadable", None, &["znode fences/b", "not a fence record"])
+            .wrong(Event::FenceRecord { member: "b".into(), record: garbled })
+            .right(fence_record(Some(7))),
+        Scenario::new("fence_failed", Some("a"), &["a may still take writes", "orphaned", "no route", "stop its"])
+            .wrong(fence(FenceOutcome::Failed("no route to host".to_string())))
+            .right(fence(confirmed)),
+        // It failed, and the server has been seen in recovery since: it may not take writes any more.
+        Scenario::new("fence_failed", Some("a"), &[])
+            .wrong(fence(FenceOutcome::Failed("no route to host".to_string())))
+            .right(fence(FenceOutcome::Failed("no route to host".to_string())))
+            .right(probe("a", standby(1))),
+        Scenario::new("fence_held", Some("a"), &["a would be fenced (superseded), but", "maintenance mode"])
+            .wrong(superseded(paused))
+            .right(barrier(key("a", 2))),
+        Scenario::new("fence_held", Some("a"), &["its system identifier is not known"])
+            .wrong(superseded(cluster_config()))
+            .right(superseded(cluster_config()))
+            .right(probe("a", PostgresAnswer::Writable(Server { system_id: Some(SystemId(7)), ..server(1, 100) }))),
+        cold,
+        down,
+        Scenario::new("fence_session_lost", Some("a"), &[])
+            .both(lost())
+            .right(Event::FenceSession(FenceSession::Ready))
+            .later(4000, probe("a", writable()))
+            .at(4500),
+    ]
+}
+
 fn about_agents_and_haproxy() -> Vec<Scenario> {
     let unusable = || router_says(HaproxyAnswer::Unusable("connection refused".to_string()));
     let mut stale = Scenario::new("agent_stale", Some("b"), &["agent b has written nothing for 11 s"]).at(12_400);
@@ -336,8 +418,9 @@ fn about_agents_and_haproxy() -> Vec<Scenario> {
 }
 
 fn scenarios() -> Vec<Scenario> {
-    let groups = [about_zookeeper(), about_leadership(), about_patroni(), about_postgres(), about_agents_and_haproxy()];
-    groups.into_iter().flatten().collect()
+    let ours = [about_zookeeper(), about_leadership(), about_fences(), about_agents_and_haproxy()];
+    let theirs = [about_patroni(), about_postgres()];
+    ours.into_iter().chain(theirs).flatten().collect()
 }
 
 fn known_codes() -> BTreeSet<&'static str> {
@@ -392,13 +475,16 @@ fn before_the_first_session_the_missing_zookeeper_is_all_there_is_to_say() {
     assert_eq!((raised[0].code, raised[0].message.as_str()), ("zookeeper_lost", "no ZooKeeper session yet"));
 }
 
+/// It may be somebody else's, so a server that takes writes would have to be fenced; that it is not is said.
 #[test]
-fn a_key_that_cannot_be_read_accuses_nobody() {
+fn a_key_that_cannot_be_read_accuses_nobody_and_fences_nobody() {
     let torn = || Reading::Unreadable("torn".to_string());
     let events = healthy().into_iter().chain([(1400, barrier(torn())), (1400, leader_znode(torn()))]);
     let raised = warnings(&after(events), ms(1500), None);
     let codes: BTreeSet<&str> = raised.iter().map(|warning| warning.code).collect();
-    assert_eq!(codes, BTreeSet::from(["leader_unverified", "znode_unreadable"]), "{raised:?}");
+    assert_eq!(codes, BTreeSet::from(["fence_held", "leader_unverified", "znode_unreadable"]), "{raised:?}");
+    let held = raised.iter().find(|warning| warning.code == "fence_held").unwrap();
+    assert_eq!(held.message, "a would be fenced (superseded), but the leader key cannot be understood: torn");
 }
 
 #[test]

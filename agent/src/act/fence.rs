@@ -123,10 +123,7 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Fencer) -> anyhow::R
                 waiting = (outcome == FenceOutcome::Waiting).then(|| ((*order).clone(), Instant::now()));
                 fencer.report(&order, outcome).await?;
             }
-            Action::ObserveFence(order) => {
-                let (member, rule) = (order.member.as_str(), order.rule.as_str());
-                tracing::warn!(member, rule, reason, "would be fenced (fencing.mode is observe)");
-            }
+            Action::ObserveFence(order) => fencer.report(&order, FenceOutcome::Observed).await?,
             Action::CloseFence(member) => match fencer.zookeeper.fence_record(member.as_str(), None, CONNECT).await {
                 Ok(()) => tracing::info!(member = member.as_str(), reason, "fence closed"),
                 Err(why) => tracing::warn!(member = member.as_str(), why, "the fence record could not be removed"),
@@ -178,6 +175,9 @@ impl Fencer {
                 );
                 self.record(order, false);
             }
+            FenceOutcome::Observed => {
+                tracing::warn!(member, rule, reason, "would be fenced (fencing.mode is observe)");
+            }
             FenceOutcome::Withdrawn(why) => tracing::warn!(member, rule, reason, why, "not fenced"),
             FenceOutcome::Failed(why) => {
                 tracing::error!(member, rule, reason, why, "THE FENCE FAILED: this server may still take writes");
@@ -190,11 +190,13 @@ impl Fencer {
     /// Writes the record, in a task of its own: a fence does not wait for ZooKeeper, which may be away.
     fn record(&self, order: &Order, confirmed: bool) {
         let now = UnixMillis(Timestamp::now().as_millisecond());
+        // What a person asked for stays theirs.
+        let by = if let Guard::Asked { by } = &order.guard { by } else { &self.agent };
         let record = FenceRecord {
             member: order.member.clone(),
             rule: order.rule,
             reason: order.reason.clone(),
-            by: self.agent.clone(),
+            by: by.clone(),
             ordered: now,
             confirmed: confirmed.then_some(now),
             facts: order.facts.clone(),
@@ -262,7 +264,7 @@ impl Fencer {
 
     /// Whether it is still right to fence.
     async fn look_again(&self, guard: &Guard) -> Result<(), String> {
-        if *guard == Guard::Asked {
+        if matches!(guard, Guard::Asked { .. }) {
             return Ok(());
         }
         let asked = Instant::now();
@@ -301,7 +303,11 @@ impl Fencer {
 
     /// The session that a waiting fence lay in has ended: the server woke, and did it or not.
     async fn after_waking(&self, order: &Order, since: Instant) -> anyhow::Result<()> {
-        let (Some((_, place)), Some(login)) = (&self.local, &self.login) else { return Ok(()) };
+        let (Some((member, place)), Some(login)) = (&self.local, &self.login) else { return Ok(()) };
+        // The session was with the local server: its end says nothing of another's.
+        if *member != order.member {
+            return Ok(());
+        }
         let outcome = match verify(place, login).await {
             Verified::Refused => FenceOutcome::Confirmed { by: "fast shutdown on waking", took: since.elapsed() },
             Verified::InRecovery => FenceOutcome::Confirmed { by: "recovery", took: since.elapsed() },
@@ -374,6 +380,7 @@ pub async fn stop_old_primary(place: &Place, login: &Superuser) -> Result<&'stat
         FenceOutcome::Confirmed { by, .. } => Ok(by),
         FenceOutcome::Waiting => Err(OldPrimary::Silent),
         FenceOutcome::Failed(why) | FenceOutcome::Withdrawn(why) => Err(OldPrimary::Writable(why)),
+        FenceOutcome::Observed => Err(OldPrimary::Writable("nothing was done".to_owned())),
     }
 }
 

@@ -4,7 +4,8 @@
 //! Each other member passes by its confirmed fence record, or because its server, asked over TCP, refuses or is in
 //! recovery; one that answers as writable is fenced from here; one that cannot be reached is waited for, but not
 //! longer than its lease can last. Exit code 0: promote. 5: another server takes writes and could not be stopped.
-//! Where nothing can be found out (no agent, no ZooKeeper), the answer is to promote: without Warden it would be too.
+//! Where nothing can be found out (no configuration, no agent, no ZooKeeper), the answer is to promote: without Warden
+//! it would be too.
 
 use super::{Failure, client, load, runtime, status};
 use crate::act::fence::{OldPrimary, stop_old_primary};
@@ -26,7 +27,14 @@ const LIMIT: Duration = Duration::from_secs(15);
 const AGENT: Duration = Duration::from_millis(500);
 
 pub(super) fn main(path: &Path) -> Result<(), Failure> {
-    let config = load(path)?;
+    // A promotion is not to fail for a mistake in Warden's configuration.
+    let config = match load(path) {
+        Ok(config) => config,
+        Err(failure) => {
+            eprintln!("warden gate: {failure}: not waiting");
+            return Ok(());
+        }
+    };
     if config.fencing.mode != FencingMode::Enforce {
         return Ok(());
     }
@@ -38,7 +46,13 @@ pub(super) fn main(path: &Path) -> Result<(), Failure> {
         eprintln!("warden gate: there is no superuser to ask others with: not waiting");
         return Ok(());
     };
-    let runtime = runtime()?;
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("warden gate: {error:#}: not waiting");
+            return Ok(());
+        }
+    };
     let verdict = runtime.block_on(async {
         match timeout(LIMIT, pass(&config, &node.member, &login)).await {
             Ok(verdict) => verdict,

@@ -35,9 +35,9 @@ pub(super) struct FencingSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReleaseSection {
-    pub enabled: Option<bool>,
+    pub enabled: Option<Spanned<bool>>,
     pub handover: Option<bool>,
-    pub after_ms: Option<u64>,
+    pub after_ms: Option<Spanned<u64>>,
     pub patroni_is_pid_1: Option<bool>,
 }
 

@@ -85,7 +85,7 @@ impl Resolver<'_> {
             (None, Some(name)) => self.plain_name("name", name.value, name.defined.line())?,
             (None, None) => hostname(),
         };
-        let http = self.http()?;
+        let (http, release) = (self.http()?, self.release(node.as_ref())?);
         Ok(Config {
             scope,
             namespace,
@@ -99,7 +99,7 @@ impl Resolver<'_> {
             fencing: FencingConfig {
                 mode: self.file.fencing.take().and_then(|section| section.mode).unwrap_or_default(),
             },
-            release: self.release()?,
+            release,
             nudge: NudgeConfig { enabled: self.file.nudge.take().and_then(|section| section.enabled).unwrap_or(false) },
             http,
             log: self.log()?,
@@ -243,26 +243,30 @@ impl Resolver<'_> {
         }))
     }
 
-    fn release(&mut self) -> Result<ReleaseConfig, ConfigError> {
+    fn release(&mut self, node: Option<&NodeConfig>) -> Result<ReleaseConfig, ConfigError> {
         let section = self.file.release.take().unwrap_or_default();
         let ReleaseSection { enabled, handover, after_ms, patroni_is_pid_1 } = section;
-        let config = ReleaseConfig {
-            enabled: enabled.unwrap_or(false),
-            handover: handover.unwrap_or(false),
-            after_ms: after_ms.unwrap_or(50),
-            patroni_is_pid_1: patroni_is_pid_1.unwrap_or(false),
-        };
-        if config.after_ms > 10_000 {
-            let problem = format!("{} ms is longer than any failover should wait", config.after_ms);
-            return Err(ConfigError::new(self.path, "release.after_ms", problem, "use 10 to 1000"));
+        let (enabled, line) = enabled.map_or((false, 0), |enabled| (enabled.value, enabled.defined.line()));
+        let (after_ms, after_line) = after_ms.map_or((50, 0), |after| (after.value, after.defined.line()));
+        let patroni_is_pid_1 = patroni_is_pid_1.unwrap_or(false);
+        if after_ms > 10_000 {
+            let problem = format!("{after_ms} ms is longer than any failover should wait");
+            return Err(ConfigError::new(self.path, "release.after_ms", problem, "use 10 to 1000").at(after_line));
         }
-        if config.enabled && !config.patroni_is_pid_1 {
-            let problem =
-                "a crashed leader's backends can outlive it, and Warden cannot see from here that none is left";
-            let remedy = "start Patroni as process 1 of its container and say so with patroni_is_pid_1: true, or leave release.enabled off";
-            return Err(ConfigError::new(self.path, "release.enabled", problem, remedy));
+        let refuse = |problem, remedy| Err(ConfigError::new(self.path, "release.enabled", problem, remedy).at(line));
+        if enabled && !patroni_is_pid_1 {
+            return refuse(
+                "a crashed leader's backends can outlive it, and Warden cannot see from here that none is left",
+                "start Patroni as process 1 of its container and say so with release.patroni_is_pid_1: true, or leave release.enabled off",
+            );
         }
-        Ok(config)
+        if enabled && node.is_some_and(|node| node.alive_lock.is_none() || node.socket_dir.is_none()) {
+            return refuse(
+                "without the alive lock and PostgreSQL's socket nothing proves that a leader is dead, so nothing would ever be released",
+                "set node.alive_lock and share PostgreSQL's socket (node.socket_dir), or leave release.enabled off",
+            );
+        }
+        Ok(ReleaseConfig { enabled, handover: handover.unwrap_or(false), after_ms, patroni_is_pid_1 })
     }
 
     fn haproxy(&mut self) -> Result<Option<HaproxyConfig>, ConfigError> {

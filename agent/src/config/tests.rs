@@ -103,11 +103,44 @@ fn shown_as_text_the_configuration_keeps_its_secrets() {
     assert!(shown.contains("my_cluster"));
 }
 
+#[test]
+fn unless_told_otherwise_warden_fences_and_neither_releases_nor_nudges() {
+    let config = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\n").load(&[]).unwrap();
+    assert_eq!(config.fencing.mode, FencingMode::Enforce);
+    let nothing = ReleaseConfig { enabled: false, handover: false, after_ms: 50, patroni_is_pid_1: false };
+    assert_eq!(config.release, nothing);
+    assert!(!config.nudge.enabled);
+}
+
+#[test]
+fn the_rules_of_leadership_are_switched_as_the_file_says() {
+    let node = "patroni_config: PATRONI\nnode: {alive_lock: /x}\n";
+    let all =
+        "release: {enabled: true, handover: true, after_ms: 10, patroni_is_pid_1: true}\nnudge: {enabled: true}\n";
+    let config = Files::new(PATRONI, &format!("{node}{all}")).load(&[]).unwrap();
+    let release = ReleaseConfig { enabled: true, handover: true, after_ms: 10, patroni_is_pid_1: true };
+    assert_eq!(config.release, release);
+    assert!(config.nudge.enabled);
+    // A handover stands on the socket alone.
+    let handover = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\nrelease: {handover: true}\n").load(&[]);
+    assert!(handover.unwrap().release.handover);
+    for (text, mode) in
+        [("enforce", FencingMode::Enforce), ("observe", FencingMode::Observe), ("off", FencingMode::Off)]
+    {
+        let config = Files::new(PATRONI, &format!("{node}fencing: {{mode: {text}}}\n")).load(&[]).unwrap();
+        assert_eq!(config.fencing.mode, mode);
+        // `off` is a boolean in YAML's first version, so it may be quoted.
+        let shown = serde_saphyr::to_string(&config).unwrap().replace('"', "");
+        assert!(shown.contains(&format!("mode: {text}")), "{shown}");
+    }
+}
+
 /// Each wrong configuration names the file, the line, the key and what to do.
 #[test]
 fn what_is_wrong_is_named_with_file_line_key_and_remedy() {
     let slow = PATRONI.replace("retry_timeout: 10", "retry_timeout: 11");
     let tls = PATRONI.replace("hosts: ['zoo:2181']", "hosts: ['zoo:2181']\n  use_ssl: true");
+    let no_socket = PATRONI.replace("unix_socket_directories: '/var/run/postgresql, .'", "work_mem: 4MB");
     let cases: &[(&str, &str, &[&str])] = &[
         (PATRONI, "patroni_config: PATRONI\nnode: {}\nfoo: 1\n", &["warden.yml:3:", "foo", "unknown", "remove"]),
         (PATRONI, "patroni_config: PATRONI\nnode:\n  alive_lok: /x\n", &["warden.yml:3:", "alive_lok", "unknown"]),
@@ -135,6 +168,32 @@ fn what_is_wrong_is_named_with_file_line_key_and_remedy() {
             "patroni_config: PATRONI\nnode: {}\nzookeeper:\n  hosts: 'a:x'\n",
             &["warden.yml:4: zookeeper.hosts"],
         ),
+        (
+            PATRONI,
+            "patroni_config: PATRONI\nnode: {}\nfencing:\n  mode: sometimes\n",
+            &["warden.yml:4:", "sometimes", "enforce", "observe", "off"],
+        ),
+        (
+            PATRONI,
+            "patroni_config: PATRONI\nnode: {alive_lock: /x}\nrelease:\n  handover: true\n  enabled: true\n",
+            &["warden.yml:5: release.enabled", "backends", "patroni_is_pid_1: true", "leave release.enabled off"],
+        ),
+        (
+            PATRONI,
+            "patroni_config: PATRONI\nnode: {}\nrelease:\n  patroni_is_pid_1: true\n  enabled: true\n",
+            &["warden.yml:5: release.enabled", "nothing proves", "node.alive_lock"],
+        ),
+        (
+            &no_socket,
+            "patroni_config: PATRONI\nnode: {alive_lock: /x}\nrelease: {enabled: true, patroni_is_pid_1: true}\n",
+            &["warden.yml:3: release.enabled", "nothing proves", "node.socket_dir"],
+        ),
+        (
+            PATRONI,
+            "patroni_config: PATRONI\nnode: {}\nrelease:\n  after_ms: 10001\n",
+            &["warden.yml:4: release.after_ms", "10001 ms", "use 10 to 1000"],
+        ),
+        (PATRONI, "patroni_config: PATRONI\nnode: {}\nnudge: {enable: true}\n", &["warden.yml:3:", "enable", "remove"]),
         (
             &slow,
             "patroni_config: PATRONI\nnode: {}\n",

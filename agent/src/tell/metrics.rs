@@ -386,6 +386,7 @@ const fn fence_outcome(outcome: &FenceOutcome) -> &'static str {
         FenceOutcome::Waiting => "waiting",
         FenceOutcome::Withdrawn(_) => "withdrawn",
         FenceOutcome::Failed(_) => "failed",
+        FenceOutcome::Observed => "observed",
     }
 }
 

@@ -1,0 +1,45 @@
+//! `warden gate` as Patroni calls it: its own troubles never keep a promotion back.
+
+// clippy.toml allows it in tests; the helper here is outside of them.
+#![allow(clippy::unwrap_used)]
+
+use std::process::{Command, Output};
+
+fn gate(yaml: Option<&str>) -> Output {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("warden.yml");
+    if let Some(yaml) = yaml {
+        std::fs::write(&path, yaml).unwrap();
+    }
+    Command::new(env!("CARGO_BIN_EXE_warden")).arg("gate").arg("--config").arg(&path).output().unwrap()
+}
+
+#[test]
+fn whatever_is_wrong_with_wardens_configuration_the_candidate_passes_and_the_log_says_why() {
+    let router = "scope: s\nzookeeper: {hosts: 127.0.0.1:1}\nhaproxy: {socket: /s}\n";
+    let no_login = "scope: s\nname: a\nzookeeper: {hosts: 127.0.0.1:1}\nnode: {api: 127.0.0.1:1}\n";
+    let cases = [
+        (None, "cannot be read"),
+        (Some("scope: ["), "warden.yml:1"),
+        (Some("scope: s\nfoo: 1\n"), "foo"),
+        (Some(router), "no node section"),
+        (Some(no_login), "no superuser"),
+    ];
+    for (yaml, words) in cases {
+        let output = gate(yaml);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{yaml:?}: {told}");
+        assert!(told.contains(words) && told.contains("warden gate: "), "{yaml:?}: {told}");
+    }
+}
+
+#[test]
+fn where_fencing_is_not_enforced_the_gate_is_open() {
+    for mode in ["observe", "off"] {
+        let yaml = format!(
+            "scope: s\nname: a\nzookeeper: {{hosts: 127.0.0.1:1}}\nnode: {{api: 127.0.0.1:1}}\nfencing: {{mode: {mode}}}\n"
+        );
+        let output = gate(Some(&yaml));
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]), "{mode}");
+    }
+}
