@@ -15,8 +15,9 @@ use warden::config::Config;
 use warden::tell::metrics::Metrics;
 use warden::tell::state;
 use warden_core::event::{
-    AgentRecord, AliveLock, Archiver, Barrier, Event, HaproxyAnswer, HaproxyServer, LeaderKey, Observed, PatroniAnswer,
-    PatroniStatus, PostgresAnswer, Role, Server, Session, State, Znode,
+    AgentRecord, AliveLock, Archiver, Barrier, Event, FenceOutcome, FenceRecord, FenceReport, FenceSession,
+    HaproxyAnswer, HaproxyServer, LeaderKey, Observed, PatroniAnswer, PatroniStatus, PostgresAnswer, ReleaseReport,
+    Role, Rule, Server, Session, State, Znode,
 };
 use warden_core::fact::{Reading, Source};
 use warden_core::types::{Lsn, MemberName, SessionId, SystemId, Timeline, UnixMillis, Zxid};
@@ -97,8 +98,15 @@ fn every_metric_is_documented_with_its_type() {
     let (clock, view) = sample();
     let metrics = Metrics::new().unwrap();
     let lost = Event::SessionLost { reason: "disconnected", detail: String::new() };
-    for event in [Event::Tick, lost, Event::Barrier(Barrier::Unknown(String::new())), failed()] {
-        metrics.count(&event, clock.now());
+    let took = Duration::from_millis(20);
+    let fenced = FenceOutcome::Confirmed { by: "fast shutdown", took };
+    let acts = [
+        Event::Fence(FenceReport { member: "b".into(), rule: Rule::Superseded, outcome: fenced }),
+        Event::Release(ReleaseReport::Done { took }),
+        Event::Nudged { outcome: Ok(()) },
+    ];
+    for event in [Event::Tick, lost, Event::Barrier(Barrier::Unknown(String::new())), failed()].iter().chain(&acts) {
+        metrics.count(event, clock.now());
     }
     metrics.count_leader_change("b");
     let text = String::from_utf8(metrics.render(&view, clock.now()).unwrap()).unwrap();
@@ -208,6 +216,41 @@ fn failed() -> Event {
     Event::TaskFailed { task: "http", error: "for a test".to_owned() }
 }
 
+fn fence() -> FenceRecord {
+    FenceRecord {
+        member: "b".into(),
+        rule: Rule::Superseded,
+        reason: "a holds the leader key".to_owned(),
+        by: "b".to_owned(),
+        ordered: UnixMillis(0),
+        confirmed: Some(UnixMillis(1)),
+        facts: vec![("leader".to_owned(), "a".to_owned())],
+    }
+}
+
+/// The README shows a fence record, in its section on ZooKeeper.
+#[test]
+fn the_fence_record_that_is_shown_has_the_fields_of_a_fence_record() {
+    let section = README.split("## In ZooKeeper").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap();
+    let shown = section.split("```json\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let parsed: Vec<FenceRecord> = shown.filter_map(|json| warden::fence_record::parse(json.as_bytes()).ok()).collect();
+    let [record] = parsed.as_slice() else { panic!("not one fence record, but {}", parsed.len()) };
+    let fields = |record: &FenceRecord| {
+        let value: serde_json::Value = serde_json::from_slice(&warden::fence_record::write(record)).unwrap();
+        value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>()
+    };
+    assert!(record.confirmed.is_some() && !record.facts.is_empty(), "every field is shown with a value");
+    assert_eq!(fields(record), fields(&fence()));
+}
+
+/// Every rule by which something is done has its row, and so has its switch.
+#[test]
+fn every_rule_is_documented() {
+    let fences = Rule::ALL.into_iter().filter(|rule| *rule != Rule::Crashed).map(|rule| rule.as_str().to_owned());
+    let others = ["release", "handover", "nudge", "gate"].map(str::to_owned);
+    assert_documented("## What it does about it", &fences.chain(others).collect());
+}
+
 /// A view in which everything that can be told is there at least once.
 fn sample() -> (Clock, View) {
     let clock = Clock::start();
@@ -281,6 +324,8 @@ fn sample() -> (Clock, View) {
         Event::AliveLock(AliveLock::Alive),
         Event::Haproxy(HaproxyAnswer::Servers(vec![haproxy])),
         Event::Agent { name: "b".into(), record: Reading::Present(record) },
+        Event::FenceRecord { member: "b".into(), record: Reading::Present(fence()) },
+        Event::FenceSession(FenceSession::Ready),
         // So that there is a warning to be told.
         failed(),
     ];

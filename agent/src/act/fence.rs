@@ -364,17 +364,25 @@ async fn ladder(
 }
 
 /// Fences a server that somebody else should have fenced already, for the gate: the candidate holds the leader key.
-/// `Ok` says by what it is known that the server takes no writes; the error, why that is not known.
-pub async fn stop_old_primary(place: &Place, login: &Superuser) -> Result<&'static str, OldPrimary> {
+/// `Ok` says by what it is known that the server takes no writes of the cluster with this system identifier; the error,
+/// why that is not known.
+pub async fn stop_old_primary(
+    place: &Place,
+    login: &Superuser,
+    cluster: Option<&str>,
+) -> Result<&'static str, OldPrimary> {
     match knock(place, login, CONNECT).await {
         Door::Shut => return Ok("it refuses sessions"),
         Door::Silent => return Err(OldPrimary::Silent),
         Door::Locked(why) => return Err(OldPrimary::Writable(why)),
-        Door::Open(session) => {
-            if in_recovery(*session).await {
-                return Ok("it is in recovery");
+        Door::Open(session) => match who_is_there(*session).await {
+            Some((true, _)) => return Ok("it is in recovery"),
+            // Addresses are given again: what stands there now is not to be stopped for what stood there before.
+            Some((false, there)) if cluster.is_some_and(|cluster| cluster != there) => {
+                return Ok("another database stands there");
             }
-        }
+            _ => {}
+        },
     }
     match ladder(place, login, None, None).await.0 {
         FenceOutcome::Confirmed { by, .. } => Ok(by),
@@ -447,16 +455,26 @@ enum Verified {
     Open,
 }
 
-async fn in_recovery((client, driver): (Client, postgres::Driver)) -> bool {
-    let asking = client.simple_query("SELECT pg_catalog.pg_is_in_recovery()");
+async fn in_recovery(session: (Client, postgres::Driver)) -> bool {
+    who_is_there(session).await.is_some_and(|(in_recovery, _)| in_recovery)
+}
+
+/// Whether the server is in recovery, and its system identifier; `None` where it does not say.
+async fn who_is_there((client, driver): (Client, postgres::Driver)) -> Option<(bool, String)> {
+    let question =
+        "SELECT pg_catalog.pg_is_in_recovery(), (SELECT system_identifier FROM pg_catalog.pg_control_system())";
+    let asking = client.simple_query(question);
     let asked = async {
         tokio::select! {
             answer = asking => answer.ok(),
             () = driver => None,
         }
     };
-    let messages = timeout(SILENT, asked).await.ok().flatten().unwrap_or_default();
-    messages.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")))
+    let messages = timeout(SILENT, asked).await.ok().flatten()?;
+    messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some((row.get(0)? == "t", row.get(1)?.to_owned())),
+        _ => None,
+    })
 }
 
 /// Sends the statement that has the server signal its own postmaster. It is sent at once, and stays sent whatever

@@ -1,11 +1,11 @@
 //! `warden gate`: Patroni's `postgresql.pre_promote` hook. The candidate holds the leader key already; it is promoted
 //! when no other member can be taking writes any more.
 //!
-//! Each other member passes by its confirmed fence record, or because its server, asked over TCP, refuses or is in
-//! recovery; one that answers as writable is fenced from here; one that cannot be reached is waited for, but not
-//! longer than its lease can last. Exit code 0: promote. 5: another server takes writes and could not be stopped.
-//! Where nothing can be found out (no configuration, no agent, no ZooKeeper), the answer is to promote: without Warden
-//! it would be too.
+//! Each other member passes by its confirmed fence record, or because its server, asked over TCP, refuses, is in
+//! recovery or is another database; one that answers as writable is fenced from here; one that cannot be reached is
+//! waited for, but not longer than its lease can last. Exit code 0: promote. 5: another server takes writes and could
+//! not be stopped. Where nothing can be found out (no configuration, no agent, no ZooKeeper), the answer is to promote:
+//! without Warden it would be too.
 
 use super::{Failure, client, load, runtime, status};
 use crate::act::fence::{OldPrimary, stop_old_primary};
@@ -118,7 +118,7 @@ async fn wait_for(member: &Member, state: &State, config: &Config, own: &str, lo
     let place = Place::Tcp(host.clone(), port);
     let started = Instant::now();
     loop {
-        match stop_old_primary(&place, login).await {
+        match stop_old_primary(&place, login, state.cluster.system_identifier.as_deref()).await {
             Ok(by) => {
                 if started.elapsed() > Duration::from_millis(100) {
                     eprintln!("warden gate: {name}: {by}, after {} ms", started.elapsed().as_millis());

@@ -1,6 +1,6 @@
 //! The state for a person: at most 80 columns, colours only where they are wanted; and as TSV.
 
-use crate::tell::state::{Haproxy, Member, State};
+use crate::tell::state::{Fence, Haproxy, Member, State};
 use jiff::Timestamp;
 
 /// A terminal as everybody has it.
@@ -40,6 +40,11 @@ pub(super) fn render(state: &State, colour: bool) -> String {
     agents(state, &mut out);
     for haproxy in &state.haproxy {
         line(&mut out, "HAProxy", &haproxy_text(haproxy));
+    }
+    for fence in &state.fences {
+        let colour = if fence.confirmed.is_some() { YELLOW } else { RED };
+        let texts = lines("Fence", &fence_text(fence, &state.at));
+        texts.iter().for_each(|text| out.push_str(&(paint.with(colour, text) + "\n")));
     }
     if state.warnings.is_empty() {
         out.push_str(&format!("Warnings   {}\n", paint.with(GREEN, "none")));
@@ -211,6 +216,19 @@ fn haproxy_text(haproxy: &Haproxy) -> String {
         .map(|server| format!("{} {}, {} sessions", server.name, server.status, server.sessions))
         .collect();
     format!("{}: writes go to {writes} ({})", haproxy.agent, servers.join("; "))
+}
+
+/// The day is left out where it is the day of `at`.
+fn fence_text(fence: &Fence, at: &str) -> String {
+    let Fence { member, rule, reason, by, ordered, confirmed } = fence;
+    let confirmed = if confirmed.is_some() { "confirmed" } else { "NOT confirmed" };
+    let when = match ordered.as_deref().map(|ordered| (ordered.get(..10), ordered.get(11..19), ordered)) {
+        Some((day, Some(time), _)) if day == at.get(..10) => format!(" {time}"),
+        Some((Some(day), Some(time), _)) => format!(" {day} {time}"),
+        Some((_, _, other)) => format!(" {other}"),
+        None => String::new(),
+    };
+    format!("{member}: {rule}, {confirmed}, ordered{when} by {by}: {reason}")
 }
 
 /// The column in which the text after a label begins.

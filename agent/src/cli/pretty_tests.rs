@@ -1,6 +1,6 @@
 use super::*;
 use crate::tell::state::{
-    About, Agent, Answer, Cluster, Haproxy, Leader, Member, MemberAgent, Server, State, Warning, ZooKeeper,
+    About, Agent, Answer, Cluster, Fence, Haproxy, Leader, Member, MemberAgent, Server, State, Warning, ZooKeeper,
 };
 use proptest::prelude::*;
 
@@ -91,6 +91,30 @@ fn warning(message: &str) -> Warning {
     Warning { code: "postgres_silent".to_owned(), member: None, message: message.to_owned() }
 }
 
+fn fence(member: &str, confirmed: bool) -> Fence {
+    let now = "2025-11-24T11:10:07.250Z".to_owned();
+    Fence {
+        member: member.to_owned(),
+        rule: "superseded".to_owned(),
+        reason: "pg-slave holds the leader key (czxid 0x1000000c8), and pg-master takes writes".to_owned(),
+        by: member.to_owned(),
+        ordered: Some(now.clone()),
+        confirmed: confirmed.then_some(now),
+    }
+}
+
+/// After a failover: the old primary was stopped in time, and its Patroni is still frozen.
+fn fenced() -> State {
+    let mut state = healthy();
+    state.leader.name = Some("pg-slave".to_owned());
+    state.members = vec![
+        Member { writable: Some(false), postgres: answer("refused"), ..member("pg-master", false) },
+        member("pg-slave", true),
+    ];
+    state.fences = vec![fence("pg-master", true)];
+    state
+}
+
 fn unverified() -> State {
     let mut state = healthy();
     state.leader.verified = false;
@@ -137,6 +161,10 @@ fn crowded() -> State {
     let servers = (0..9).map(|index| server(&long(index), "UP", u64::MAX)).collect();
     state.haproxy =
         vec![Haproxy { agent: long(1), age_ms: 1, detail: None, servers, writes_to: (0..9).map(long).collect() }];
+    state.fences = vec![
+        Fence { reason: "a reason of many words ".repeat(20), by: long(1), ..fence(&long(0), false) },
+        Fence { reason: "x".repeat(500), ordered: None, ..fence(&long(2), true) },
+    ];
     state.warnings = vec![warning(&"a message of many words ".repeat(20)), warning(&"x".repeat(500)), warning("")];
     state
 }
@@ -164,6 +192,8 @@ fn hostile() -> State {
     state.haproxy[0].servers = vec![server(EVIL, EVIL, 1)];
     state.haproxy[0].writes_to = vec![evil()];
     state.zookeeper.server = Some(evil());
+    let (ordered, rule) = (Some(evil()), evil());
+    state.fences = vec![Fence { member: evil(), rule, reason: evil(), by: evil(), ordered, confirmed: None }];
     state.warnings = vec![warning(EVIL)];
     state
 }
@@ -176,6 +206,7 @@ fn pictures() -> Vec<(&'static str, State)> {
         ("no leader", nobody()),
         ("crowded", crowded()),
         ("HAProxy away", haproxy_away()),
+        ("fenced", fenced()),
         ("hostile", hostile()),
     ]
 }
@@ -204,6 +235,35 @@ HAProxy    haproxy: writes go to pg-master (pg-master UP, 12 sessions; pg-slave
 Warnings   none
 ";
     assert_eq!(render(&healthy(), false), expected);
+}
+
+#[test]
+fn a_fence_is_told_with_its_rule_its_reason_and_whether_it_is_certain() {
+    let told = |state: &State| {
+        let text = render(state, false);
+        let lines =
+            text.lines().skip_while(|line| !line.starts_with("Fence")).take_while(|line| *line != "Warnings   none");
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let expected = "\
+Fence      pg-master: superseded, confirmed, ordered 11:10:07 by pg-master:
+           pg-slave holds the leader key (czxid 0x1000000c8), and pg-master
+           takes writes";
+    assert_eq!(told(&fenced()), expected);
+    let mut state = fenced();
+    state.fences = vec![Fence {
+        member: "pg-slave".to_owned(),
+        rule: "peer".to_owned(),
+        reason: "why".to_owned(),
+        ..fence("pg-master", false)
+    }];
+    assert_eq!(told(&state), "Fence      pg-slave: peer, NOT confirmed, ordered 11:10:07 by pg-master: why");
+    assert!(render(&state, true).contains(&format!("{RED}Fence ")), "what is not certain is red");
+    state.fences[0].ordered = Some("2025-11-23T11:10:07.250Z".to_owned());
+    assert!(told(&state).contains("ordered 2025-11-23 11:10:07 by"), "of another day: {}", told(&state));
+    state.fences[0].ordered = None;
+    assert!(told(&state).contains("ordered by pg-master: why"), "{}", told(&state));
+    assert_eq!(told(&healthy()), "", "without a fence there is no line");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 use warden_core::event::{
-    AgentRecord, Barrier, ClusterConfig, Event, HaproxyAnswer, HaproxyServer, LeaderKey, MemberRecord, Observed,
-    PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Server, Session, State, Znode,
+    AgentRecord, Barrier, ClusterConfig, Event, FenceRecord, HaproxyAnswer, HaproxyServer, LeaderKey, MemberRecord,
+    Observed, PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Rule, Server, Session, State, Znode,
 };
 use warden_core::fact::{Reading, Source};
 use warden_core::types::{Lsn, Moment, SessionId, Timeline, UnixMillis, Zxid};
@@ -133,6 +133,20 @@ pub(super) fn patroni(member: &str, role: Role) -> Event {
         version: None,
     };
     Event::Patroni { member: member.into(), answer: PatroniAnswer::Answering(status) }
+}
+
+/// The fence record of a member, confirmed.
+pub(super) fn fence_record(member: &str, rule: Rule) -> Event {
+    let record = FenceRecord {
+        member: member.into(),
+        rule,
+        reason: "b holds the leader key".to_owned(),
+        by: "a".to_owned(),
+        ordered: UnixMillis(1_000),
+        confirmed: Some(UnixMillis(2_000)),
+        facts: vec![],
+    };
+    Event::FenceRecord { member: member.into(), record: Reading::Present(record) }
 }
 
 pub(super) fn postgres(member: &str, answer: PostgresAnswer) -> Event {

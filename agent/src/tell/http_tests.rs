@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::{LogConfig, LogFormat};
-use crate::tell::fixtures::{apply, healthy, identity, key, leader, patroni, servers, session, verified};
+use crate::tell::fixtures::{apply, fence_record, healthy, identity, key, leader, patroni, servers, session, verified};
 use crate::tell::log;
 use crate::watch::zookeeper::{self, Settings};
 use std::net::SocketAddr;
@@ -104,7 +104,9 @@ async fn a_path_that_does_not_exist_is_answered_with_those_that_do() {
     let server = Server::start(healthy(), None).await;
     let (status, answer) = server.get("/helthz").await;
     assert_eq!(status, 404);
-    for path in ["/healthz", "/readyz", "/metrics", "/api/v1/state", "/api/v1/log-level"] {
+    for path in
+        ["/healthz", "/readyz", "/metrics", "/api/v1/state", "/api/v1/plan", "/api/v1/fences", "/api/v1/log-level"]
+    {
         assert!(answer.contains(path), "{path} is not in {answer}");
     }
 }
@@ -143,11 +145,71 @@ async fn the_log_level_is_changed_only_for_the_token_and_a_filter_that_makes_sen
 #[tokio::test]
 async fn without_a_token_of_its_own_an_agent_lets_nobody_change_anything() {
     let server = Server::start(healthy(), None).await;
-    for header in ["Authorization: Bearer ", "Authorization: Bearer x", "X-Nothing: 1"] {
-        let (status, answer) = server.ask("PUT /api/v1/log-level", &[header], r#"{"level": "off"}"#).await;
-        assert_eq!(status, 403, "{header}");
-        assert!(answer.contains("http.token_file"), "what to do: {answer}");
+    let fence = r#"{"member": "a", "reason": "x"}"#;
+    let requests = [
+        ("PUT /api/v1/log-level", r#"{"level": "off"}"#),
+        ("POST /api/v1/fences", fence),
+        ("DELETE /api/v1/fences/a", ""),
+    ];
+    for (request, body) in requests {
+        for header in ["Authorization: Bearer ", "Authorization: Bearer x", "X-Nothing: 1"] {
+            let (status, answer) = server.ask(request, &[header], body).await;
+            assert_eq!(status, 403, "{request}, {header}");
+            assert!(answer.contains("http.token_file"), "what to do: {answer}");
+        }
     }
+}
+
+#[tokio::test]
+async fn a_fence_is_asked_for_and_taken_back_only_with_the_token_and_of_somebody_who_is_there() {
+    const GOOD: &str = r#"{"member": "b", "reason": "maintenance"}"#;
+    const POST: &str = "POST /api/v1/fences";
+    let mut view = healthy();
+    apply(&mut view, 1000, fence_record("a", Rule::Superseded));
+    let server = Server::start(view, Some("s3cret")).await;
+    let right = Some("Authorization: Bearer s3cret");
+    let wrong = Some("Authorization: Bearer s3creT");
+    let large = format!(r#"{{"member": "b", "reason": "{}"}}"#, "x".repeat(MAX_BODY));
+    let cases = [
+        ("no token", POST, None, GOOD, 401, "Authorization: Bearer"),
+        ("a wrong token", POST, wrong, GOOD, 401, "not this agent's"),
+        ("not JSON", POST, right, "b", 400, r#"{\"member\": \"pg1\", \"reason\": \"why\"}"#),
+        ("no reason", POST, right, r#"{"member": "b"}"#, 400, "reason"),
+        ("an unknown key", POST, right, r#"{"member": "b", "reason": "x", "for": "ever"}"#, 400, "for"),
+        (
+            "an unknown member",
+            POST,
+            right,
+            r#"{"member": "c", "reason": "x"}"#,
+            404,
+            "no member is called c; there are a, b",
+        ),
+        ("a body that is too large", POST, right, &large, 413, ""),
+        ("no ZooKeeper", POST, right, GOOD, 503, "could not be put down"),
+        ("no token", "DELETE /api/v1/fences/a", None, "", 401, "Authorization: Bearer"),
+        ("a wrong token", "DELETE /api/v1/fences/a", wrong, "", 401, "not this agent's"),
+        ("nobody fenced it", "DELETE /api/v1/fences/b", right, "", 404, "b is not fenced"),
+        ("a path out of the tree", "DELETE /api/v1/fences/..%2F..%2Fa", right, "", 404, "is not fenced"),
+        ("no ZooKeeper", "DELETE /api/v1/fences/a", right, "", 503, "could not be taken back"),
+        ("the method of another path", "GET /api/v1/fences", right, "", 405, ""),
+    ];
+    for (name, request, header, body, expected, words) in cases {
+        let headers: Vec<&str> = header.into_iter().collect();
+        let (status, answer) = server.ask(request, &headers, body).await;
+        assert_eq!(status, expected, "{request}, {name}: {answer}");
+        assert!(answer.contains(words), "{request}, {name}: {words:?} is not in {answer}");
+        assert!(!answer.contains("s3cret"), "{request}, {name}: the token is in {answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_plan_is_told_to_everybody_and_carried_out_for_nobody() {
+    let server = Server::start(healthy(), None).await;
+    let (status, answer) = server.get("/api/v1/plan").await;
+    assert_eq!(status, 200, "{answer}");
+    let body: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let expected = serde_json::json!({ "lines": ["nothing: a takes writes, and nothing speaks against it"] });
+    assert_eq!(body, expected);
 }
 
 #[tokio::test]
@@ -230,7 +292,7 @@ async fn a_loop_that_is_stuck_makes_the_agent_unhealthy() {
     // Questions are taken and never answered.
     let (queries, _asked) = mpsc::channel(8);
     let server = Server::with(queries, None).await;
-    for path in ["/healthz", "/readyz", "/metrics"] {
+    for path in ["/healthz", "/readyz", "/metrics", "/api/v1/state", "/api/v1/plan"] {
         let (status, answer) = server.get(path).await;
         assert_eq!(status, 503, "{path}");
         assert!(answer.contains("restart the agent"), "{path}: {answer}");

@@ -3,7 +3,7 @@ use crate::tell::fixtures::{
     agent, apply, healthy, identity, key, lost, member, ms, patroni, postgres, servers, session, verified,
 };
 use std::collections::BTreeSet;
-use warden_core::event::{AliveLock, HaproxyAnswer};
+use warden_core::event::{AliveLock, HaproxyAnswer, Rule};
 use warden_core::fact::Reading;
 
 /// The series that a scrape sees, help and types left out.
@@ -167,6 +167,66 @@ fn what_happens_is_counted_by_kind_and_reason() {
     ] {
         assert!(all.contains(expected), "{expected} is not in {all:#?}");
     }
+}
+
+#[test]
+fn what_was_done_about_it_is_counted_by_what_came_of_it() {
+    let metrics = Metrics::new().unwrap();
+    let fence = |rule, outcome| Event::Fence(FenceReport { member: "a".into(), rule, outcome });
+    let confirmed = |ms| FenceOutcome::Confirmed { by: "fast shutdown", took: Duration::from_millis(ms) };
+    for event in [
+        fence(Rule::Superseded, confirmed(21)),
+        fence(Rule::Superseded, confirmed(24)),
+        fence(Rule::Lease, FenceOutcome::Waiting),
+        fence(Rule::Lease, FenceOutcome::Withdrawn("x".to_owned())),
+        fence(Rule::Peer, FenceOutcome::Failed("x".to_owned())),
+        fence(Rule::Orphaned, FenceOutcome::Observed),
+        Event::Release(ReleaseReport::Done { took: Duration::from_millis(5) }),
+        Event::Release(ReleaseReport::Withdrawn("x".to_owned())),
+        Event::Release(ReleaseReport::Failed("x".to_owned())),
+        Event::Nudged { outcome: Ok(()) },
+        Event::Nudged { outcome: Ok(()) },
+        Event::Nudged { outcome: Err("x".to_owned()) },
+    ] {
+        metrics.count(&event, ms(1));
+    }
+    let all = scraped(&metrics, &healthy(), 1500);
+    for expected in [
+        r#"warden_fences_total{outcome="confirmed",rule="superseded"} 2"#,
+        r#"warden_fences_total{outcome="waiting",rule="lease"} 1"#,
+        r#"warden_fences_total{outcome="withdrawn",rule="lease"} 1"#,
+        r#"warden_fences_total{outcome="failed",rule="peer"} 1"#,
+        r#"warden_fences_total{outcome="observed",rule="orphaned"} 1"#,
+        r#"warden_fence_seconds_count{rule="superseded"} 2"#,
+        r#"warden_fence_seconds_sum{rule="superseded"} 0.045"#,
+        r#"warden_releases_total{outcome="done"} 1"#,
+        r#"warden_releases_total{outcome="withdrawn"} 1"#,
+        r#"warden_releases_total{outcome="failed"} 1"#,
+        r#"warden_nudges_total{outcome="done"} 2"#,
+        r#"warden_nudges_total{outcome="failed"} 1"#,
+    ] {
+        assert!(all.contains(expected), "{expected} is not in {all:#?}");
+    }
+    assert_eq!(
+        series(&all, r#"warden_fence_seconds_count{rule="lease"}"#),
+        [""; 0],
+        "only what was confirmed took a time"
+    );
+}
+
+#[test]
+fn whether_a_session_is_ready_for_a_fence_is_told_once_it_was_tried() {
+    let metrics = Metrics::new().unwrap();
+    let mut view = healthy();
+    let ready = |view: &View| {
+        let all = scraped(&metrics, view, 1500);
+        series(&all, "warden_fence_session_ready").into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(ready(&view), [""; 0]);
+    apply(&mut view, 1400, Event::FenceSession(FenceSession::Ready));
+    assert_eq!(ready(&view), ["warden_fence_session_ready 1"]);
+    apply(&mut view, 1450, Event::FenceSession(FenceSession::Lost("x".to_owned())));
+    assert_eq!(ready(&view), ["warden_fence_session_ready 0"]);
 }
 
 #[test]

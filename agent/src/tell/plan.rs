@@ -23,7 +23,10 @@ pub fn lines(view: &View, policy: &Policy, now: Moment) -> Vec<String> {
         lines.push(format!("held back: a fence of {} by rule {}, because {why}", held.member, held.rule.as_str()));
     }
     if let Some(at) = verdict.look_again {
-        lines.push(format!("a rule may fence in {:.1} s if nothing changes", at.since(now).as_secs_f64()));
+        lines.push(format!(
+            "the rules of fencing look again in {:.1} s, if nothing happens before",
+            at.since(now).as_secs_f64()
+        ));
     }
     match release::judge(view, &policy.release, now) {
         release::Due::Nothing => {}
@@ -50,3 +53,7 @@ pub fn lines(view: &View, policy: &Policy, now: Moment) -> Vec<String> {
     }
     lines
 }
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

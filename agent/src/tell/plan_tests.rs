@@ -1,0 +1,104 @@
+use super::*;
+use crate::tell::fixtures::{apply, healthy, identity, key, ms, patroni, postgres, server, verified};
+use std::time::Duration;
+use warden_core::event::{AliveLock, Event, PatroniAnswer, PostgresAnswer, Role, Server, Started, Znode};
+use warden_core::fact::Reading;
+use warden_core::release::ReleasePolicy;
+use warden_core::types::SystemId;
+
+fn after(events: impl IntoIterator<Item = (u64, Event)>) -> View {
+    let mut view = healthy();
+    events.into_iter().for_each(|(at, event)| apply(&mut view, at, event));
+    view
+}
+
+fn policy(fencing: Fencing) -> Policy {
+    Policy { fencing, ..Policy::default() }
+}
+
+/// Everything that can be switched on.
+fn all() -> Policy {
+    let after = Duration::from_millis(50);
+    let release = ReleasePolicy { enabled: true, handover: true, after, patroni_is_pid_1: true };
+    Policy { release, nudge: true, ..Policy::default() }
+}
+
+fn gone(at: u64) -> (u64, Event) {
+    (at, postgres("a", PostgresAnswer::Gone("nobody listens".to_owned())))
+}
+
+fn check(name: &str, view: &View, policy: &Policy, now: u64, expected: &[&str]) {
+    assert_eq!(lines(view, policy, ms(now)), expected, "{name}");
+}
+
+#[test]
+fn where_nothing_is_to_be_done_the_plan_says_so_and_why() {
+    check("a leader", &healthy(), &all(), 1100, &["nothing: a takes writes, and nothing speaks against it"]);
+    let standby =
+        after([(1050, verified(key("b", 2), 1050)), (1050, postgres("a", PostgresAnswer::InRecovery(server(500))))]);
+    check("a standby", &standby, &all(), 1100, &["nothing: a takes no writes"]);
+    let router = View::new(identity(&["router"]));
+    check("beside HAProxy", &router, &all(), 1100, &["nothing: this agent stands beside no node"]);
+}
+
+#[test]
+fn a_fence_is_told_in_the_words_of_what_the_operator_allows() {
+    let identified = PostgresAnswer::Writable(Server { system_id: Some(SystemId(7)), ..server(500) });
+    let view = after([
+        (1050, Event::Znode(Znode::Initialize(Reading::Present(SystemId(7))))),
+        (1050, postgres("a", identified)),
+        (1060, verified(key("b", 2), 1060)),
+    ]);
+    let why = "a by rule superseded: b holds the leader key (czxid 0x2), and a takes writes";
+    for (fencing, words) in [
+        (Fencing::Enforce, "fence"),
+        (Fencing::Observe, "would fence (fencing.mode is observe)"),
+        (Fencing::Off, "would fence (fencing.mode is off)"),
+    ] {
+        check(words, &view, &policy(fencing), 1100, &[&format!("{words} {why}")]);
+    }
+}
+
+#[test]
+fn what_is_held_back_is_told_with_all_that_holds_it() {
+    let view = after([(1060, verified(key("b", 2), 1060))]);
+    let expected = "held back: a fence of a by rule superseded, because its system identifier is not known";
+    check("no system identifier", &view, &policy(Fencing::Enforce), 1100, &[expected]);
+}
+
+#[test]
+fn a_rule_that_only_waits_for_time_to_pass_is_told_with_the_time() {
+    let silent = PatroniAnswer::Silent("no answer within 1 s".to_owned());
+    let view =
+        after([(2000, Event::Patroni { member: "a".into(), answer: silent }), (3000, verified(Reading::Absent, 3000))]);
+    check(
+        "",
+        &view,
+        &policy(Fencing::Enforce),
+        3101,
+        &["the rules of fencing look again in 2.9 s, if nothing happens before"],
+    );
+}
+
+#[test]
+fn a_release_is_told_from_its_first_proof_on_and_only_where_it_is_allowed() {
+    let mut view = after([(1050, Event::AliveLock(AliveLock::Alive)), (1100, Event::AliveLock(AliveLock::Gone))]);
+    let proving = "release: the leader's death is being proved";
+    let again = "the rules of fencing look again in 2.9 s, if nothing happens before";
+    check("dead", &view, &all(), 1110, &[again, proving]);
+    check("not allowed", &view, &policy(Fencing::Enforce), 1110, &[again]);
+    for (at, event) in [gone(1120), gone(1180)] {
+        apply(&mut view, at, event);
+    }
+    let release = "release the leader key: Patroni (its alive lock) and PostgreSQL (its socket) of a are gone";
+    check("proved", &view, &all(), 1190, &[release]);
+}
+
+#[test]
+fn a_nudge_is_told_and_so_is_that_the_next_one_has_to_wait() {
+    let mut view = after([gone(1050), gone(1100), (1110, patroni("a", Role::Primary))]);
+    check("gone", &view, &all(), 1150, &["nudge Patroni: PostgreSQL of a is gone while its Patroni lives"]);
+    check("not allowed", &view, &policy(Fencing::Enforce), 1150, &["nothing: a takes no writes"]);
+    apply(&mut view, 1150, Event::Started(Started::Nudge));
+    check("nudged", &view, &all(), 1250, &["nudge Patroni again in 0.9 s"]);
+}
