@@ -1,0 +1,128 @@
+//! The agent's hands: a fence and a release, each looked at again right before it is carried out.
+
+use crate::agent::{Act, AgentEvent, For, Key3};
+use crate::hear::{FenceSaid, Heard};
+use crate::mutation::Mutation;
+use crate::postgres::{InFront, PgEvent, State};
+use crate::world::{Happening, World, letter, tell};
+use crate::zookeeper::{Client, Record};
+use warden_core::event::Rule;
+use warden_core::fence::{Guard, Order};
+use warden_core::types::MemberName;
+
+/// What was read for an act is good for so long: an agent that was paused in between must not act on it.
+const GUARD_LIMIT: u64 = 500;
+
+pub fn number(member: &MemberName) -> usize {
+    ["a", "b", "c"].iter().position(|name| *name == member.as_str()).unwrap()
+}
+
+impl World {
+    pub fn begin_fence(&mut self, node: usize, order: Box<Order>) {
+        tell!(self, "agent of {}: fence {} by {:?}, {}", letter(node), order.member, order.rule, order.reason);
+        let guarded = matches!(order.guard, Guard::KeyIsNot { .. } | Guard::KeyIs { .. });
+        let act = self.new_act(node, Act::Fence(order));
+        if guarded && self.mutation != Mutation::Unguarded {
+            self.ask_barrier(node, For::Act(act));
+        } else {
+            self.agent_after(node, 1, AgentEvent::ActFence(act));
+        }
+    }
+
+    /// A barrier read for an act has been answered.
+    pub fn guard(&mut self, node: usize, asked: u64, so_at: u64, act: usize, answer: Key3) {
+        let fresh = self.now - asked <= GUARD_LIMIT + 2 * self.nodes[node].agent.lag;
+        let answer = answer.filter(|_| fresh);
+        let pausing = self.mutation != Mutation::IgnoresPause;
+        match self.nodes[node].agent.acts[act].clone() {
+            Some(Act::Fence(order)) => {
+                let session = self.nodes[node].agent.session;
+                let right = answer.is_some_and(|(key, config)| {
+                    let mut right = !(config.pause && pausing);
+                    match &order.guard {
+                        Guard::KeyIsNot { member, session: theirs } => {
+                            right &= key.is_none_or(|key| letter(key.node) != member.as_str());
+                            right &= session.map(|known| known as i64) == Some(theirs.0);
+                        }
+                        Guard::KeyIs { member, session: theirs, czxid } => {
+                            right &= key.is_some_and(|key| letter(key.node) == member.as_str() && key.czxid == czxid.0);
+                            right &= session.map(|known| known as i64) == Some(theirs.0);
+                        }
+                        Guard::NoContact | Guard::Asked => {}
+                    }
+                    right
+                });
+                if right {
+                    self.act_fence(node, act, Some(so_at));
+                } else {
+                    let said = if answer.is_some() { FenceSaid::Withdrawn } else { FenceSaid::Failed };
+                    tell!(self, "agent of {}: the fence is not right any more, or not known to be", letter(node));
+                    self.report_fence(node, 1, number(&order.member), order.rule, said);
+                }
+            }
+            Some(Act::Release(release)) => {
+                let key = answer.and_then(|(key, _)| key);
+                let same = key.is_some_and(|key| {
+                    key.node == node && key.czxid == release.czxid.0 && key.owner as i64 == release.owner.0
+                });
+                // Lock and socket are looked at again, behind the read, which may have taken its time.
+                let proved = self.nodes[node].pg.state == State::Down
+                    && (release.handover_to.is_some() || !self.nodes[node].patroni.alive);
+                // The deletion names the version.
+                let possible = self.zk.key == key && self.reaches_zookeeper(Client::Agent(node));
+                let done = same && possible && (proved || self.mutation == Mutation::Unguarded);
+                if done {
+                    self.check_release(node, release.handover_to.is_some());
+                    self.delete_key();
+                    if release.handover_to.is_none() {
+                        self.record_fence(node, Some(Rule::Crashed));
+                    }
+                }
+                self.agent_after(node, 1, AgentEvent::Hear(self.now, Heard::Released(done)));
+            }
+            None => {}
+        }
+    }
+
+    /// The fence is carried out. `so_at` is when its guard was known to be so.
+    pub fn act_fence(&mut self, node: usize, act: usize, so_at: Option<u64>) {
+        let Some(Act::Fence(order)) = self.nodes[node].agent.acts[act].take() else { return };
+        let (target, rule) = (number(&order.member), order.rule);
+        let pg = &mut self.nodes[target].pg;
+        if pg.paused && pg.state != State::Down {
+            if target == node {
+                pg.fence_in_front = Some(InFront { until: self.now + 10_000, by: node, rule, so_at });
+                return self.report_fence(node, 500, target, rule, FenceSaid::Waiting);
+            }
+            return self.report_fence(node, 1000, target, rule, FenceSaid::Failed);
+        }
+        if pg.state != State::TakesWrites {
+            let pause = self.chance.between(1, 10);
+            return self.report_fence(node, pause, target, rule, FenceSaid::Confirmed);
+        }
+        let life = pg.life;
+        self.strike_fence(target, node, rule, so_at, false);
+        let pause = self.chance.between(20, 50);
+        self.after(pause, Happening::Pg(target, life, PgEvent::Fenced(node, rule)));
+    }
+
+    fn report_fence(&mut self, node: usize, pause: u64, target: usize, rule: Rule, said: FenceSaid) {
+        let at = self.now + pause;
+        self.agent_after(node, pause, AgentEvent::Hear(at, Heard::Fence(target, rule, said)));
+    }
+
+    pub fn fence_confirmed(&mut self, target: usize, by: usize, rule: Rule) {
+        self.report_fence(by, 2, target, rule, FenceSaid::Confirmed);
+        if self.reaches_zookeeper(Client::Agent(by)) && self.zk.records[target].is_none() {
+            self.record_fence(target, Some(rule));
+        }
+    }
+
+    pub fn record_fence(&mut self, target: usize, rule: Option<Rule>) {
+        if self.zk.records[target].is_some_and(|record| record.rule == Rule::Operator) && rule.is_some() {
+            return;
+        }
+        self.zk.records[target] = rule.map(|rule| Record { rule });
+        self.record_changed(target);
+    }
+}

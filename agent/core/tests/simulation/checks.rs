@@ -1,0 +1,256 @@
+//! What must never be, and what excuses it.
+//!
+//! (a) Two nodes acknowledge writes at the same instant. (b) A rightful leader is fenced. (c) A key is released whose
+//! owner lives. (d) A node goes on taking writes without the key, without its Patroni, and without an excuse.
+//!
+//! An excuse names why the agents could not prevent it, and how long it lasts at most: those are the bounds.
+
+use crate::patroni::Rest;
+use crate::postgres::State;
+use crate::world::{World, letter, tell};
+use crate::zookeeper::Client;
+use std::collections::BTreeMap;
+use warden_core::event::Rule;
+
+/// From losing ZooKeeper to the lease's fence, where the lease is over already: the last barrier read counts for 3 s.
+const CUT: u64 = 3300;
+
+/// After its start (or waking) an agent knows everything after a second,
+const INFORMED: u64 = 1000;
+
+/// but for a lease it has to see for itself that its Patroni is silent: 5 s, and one question.
+const SILENCE: u64 = 6500;
+
+/// A server that begins to take writes is seen to do so within the second.
+const UNSEEN: u64 = 1300;
+
+/// After unpausing: a fence in front of it is done by then, or the one under way.
+const WOKEN: u64 = 80;
+
+/// From losing the key to the end of the fence. A successor needs at least as long to be promoted.
+const REACTION: u64 = 80;
+
+/// The configuration is verified every 2 s.
+const PAUSED: u64 = 4000;
+
+/// A peer's fence comes after the agent's znode is old (5 s), a probe (1 s), its turn (3 s).
+const PEER: u64 = 9500;
+
+/// Without the key, and nobody else to take it: fenced within this.
+const UNLICENSED: u64 = 2500;
+
+/// What happened, over many histories.
+#[derive(Default, Clone, Debug)]
+pub struct Tally {
+    pub fences: BTreeMap<Rule, u64>,
+    pub releases: u64,
+    pub handovers: u64,
+    /// Milliseconds of two primaries, the most in one history, by excuse.
+    pub excused: BTreeMap<&'static str, u64>,
+    dual: Option<(u64, &'static str)>,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: &Self) {
+        for (rule, count) in &other.fences {
+            *self.fences.entry(*rule).or_default() += count;
+        }
+        self.releases += other.releases;
+        self.handovers += other.handovers;
+        for (excuse, most) in &other.excused {
+            let known = self.excused.entry(excuse).or_default();
+            *known = (*known).max(*most);
+        }
+    }
+}
+
+impl World {
+    fn object(&mut self, what: String) {
+        if self.violation.is_none() {
+            tell!(self, "VIOLATION: {what}");
+            self.violation = Some(what);
+        }
+    }
+
+    /// After each event.
+    pub fn check(&mut self) {
+        let writers = self.nodes.iter().filter(|node| node.pg.acknowledges()).count();
+        for node in 0..self.setting.nodes {
+            if self.nodes[node].pg.acknowledges() && !self.zk.holds(node) {
+                self.without_the_key(node, writers);
+            } else {
+                self.nodes[node].unlicensed_since = None;
+            }
+        }
+        if writers < 2 {
+            self.tally.dual = None;
+        }
+    }
+
+    /// `node` takes writes and does not hold the key.
+    fn without_the_key(&mut self, node: usize, writers: usize) {
+        let excuse = self.excuse(node);
+        if writers > 1 {
+            match excuse {
+                Some(excuse) => {
+                    let since = match self.tally.dual {
+                        Some((since, known)) if known == excuse => since,
+                        _ => self.now,
+                    };
+                    self.tally.dual = Some((since, excuse));
+                    let most = self.tally.excused.entry(excuse).or_default();
+                    *most = (*most).max(self.now - since);
+                }
+                None => self.object(format!("(a) two nodes acknowledge writes, {} without the key", letter(node))),
+            }
+        }
+        let known = &self.nodes[node];
+        let away = !known.patroni.turns() && self.now - known.patroni.since > 7000;
+        if excuse.is_some()
+            || !away
+            || !known.agent.reaches
+            || self.now - known.agent.since < 9000
+            || self.now - known.agent.reach_since < 9000
+        {
+            self.nodes[node].unlicensed_since = None;
+            return;
+        }
+        let since = *self.nodes[node].unlicensed_since.get_or_insert(self.now);
+        if self.now - since > UNLICENSED {
+            self.object(format!("(d) {} goes on taking writes without the key and without Patroni", letter(node)));
+        }
+    }
+
+    /// Why the agent of `node`, which takes writes without the key, has not stopped it yet.
+    fn excuse(&self, node: usize) -> Option<&'static str> {
+        let known = &self.nodes[node];
+        let agent = &known.agent;
+        let recently = |since: u64, bound: u64| self.now < since.saturating_add(bound);
+        if self.zk.config.pause || recently(self.zk.unpaused_at, PAUSED) {
+            return Some("maintenance mode, or 4 s after it");
+        }
+        if !agent.up || agent.paused {
+            return if self.peer_is_late(node) {
+                None
+            } else {
+                Some("its agent does not run, the leader's gets 9.5 s")
+            };
+        }
+        let informed = agent.informed_at.saturating_add(if agent.reaches { INFORMED } else { SILENCE });
+        if self.now < informed {
+            return Some("its agent has just begun");
+        }
+        let seen = match known.pg.seen {
+            None => recently(known.pg.since.max(known.pg.unpaused_at), UNSEEN),
+            Some(seen) => recently(seen, REACTION),
+        };
+        if seen {
+            return Some("nobody had seen it take writes yet, for 1.3 s at most");
+        }
+        if recently(known.pg.unpaused_at, WOKEN) {
+            return Some("it was unpaused 80 ms ago at most");
+        }
+        if self.zk.lost_at(node).is_some_and(|lost| recently(lost, REACTION)) {
+            return Some("it lost the key 80 ms ago at most");
+        }
+        let lingers = agent.failsafe_heard.map(|heard| heard + self.zk.config.ttl.max(30_000) + CUT);
+        if lingers.is_some_and(|until| self.now < until) {
+            return Some("failsafe mode lingers");
+        }
+        if agent.cut_in_pause {
+            return Some("its agent was cut off in maintenance mode");
+        }
+        if !agent.reaches && known.patroni.turns() {
+            return Some("its agent is cut off and its Patroni lives: that one's next round");
+        }
+        if !agent.reaches {
+            return recently(agent.reach_since, CUT).then_some("its agent has been cut off for 3.3 s at most");
+        }
+        if agent.lag > 0 || recently(agent.lag_ended, 5000) {
+            return Some("its agent's ZooKeeper server lags");
+        }
+        None
+    }
+
+    /// The leader's agent has had its time to fence a node whose own agent does not run.
+    fn peer_is_late(&self, node: usize) -> bool {
+        let Some(leader) = self.zk.key.map(|key| key.node) else { return false };
+        let (peer, old) = (&self.nodes[leader], &self.nodes[node]);
+        let agent = &peer.agent;
+        let fit = agent.up && !agent.paused && agent.reaches && agent.lag == 0 && agent.session.is_some();
+        if leader == node || !fit || !peer.pg.acknowledges() || peer.pg.timeline <= old.pg.timeline {
+            return false;
+        }
+        let since = [
+            agent.informed_at,
+            agent.reach_since,
+            agent.lag_ended,
+            peer.pg.since,
+            peer.pg.unpaused_at,
+            old.pg.since,
+            old.pg.unpaused_at,
+            old.agent.since,
+            self.zk.since,
+            self.zk.key.map_or(0, |key| key.at),
+        ];
+        since.into_iter().max().is_some_and(|since| self.now > since.saturating_add(PEER))
+    }
+
+    /// Which node can be reached is noted when that may have changed.
+    pub fn note_reach(&mut self, node: usize) {
+        let reaches = self.reaches_zookeeper(Client::Agent(node));
+        let paused = self.zk.config.pause || self.now < self.zk.unpaused_at.saturating_add(PAUSED);
+        let agent = &mut self.nodes[node].agent;
+        if agent.reaches != reaches {
+            (agent.reaches, agent.reach_since, agent.cut_in_pause) = (reaches, self.now, paused && !reaches);
+        }
+    }
+
+    /// A fence is carried out on `node`. `so_at` is when its guard was known to be so; `None` where there is none.
+    /// One that waited in front of a paused server cannot be taken back, and is good for ten seconds.
+    pub fn strike_fence(&mut self, node: usize, by: usize, rule: Rule, so_at: Option<u64>, waited: bool) {
+        *self.tally.fences.entry(rule).or_default() += 1;
+        tell!(self, "PostgreSQL of {} is fenced by the agent of {} ({rule:?})", letter(node), letter(by));
+        let Some(key) = self.zk.key.filter(|key| key.node == node) else { return };
+        let patroni = &self.nodes[node].patroni;
+        let settled = self.now - patroni.since.max(patroni.rest_since) > if waited { 12_500 } else { 2500 };
+        let rightful = match rule {
+            Rule::Operator => false,
+            // Between the guard's read and the signal the key may have become its own: that cannot be excluded.
+            _ if so_at.is_some_and(|so_at| key.at >= so_at) => false,
+            // Without ZooKeeper a Patroni that says nothing cannot be told from one that is frozen.
+            Rule::Lease => patroni.turns() && settled && patroni.rest == Rest::Answers,
+            _ => patroni.turns(),
+        };
+        if rightful {
+            self.object(format!("(b) {} is fenced by {rule:?} although it leads", letter(node)));
+        }
+        if self.zk.config.pause && self.zk.since < self.now && rule != Rule::Operator && so_at.is_some() {
+            self.object(format!("(b) {} is fenced by {rule:?} in maintenance mode", letter(node)));
+        }
+    }
+
+    /// The key that `node` holds is released.
+    pub fn check_release(&mut self, node: usize, handover: bool) {
+        tell!(
+            self,
+            "the agent of {} releases the leader key{}",
+            letter(node),
+            if handover { " (handover)" } else { "" }
+        );
+        if handover {
+            self.tally.handovers += 1;
+        } else {
+            self.tally.releases += 1;
+        }
+        if self.nodes[node].pg.state != State::Down {
+            self.object(format!("(c) the key of {} is released although its PostgreSQL is up", letter(node)));
+        }
+        if !handover && self.nodes[node].patroni.alive {
+            self.object(format!("(c) the key of {} is released although its Patroni lives", letter(node)));
+        }
+        if handover && self.zk.failover.is_none_or(|(from, _)| from != node) {
+            self.object(format!("(c) the key of {} is handed over although no switchover is under way", letter(node)));
+        }
+    }
+}

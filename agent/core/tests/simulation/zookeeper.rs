@@ -1,0 +1,227 @@
+//! ZooKeeper: sessions that expire, the leader key, linearizable reads, and followers that lag.
+//!
+//! The key's whole history is kept, so that a read through a lagging follower sees what was. A session expires at the
+//! first tick after its timeout; while the ensemble is down none does, and after it came back each has its full
+//! timeout again.
+
+use crate::chance::Chance;
+use crate::world::{Happening, World, letter, tell};
+use warden_core::event::Rule;
+
+/// ZooKeeper expires sessions in buckets of this size (tickTime).
+const TICK: u64 = 2000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    pub node: usize,
+    pub czxid: i64,
+    pub owner: usize,
+    /// When it was created.
+    pub at: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub ttl: u64,
+    pub loop_wait: u64,
+    pub retry_timeout: u64,
+    pub pause: bool,
+    pub failsafe: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    Patroni(usize),
+    Agent(usize),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Session {
+    pub client: Client,
+    pub timeout: u64,
+    pub heard: u64,
+    pub alive: bool,
+}
+
+/// A fence record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub rule: Rule,
+}
+
+pub struct ZooKeeper {
+    pub up: bool,
+    /// Since when it is up, or is not.
+    pub since: u64,
+    pub config: Config,
+    /// Since when the cluster has not been paused; in the future as long as it is.
+    pub unpaused_at: u64,
+    pub key: Option<Key>,
+    pub keys: Vec<(u64, Option<Key>)>,
+    pub sessions: Vec<Session>,
+    /// A switchover that was asked for: from, to.
+    pub failover: Option<(usize, usize)>,
+    pub records: [Option<Record>; 3],
+    zxid: i64,
+}
+
+impl ZooKeeper {
+    pub fn new(chance: &mut Chance) -> Self {
+        let config = Config {
+            ttl: if chance.percent(50) { 20_000 } else { 30_000 },
+            loop_wait: 10_000,
+            retry_timeout: 5000,
+            pause: false,
+            failsafe: chance.percent(30),
+        };
+        Self {
+            up: true,
+            since: 0,
+            config,
+            unpaused_at: 0,
+            key: None,
+            keys: vec![(0, None)],
+            sessions: Vec::new(),
+            failover: None,
+            records: [None; 3],
+            zxid: 100,
+        }
+    }
+
+    /// The key as it was at `at`.
+    pub fn key_at(&self, at: u64) -> Option<Key> {
+        let then = self.keys.iter().rev().find(|(since, _)| *since <= at);
+        then.and_then(|(_, key)| *key)
+    }
+
+    /// When `node` last held the key to the end.
+    pub fn lost_at(&self, node: usize) -> Option<u64> {
+        let held = self.keys.iter().rposition(|(_, key)| key.is_some_and(|key| key.node == node))?;
+        self.keys.get(held + 1).map(|(at, _)| *at)
+    }
+
+    pub fn holds(&self, node: usize) -> bool {
+        self.key.is_some_and(|key| key.node == node)
+    }
+}
+
+impl World {
+    pub fn reaches_zookeeper(&self, client: Client) -> bool {
+        self.zk.up
+            && match client {
+                Client::Patroni(node) => !self.nodes[node].patroni.cut,
+                Client::Agent(node) => !self.nodes[node].agent.cut,
+            }
+    }
+
+    /// A new session; its number.
+    pub fn open_session(&mut self, client: Client, timeout: u64) -> usize {
+        // The server grants between 2 and 20 ticks.
+        let timeout = timeout.clamp(2 * TICK, 20 * TICK);
+        self.zk.sessions.push(Session { client, timeout, heard: self.now, alive: true });
+        let number = self.zk.sessions.len() - 1;
+        self.expect_expiry(number);
+        number
+    }
+
+    pub fn close_session(&mut self, number: usize) {
+        if std::mem::replace(&mut self.zk.sessions[number].alive, false) {
+            self.end_of_session(number);
+        }
+    }
+
+    fn expect_expiry(&mut self, number: usize) {
+        let session = self.zk.sessions[number];
+        let due = (session.heard + session.timeout).next_multiple_of(TICK);
+        self.at(due, Happening::Expiry(number));
+    }
+
+    pub fn expiry(&mut self, number: usize) {
+        let session = self.zk.sessions[number];
+        if !session.alive || !self.zk.up {
+            return;
+        }
+        if session.heard + session.timeout > self.now {
+            return self.expect_expiry(number);
+        }
+        tell!(self, "ZooKeeper: the session of {:?} expires", session.client);
+        self.zk.sessions[number].alive = false;
+        self.end_of_session(number);
+    }
+
+    fn end_of_session(&mut self, number: usize) {
+        if self.zk.key.is_some_and(|key| key.owner == number) {
+            self.delete_key();
+        }
+        if let Client::Agent(node) = self.zk.sessions[number].client
+            && self.nodes[node].agent.znode.as_ref().is_some_and(|znode| znode.session == number)
+        {
+            self.nodes[node].agent.znode = None;
+            self.announce_to_all(node);
+        }
+    }
+
+    pub fn delete_key(&mut self) {
+        let Some(key) = self.zk.key.take() else { return };
+        tell!(self, "ZooKeeper: the leader key of {} is gone", letter(key.node));
+        self.zk.keys.push((self.now, None));
+        self.key_changed();
+        for node in 0..self.setting.nodes {
+            let pause = self.chance.between(1, 5);
+            self.wake_patroni(node, pause);
+        }
+    }
+
+    pub fn create_key(&mut self, node: usize) {
+        let Some(owner) = self.nodes[node].patroni.session else { return };
+        self.zk.zxid += 1;
+        let key = Key { node, czxid: self.zk.zxid, owner, at: self.now };
+        tell!(self, "ZooKeeper: {} takes the leader key (czxid {:#x})", letter(node), key.czxid);
+        self.zk.key = Some(key);
+        self.zk.keys.push((self.now, Some(key)));
+        self.key_changed();
+        if self.zk.failover.take().is_some() {
+            self.failover_changed();
+        }
+    }
+
+    pub fn zookeeper_down(&mut self) {
+        tell!(self, "ZooKeeper goes down");
+        (self.zk.up, self.zk.since) = (false, self.now);
+        for node in 0..self.setting.nodes {
+            // Half of the connections are reset at once, the others just fall silent.
+            if self.chance.percent(50) {
+                self.drop_agents_session(node, "connection reset");
+            }
+            self.note_reach(node);
+        }
+    }
+
+    pub fn zookeeper_up(&mut self) {
+        tell!(self, "ZooKeeper comes up; every session has its full timeout again");
+        (self.zk.up, self.zk.since) = (true, self.now);
+        for number in 0..self.zk.sessions.len() {
+            if self.zk.sessions[number].alive {
+                self.zk.sessions[number].heard = self.now;
+                self.expect_expiry(number);
+            }
+        }
+        for node in 0..self.setting.nodes {
+            self.note_reach(node);
+        }
+    }
+
+    pub fn configure(&mut self, change: impl Fn(&mut Config)) {
+        let before = self.zk.config;
+        change(&mut self.zk.config);
+        if before.pause != self.zk.config.pause {
+            self.zk.unpaused_at = if self.zk.config.pause { u64::MAX } else { self.now };
+        }
+        tell!(self, "configuration: {:?}", self.zk.config);
+        self.config_changed();
+        for node in 0..self.setting.nodes {
+            let pause = self.chance.between(1, 5);
+            self.wake_patroni(node, pause);
+        }
+    }
+}
