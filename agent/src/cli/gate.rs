@@ -20,6 +20,9 @@ use tokio::time::{sleep, timeout};
 /// its own agent stops it before that; this is the margin of that rule.
 const UNREACHABLE: Duration = Duration::from_secs(5);
 
+/// A member whose fence is confirmed is asked for no longer than this whether that is still so.
+const KNOCK: Duration = Duration::from_millis(150);
+
 /// All of it takes no longer.
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -110,13 +113,19 @@ fn agent(config: &Config) -> String {
 
 async fn wait_for(member: &Member, state: &State, config: &Config, own: &str, login: &Superuser) -> Result<(), String> {
     let name = &member.name;
-    if let Some(fence) = state.fences.iter().find(|fence| fence.member == *name && fence.confirmed.is_some()) {
-        eprintln!("warden gate: {name} is fenced ({}: {})", fence.rule, fence.reason);
-        return Ok(());
-    }
+    let fence = state.fences.iter().find(|fence| fence.member == *name && fence.confirmed.is_some());
     let (Some(host), Some(port)) = (&member.host, member.port) else { return Ok(()) };
     let place = Place::Tcp(host.clone(), port);
     let started = Instant::now();
+    if let Some(fence) = fence {
+        // A record can be left over from an earlier fence, whose agent died before it could close it: one that takes
+        // writes says so at once. A dead node does not answer, and is not waited for.
+        let asked = stop_old_primary(&place, login, state.cluster.system_identifier.as_deref());
+        if !matches!(timeout(KNOCK, asked).await, Ok(Err(OldPrimary::Writable(_)))) {
+            eprintln!("warden gate: {name} is fenced ({}: {})", fence.rule, fence.reason);
+            return Ok(());
+        }
+    }
     loop {
         match stop_old_primary(&place, login, state.cluster.system_identifier.as_deref()).await {
             Ok(by) => {

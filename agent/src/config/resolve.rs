@@ -1,7 +1,7 @@
 //! Puts the three sources together, fills in defaults, and refuses what cannot work.
 
 use super::file::{Hosts, HttpSection, NodeSection, PatroniSection, ReleaseSection, WardenFile};
-use super::patroni::{Dcs, PatroniFile};
+use super::patroni::{Dcs, Login, PatroniFile};
 use super::{
     Config, ConfigError, FencingConfig, HaproxyConfig, HttpConfig, LogConfig, NodeConfig, NudgeConfig, PatroniConfig,
     ReleaseConfig, SslMode, Superuser, ZooKeeperConfig,
@@ -307,7 +307,15 @@ impl Resolver<'_> {
     }
 
     fn superuser(&self) -> Result<Option<Superuser>, ConfigError> {
-        let Some(login) = &self.patroni.postgresql.authentication.superuser else { return Ok(None) };
+        // Patroni takes its own variables out of the environment, so that its hooks (the gate) do not see them.
+        let own = |name: &str| self.env.get(name).filter(|value| !value.is_empty()).cloned();
+        let (username, password) = (own("WARDEN_SUPERUSER_USERNAME"), own("WARDEN_SUPERUSER_PASSWORD"));
+        let theirs = self.patroni.postgresql.authentication.superuser.clone();
+        let Some(mut login) = theirs.or_else(|| (username.is_some() || password.is_some()).then(Login::default)) else {
+            return Ok(None);
+        };
+        login.username = login.username.or(username);
+        login.password = login.password.or(password.map(Secret::new));
         let sslmode = match login.sslmode.as_ref().map(|mode| (mode.value.as_str(), mode.defined.line())) {
             None | Some(("prefer" | "allow", _)) => SslMode::Prefer,
             Some(("disable", _)) => SslMode::Disable,

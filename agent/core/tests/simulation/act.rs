@@ -44,11 +44,11 @@ impl World {
                             right &= key.is_none_or(|key| letter(key.node) != member.as_str());
                             right &= session.map(|known| known as i64) == Some(theirs.0);
                         }
-                        Guard::KeyIs { member, session: theirs, czxid } => {
+                        Guard::KeyIs { member, session: theirs, czxid, older_than: _ } => {
                             right &= key.is_some_and(|key| letter(key.node) == member.as_str() && key.czxid == czxid.0);
                             right &= session.map(|known| known as i64) == Some(theirs.0);
                         }
-                        Guard::NoContact | Guard::Asked => {}
+                        Guard::NoContact | Guard::Asked { .. } => {}
                     }
                     right
                 });
