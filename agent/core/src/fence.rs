@@ -352,16 +352,13 @@ pub fn patroni_away(view: &View, own: &MemberName, now: Moment) -> Away {
 
 /// The lock is free and was held by this Patroni before: the process is gone.
 ///
-/// The lock is only reported when it changes, so that it is not known how old that is: whoever asks Patroni all the
-/// time is awake, and if it has answered since, the lock is somebody else's or not reported yet.
+/// The lock is only reported when it changes, so that it is not known how old that is. Who has been asking Patroni
+/// all the time is awake, and if it had answered since, the lock would not be relied on any more.
 pub fn lock_proves_death(view: &View, own: &MemberName, now: Moment) -> bool {
-    let freed = view.alive_lock.as_ref().filter(|fact| fact.value == AliveLock::Gone).map(|fact| fact.at);
+    let free = view.alive_lock.as_ref().is_some_and(|fact| fact.value == AliveLock::Gone);
     let patroni = view.members.get(own).and_then(|member| member.patroni.as_ref());
-    let (Some(freed), Some(patroni)) = (freed, patroni.filter(|fact| fact.age(now) <= PROBE_LIMIT)) else {
-        return false;
-    };
-    let answered_since = matches!(patroni.value, PatroniAnswer::Answering(_)) && patroni.at > freed;
-    view.leadership.lock_was_ever_held && !answered_since
+    let awake = patroni.is_some_and(|fact| fact.age(now) <= PROBE_LIMIT);
+    free && awake && view.leadership.lock_was_ever_held
 }
 
 fn fact(name: &str, value: impl ToString) -> (String, String) {

@@ -190,3 +190,23 @@ fn a_plain_read_that_contradicts_the_barrier_read_does_not_make_it_a_lease() {
         check("and no barrier read since", &unanswered, 37_401, &Fences("a", Rule::Lease));
     }
 }
+
+/// Patroni was killed and started again, and took up contact in a session of its own, before it was frozen; the key is
+/// still the old one's. Found by the simulation.
+#[test]
+fn a_patroni_that_was_started_again_does_not_prolong_its_predecessors_session() {
+    let again = || answers(|status| status.dcs_last_seen = Some(ms(12_000)));
+    let led = || frozen_and_cut().with("led", 7, leader(key("a", 1)));
+    let scene = || led().with("again", 12_100, again()).with("silence", 12_500, silent());
+    check("it was only silent", &scene().with("before", 11_000, silent()), 34_500, &Waits(37_000));
+    let refused = || patroni("a", PatroniAnswer::Refused("x".to_string()));
+    check("nobody listened on its port", &scene().with("before", 11_000, refused()), 34_500, &Fences("a", Rule::Lease));
+    let locked = scene().with("held", 10_001, Event::AliveLock(AliveLock::Alive));
+    check("it held the lock all the time", &locked.clone().with("before", 11_000, refused()), 34_500, &Waits(37_000));
+    let freed = locked.with("freed", 11_000, Event::AliveLock(AliveLock::Gone));
+    let held_again = freed.with("held again", 11_200, Event::AliveLock(AliveLock::Alive));
+    check("the lock was free", &held_again, 34_500, &Fences("a", Rule::Lease));
+    let reign = held_again.with("reign", 11_500, leader(key("a", 2)));
+    let reign = reign.with("barrier", 19_000, verified(key("a", 2), 1, 19_001));
+    check("it has taken the key anew", &reign, 34_500, &Waits(37_000));
+}

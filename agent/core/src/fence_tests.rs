@@ -376,6 +376,12 @@ fn a_server_without_a_leader_and_without_patroni_is_fenced_by_orphaned() {
         ("it answers", o().without("lock").with("refused", 19_995, answers(|_| {})), 20_050, Nothing),
         // The simulation found an agent that had slept, and believed in a lock that had been taken again meanwhile.
         ("it answered after the lock was free", o().with("answers", 19_996, answers(|_| {})), 20_050, Nothing),
+        (
+            "it was started again without the lock, and misses an answer",
+            o().with("answers", 19_996, answers(|_| {})).with("missed", 19_998, silent()),
+            20_050,
+            Nothing,
+        ),
         ("it answered before", o().with("refused", 19_985, answers(|_| {})), 20_050, Fences("a", Rule::Orphaned)),
         ("nobody has asked it for long: we have slept", o().without("refused"), 20_050, Nothing),
         (

@@ -25,6 +25,9 @@ pub struct Reign {
     /// The alive lock was seen held while Patroni answered, in this reign: only then does it prove anything to
     /// find it free.
     pub lock_was_held: bool,
+    /// The Patroni that took the key was seen to be gone: another one's contact with ZooKeeper does not prolong the
+    /// session that owns the key.
+    pub outlived: bool,
 }
 
 /// The local postmaster is gone: nobody listens on its socket.
@@ -68,8 +71,9 @@ pub struct Nudges {
 /// What is remembered.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Leadership {
-    /// The alive lock was seen held while Patroni answered, at some time: free, it then means that this Patroni is
-    /// gone. For a release it has to have been in the present reign ([`Reign::lock_was_held`]).
+    /// The alive lock was seen held while Patroni answered, and never free before an answer of Patroni's since: free,
+    /// it then means that this Patroni is gone. For a release it has to have been in the present reign
+    /// ([`Reign::lock_was_held`]).
     pub lock_was_ever_held: bool,
     /// Our member's present reign, if the key was its own when it was last read.
     pub reign: Option<Reign>,
@@ -119,6 +123,13 @@ impl Leadership {
             // still found it otherwise. The first sight of it in a session says nothing: it may be of any age.
             Event::Znode(Znode::Member(name, Reading::Present(_))) if Some(name) == own => self.note_contact(tree_read),
             Event::Znode(Znode::Status(Reading::Present(_))) if self.reign.is_some() => self.note_contact(tree_read),
+            Event::AliveLock(AliveLock::Gone) if self.lock_was_ever_held => self.note_end(),
+            // Without a lock to tell, a port on which nobody listens will do.
+            Event::Patroni { member, answer: PatroniAnswer::Refused(_) }
+                if Some(member) == own && !self.lock_was_ever_held =>
+            {
+                self.note_end();
+            }
             Event::Patroni { member, answer: PatroniAnswer::Answering(status) } if Some(member) == own => {
                 self.note_contact(status.dcs_last_seen);
                 self.failsafe = Some(Fact::new(status.failsafe_active, Source::Patroni, at));
@@ -153,19 +164,32 @@ impl Leadership {
         }
     }
 
-    /// The lock was looked at: found held while Patroni answers, it can be relied on for this reign.
-    pub fn note_lock(&mut self, lock: &AliveLock, patroni_answers: bool) {
-        if *lock != AliveLock::Alive || !patroni_answers {
-            return;
-        }
-        self.lock_was_ever_held = true;
+    /// What the lock and Patroni's newest answer, at `answered` if it is recent, say of each other.
+    ///
+    /// Found held while Patroni answers, it can be relied on for this reign. Found free before Patroni answered, it is
+    /// not this Patroni's: started again without it, or not yet seen to have it.
+    pub fn note_lock(&mut self, lock: &Fact<AliveLock>, answered: Option<Moment>) {
+        let relied_on = match (&lock.value, answered) {
+            (AliveLock::Alive, Some(_)) => true,
+            (AliveLock::Gone, Some(answered)) if answered > lock.at => false,
+            _ => return,
+        };
+        self.lock_was_ever_held = relied_on;
         if let Some(reign) = &mut self.reign {
-            reign.lock_was_held = true;
+            reign.lock_was_held = relied_on;
         }
     }
 
     fn note_contact(&mut self, at: Option<Moment>) {
-        self.patroni_contact = self.patroni_contact.max(at);
+        if self.reign.as_ref().is_none_or(|reign| !reign.outlived) {
+            self.patroni_contact = self.patroni_contact.max(at);
+        }
+    }
+
+    fn note_end(&mut self) {
+        if let Some(reign) = &mut self.reign {
+            reign.outlived = true;
+        }
     }
 
     /// ttl as it was read at `at`.
@@ -201,7 +225,7 @@ impl Leadership {
                     self.reign.as_ref().is_some_and(|reign| (reign.czxid, reign.owner) == (key.czxid, key.owner));
                 if !same {
                     let (czxid, owner) = (key.czxid, key.owner);
-                    self.reign = Some(Reign { czxid, owner, since: at, lock_was_held: false });
+                    self.reign = Some(Reign { czxid, owner, since: at, lock_was_held: false, outlived: false });
                 }
             }
             Reading::Present(_) | Reading::Absent => self.reign = None,

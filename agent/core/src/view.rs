@@ -242,14 +242,14 @@ impl View {
         self.note_lock(now);
     }
 
-    /// Whether the alive lock can be relied on in this reign.
+    /// Whether the alive lock can be relied on.
     fn note_lock(&mut self, now: Moment) {
         let Some(lock) = &self.alive_lock else { return };
         let member = self.identity.member.as_ref().and_then(|name| self.members.get(name));
-        let answers = member.and_then(|member| member.patroni.as_ref()).is_some_and(|fact| {
+        let patroni = member.and_then(|member| member.patroni.as_ref()).filter(|fact| {
             matches!(fact.value, PatroniAnswer::Answering(_)) && fact.age(now) <= crate::assess::PROBE_LIMIT
         });
-        self.leadership.note_lock(&lock.value, answers);
+        self.leadership.note_lock(lock, patroni.map(|fact| fact.at));
     }
 
     fn take_in(&mut self, observed: Observed, now: Moment) {

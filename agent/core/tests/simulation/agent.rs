@@ -92,10 +92,16 @@ pub struct Agent {
     pub reach_since: u64,
     /// It was cut off while the cluster was paused, as far as it can know.
     pub cut_in_pause: bool,
+    /// What its Patroni told of its last contact, by the wall clock, and when that was.
+    pub stamp: Option<(i64, u64)>,
+    /// When its last stall was over: too short a pause to be an excuse for the lease rule.
+    pub stalled: u64,
     /// When its Patroni last told that failsafe mode is active.
     pub failsafe_heard: Option<u64>,
     /// Since when it runs and is not paused, or is not.
     pub since: u64,
+    /// What its rules held back when it was last told.
+    held: String,
     wake_at: u64,
     backlog: Vec<AgentEvent>,
 }
@@ -140,8 +146,11 @@ impl Agent {
             reaches: true,
             reach_since: 0,
             cut_in_pause: false,
+            stamp: None,
+            stalled: 0,
             failsafe_heard: None,
             since: born,
+            held: "[]".to_owned(),
             wake_at: 0,
             backlog: Vec::new(),
         }
@@ -193,7 +202,9 @@ impl World {
             return;
         }
         (agent.paused, agent.since) = (false, self.now);
-        (agent.informed_at, agent.knows) = (u64::MAX, 0);
+        if self.now > agent.stalled {
+            (agent.informed_at, agent.knows) = (u64::MAX, 0);
+        }
         for event in std::mem::take(&mut agent.backlog) {
             self.agent_after(node, 0, event);
         }
@@ -253,11 +264,16 @@ impl World {
     fn think(&mut self, node: usize) {
         let agent = &self.nodes[node].agent;
         let now = agent.moment(self.now);
-        let plan = if self.mutation.alters_the_view() {
-            decide(&self.mutation.view(&agent.view), &agent.policy, now)
-        } else {
-            decide(&agent.view, &agent.policy, now)
-        };
+        let altered = if self.mutation == Mutation::Sound { None } else { self.mutation.view(&agent.view, now) };
+        let plan = decide(altered.as_ref().unwrap_or(&agent.view), &agent.policy, now);
+        if self.log.is_some() {
+            let verdict = warden_core::fence::judge(altered.as_ref().unwrap_or(&self.nodes[node].agent.view), now);
+            let held = format!("{:?}", verdict.held);
+            if held != self.nodes[node].agent.held {
+                tell!(self, "agent of {}: held back: {held}", letter(node));
+                self.nodes[node].agent.held = held;
+            }
+        }
         for step in plan.steps {
             self.begin(node, step.action);
         }
@@ -347,7 +363,7 @@ impl World {
         let patroni = &self.nodes[node].patroni;
         let (heard, takes) = match (patroni.turns(), patroni.rest) {
             (true, Rest::Answers) => (self.patroni_says(node), self.chance.between(1, 20)),
-            (true, Rest::Slow) => match self.chance.between(1, 1500) {
+            (true, Rest::Slow) => match self.chance.between(1, 1200) {
                 takes if takes < 1000 => (self.patroni_says(node), takes),
                 _ => (Heard::PatroniSilent, 1000),
             },
@@ -358,10 +374,17 @@ impl World {
         self.agent_after(node, 1000, AgentEvent::AskPatroni);
     }
 
-    fn patroni_says(&self, node: usize) -> Heard {
+    fn patroni_says(&mut self, node: usize) -> Heard {
         let (patroni, pg) = (&self.nodes[node].patroni, &self.nodes[node].pg);
         let writable = (!pg.paused && pg.state != State::Starting && pg.state != State::Down)
             .then_some(pg.state == State::TakesWrites);
-        Heard::Patroni { writable, seen: patroni.seen, failsafe: patroni.failsafe_active }
+        // It tells its last contact by the wall clock, in whole seconds; one that was told before is reckoned by the
+        // clock of that time, so that a clock that is set does not move it.
+        let stamp = patroni.seen_by_clock / 1000 * 1000;
+        let age = (self.now as i64 + patroni.clock - stamp).max(0) as u64;
+        let told = self.nodes[node].agent.stamp.filter(|(known, _)| *known == stamp);
+        let seen = told.map_or(self.now.saturating_sub(age), |(_, seen)| seen);
+        self.nodes[node].agent.stamp = Some((stamp, seen));
+        Heard::Patroni { writable, seen, failsafe: self.nodes[node].patroni.failsafe_active }
     }
 }

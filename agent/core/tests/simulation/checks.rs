@@ -13,7 +13,11 @@ use std::collections::BTreeMap;
 use warden_core::event::Rule;
 
 /// From losing ZooKeeper to the lease's fence, where the lease is over already: the last barrier read counts for 3 s.
+/// As long for a new session, and for an order that fell between two sessions to be repeated.
 const CUT: u64 = 3300;
+
+/// Two stalls in that time, and the questions to Patroni that have to be asked again behind them.
+const STALL: u64 = 2 * 2000 + 1500 + 1100;
 
 /// After its start (or waking) an agent knows everything after a second,
 const INFORMED: u64 = 1000;
@@ -129,7 +133,11 @@ impl World {
         if self.zk.config.pause || recently(self.zk.unpaused_at, PAUSED) {
             return Some("maintenance mode, or 4 s after it");
         }
-        if !agent.up || agent.paused {
+        let stalls = self.now <= agent.stalled || recently(agent.stalled, 1000);
+        if stalls && agent.reaches {
+            return Some("its agent stalls, for 2 s again and again");
+        }
+        if !agent.up || (agent.paused && !stalls) {
             return if self.peer_is_late(node) {
                 None
             } else {
@@ -163,8 +171,18 @@ impl World {
         if !agent.reaches && known.patroni.turns() {
             return Some("its agent is cut off and its Patroni lives: that one's next round");
         }
+        let stalled = if agent.stalled >= agent.reach_since { STALL } else { 0 };
+        if recently(agent.reach_since, CUT + stalled) {
+            return Some("its agent was cut off, or connected again, 3.3 s ago at most");
+        }
+        if !agent.reaches && self.zk.lowered_at.is_some_and(|at| at + 20 >= agent.reach_since) {
+            return Some("ttl was lowered while its agent was cut off");
+        }
         if !agent.reaches {
-            return recently(agent.reach_since, CUT).then_some("its agent has been cut off for 3.3 s at most");
+            // A Patroni that gave its key up and died: the agent cannot know, and waits for the end of the lease.
+            let early = self.zk.given_up[node].is_some() && self.zk.given_up[node] == self.zk.lost_at(node);
+            let lease = early && self.zk.lost_at(node).is_some_and(|lost| recently(lost, 40_000 + CUT));
+            return lease.then_some("its agent is cut off, and its Patroni gave the key up before it died");
         }
         if agent.lag > 0 || recently(agent.lag_ended, 5000) {
             return Some("its agent's ZooKeeper server lags");
@@ -211,22 +229,34 @@ impl World {
     pub fn strike_fence(&mut self, node: usize, by: usize, rule: Rule, so_at: Option<u64>, waited: bool) {
         *self.tally.fences.entry(rule).or_default() += 1;
         tell!(self, "PostgreSQL of {} is fenced by the agent of {} ({rule:?})", letter(node), letter(by));
+        if self.zk.config.pause && rule != Rule::Operator && so_at.is_some() && !waited {
+            self.object(format!("(b) {} is fenced by {rule:?} in maintenance mode", letter(node)));
+        }
+        let known = &self.nodes[node];
+        let patroni = &known.patroni;
+        let settled = self.now - patroni.since.max(patroni.rest_since) > if waited { 12_500 } else { 2500 };
+        let answers = patroni.turns() && settled && patroni.rest != Rest::Hung;
+        let failsafe = patroni.turns()
+            && patroni.failsafe_active
+            && known.agent.failsafe_heard.is_some_and(|heard| self.now - heard < 19_000);
+        if matches!(rule, Rule::Superseded | Rule::Orphaned | Rule::Lease) && failsafe && !waited {
+            self.object(format!("(b) {} is fenced by {rule:?} in failsafe mode", letter(node)));
+        }
+        if matches!(rule, Rule::Orphaned | Rule::Lease) && answers {
+            self.object(format!("(b) {} is fenced by {rule:?} although its Patroni answers", letter(node)));
+        }
         let Some(key) = self.zk.key.filter(|key| key.node == node) else { return };
         let patroni = &self.nodes[node].patroni;
-        let settled = self.now - patroni.since.max(patroni.rest_since) > if waited { 12_500 } else { 2500 };
         let rightful = match rule {
             Rule::Operator => false,
             // Between the guard's read and the signal the key may have become its own: that cannot be excluded.
             _ if so_at.is_some_and(|so_at| key.at >= so_at) => false,
             // Without ZooKeeper a Patroni that says nothing cannot be told from one that is frozen.
-            Rule::Lease => patroni.turns() && settled && patroni.rest == Rest::Answers,
+            Rule::Lease => answers,
             _ => patroni.turns(),
         };
         if rightful {
             self.object(format!("(b) {} is fenced by {rule:?} although it leads", letter(node)));
-        }
-        if self.zk.config.pause && self.zk.since < self.now && rule != Rule::Operator && so_at.is_some() {
-            self.object(format!("(b) {} is fenced by {rule:?} in maintenance mode", letter(node)));
         }
     }
 

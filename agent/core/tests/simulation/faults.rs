@@ -16,6 +16,8 @@ pub enum What {
     PauseNodeWithAgent,
     PausePostgres,
     PauseAgent,
+    /// The agent gets no time for two seconds, again and again, 1.5 s in between.
+    DrowsyAgent,
     RestartAgent,
     KillAgent,
     CutNode,
@@ -26,6 +28,10 @@ pub enum What {
     Ttl(u64),
     Failsafe,
     Lag(u64),
+    /// Patroni is started again by hand, without flock.
+    WithoutFlock,
+    /// The wall clock is set, by so many milliseconds.
+    ClockStep(i64),
     SlowRest,
     HungRest,
     Switchover,
@@ -37,6 +43,7 @@ pub struct Fault {
     pub what: What,
     pub node: usize,
     pub lasts: u64,
+    pub until: u64,
 }
 
 impl World {
@@ -55,9 +62,11 @@ impl World {
                 2 => self.chance.between(15_000, 40_000),
                 _ => self.chance.between(20_000, 90_000),
             };
-            self.faults.push(Fault { what, node, lasts });
+            self.faults.push(Fault { what, node, lasts, until: at + lasts });
             self.at(at, Happening::Fault(number));
-            self.at(at + lasts, Happening::Heal(number));
+            if what != What::DrowsyAgent {
+                self.at(at + lasts, Happening::Heal(number));
+            }
             last = last.max(at + lasts);
             at += match self.chance.below(3) {
                 0 => self.chance.between(0, 200),
@@ -70,7 +79,10 @@ impl World {
     }
 
     fn any_fault(&mut self) -> What {
-        match self.chance.below(100) {
+        if !self.palette.is_empty() {
+            return self.palette[self.chance.below(self.palette.len())];
+        }
+        match self.chance.below(106) {
             0..18 => What::FreezePatroni,
             18..28 => What::KillPatroni,
             28..31 => What::RestartPatroni,
@@ -93,12 +105,15 @@ impl World {
             92..94 => What::SlowRest,
             94..96 => What::HungRest,
             96..99 => What::Switchover,
-            _ => What::Operator,
+            99..100 => What::Operator,
+            100..101 => What::WithoutFlock,
+            101..103 => What::DrowsyAgent,
+            _ => What::ClockStep([-4000, -1500, 3000, 60_000][self.chance.below(4)]),
         }
     }
 
     pub fn strike(&mut self, number: usize) {
-        let Fault { what, node, lasts } = self.faults[number];
+        let Fault { what, node, lasts, .. } = self.faults[number];
         tell!(self, "--- {what:?} of {} for {lasts} ms", letter(node));
         match what {
             What::FreezePatroni => self.freeze_patroni(node),
@@ -107,6 +122,13 @@ impl World {
                 self.kill_patroni(node);
                 self.begin_patroni(node);
             }
+            What::WithoutFlock => {
+                self.kill_patroni(node);
+                self.begin_patroni(node);
+                self.nodes[node].patroni.flock = false;
+                self.lock_changed(node);
+            }
+            What::ClockStep(by) => self.nodes[node].patroni.clock += by,
             What::KillPostmaster => self.kill_pg(node),
             What::KillNode => {
                 self.kill_patroni(node);
@@ -121,6 +143,14 @@ impl World {
             }
             What::PausePostgres => self.pause_pg(node),
             What::PauseAgent => self.pause_agent(node),
+            What::DrowsyAgent => {
+                let agent = &mut self.nodes[node].agent;
+                if agent.up && !agent.paused {
+                    agent.stalled = self.now + 2000;
+                    self.pause_agent(node);
+                    self.after(2000, Happening::Heal(number));
+                }
+            }
             What::RestartAgent => {
                 self.stop_agent(node);
                 self.begin_agent(node);
@@ -142,7 +172,7 @@ impl World {
     }
 
     pub fn heal(&mut self, number: usize) {
-        let Fault { what, node, .. } = self.faults[number];
+        let Fault { what, node, until, .. } = self.faults[number];
         tell!(self, "--- end of {what:?} of {}", letter(node));
         match what {
             What::FreezePatroni => self.thaw_patroni(node),
@@ -160,6 +190,12 @@ impl World {
             }
             What::PausePostgres => self.unpause_pg(node),
             What::PauseAgent => self.unpause_agent(node),
+            What::DrowsyAgent => {
+                self.unpause_agent(node);
+                if self.now < until {
+                    self.after(1500, Happening::Fault(number));
+                }
+            }
             What::KillAgent => {
                 if !self.nodes[node].agent.up {
                     self.begin_agent(node);
@@ -180,7 +216,13 @@ impl World {
                     self.record_changed(node);
                 }
             }
-            What::RestartPatroni | What::KillPostmaster | What::RestartAgent | What::Ttl(_) | What::Switchover => {}
+            What::WithoutFlock
+            | What::ClockStep(_)
+            | What::RestartPatroni
+            | What::KillPostmaster
+            | What::RestartAgent
+            | What::Ttl(_)
+            | What::Switchover => {}
         }
     }
 

@@ -124,13 +124,13 @@ impl World {
         if !self.setting.alive_lock || !self.nodes[node].agent.up {
             return;
         }
-        let free = !self.nodes[node].patroni.alive;
+        let free = !self.nodes[node].patroni.holds_lock();
         let pause = if free { self.chance.between(1, 60) } else { self.chance.between(1, 200) };
         self.agent_after(node, pause, AgentEvent::Hear(self.now, Heard::Lock(free)));
     }
 
     pub fn hear(&mut self, node: usize, asked: u64, heard: Heard) {
-        let patroni_lives = self.nodes[node].patroni.alive;
+        let held = self.nodes[node].patroni.holds_lock();
         let agent = &mut self.nodes[node].agent;
         match heard {
             // Of a session that is over.
@@ -146,7 +146,7 @@ impl World {
                 return;
             }
             // The lock was looked at when this is taken in, not when it changed: it may have changed again.
-            Heard::Lock(free) if free == patroni_lives => return,
+            Heard::Lock(free) if free == held => return,
             Heard::Barrier(..) => agent.knows |= 1,
             Heard::TreeRead(_) => agent.knows |= 2,
             Heard::Pg(whose, ..) if whose == node => agent.knows |= 4,
@@ -289,7 +289,7 @@ impl World {
         let session = self.open_session(Client::Agent(node), requested);
         let agent = &mut self.nodes[node].agent;
         agent.session = Some(session);
-        agent.heard_until = self.now;
+        (agent.heard_until, agent.missed) = (self.now, false);
         tell!(self, "the agent of {} has a session", letter(node));
         let pause = self.chance.between(2, 6);
         self.agent_after(node, pause, AgentEvent::FirstRead);
@@ -304,12 +304,12 @@ impl World {
 
     /// The first read in a session, and then one every second.
     pub fn first_read(&mut self, node: usize) {
-        self.read_tree(node);
+        self.read_tree(node, true);
         self.agent_after(node, 1000, AgentEvent::Pass);
     }
 
     /// The whole tree, through a server that may lag.
-    fn read_tree(&mut self, node: usize) {
+    fn read_tree(&mut self, node: usize, first: bool) {
         let agent = &self.nodes[node].agent;
         let Some(session) = agent.session else { return };
         let key = self.zk.key_at(self.now.saturating_sub(agent.lag));
@@ -328,7 +328,10 @@ impl World {
                 lsn: None,
                 version: None,
             };
-            self.apply(node, now, Event::Znode(Znode::Member(letter(other).into(), Reading::Present(record))));
+            // Only what changed is news later on, and these never do.
+            if first {
+                self.apply(node, now, Event::Znode(Znode::Member(letter(other).into(), Reading::Present(record))));
+            }
             let agents = self.event(node, Heard::Agent(session, other));
             self.apply(node, now, agents);
             let record = self.event(node, Heard::Record(session, other));
@@ -349,7 +352,7 @@ impl World {
         }
         self.zk.sessions[session].heard = self.now;
         if std::mem::take(&mut self.nodes[node].agent.missed) {
-            self.read_tree(node);
+            self.read_tree(node, false);
         } else {
             let pause = self.chance.between(1, 3);
             self.agent_after(node, pause, AgentEvent::Hear(self.now, Heard::TreeRead(session)));
@@ -399,17 +402,19 @@ impl World {
         let stale = self.mutation == Mutation::PlainForBarrier;
         let key = if stale { self.zk.key_at(self.now.saturating_sub(lag)) } else { self.zk.key };
         let pause = self.chance.between(1, 2) + if stale { 0 } else { lag };
+        // What was asked in a session that has ended fails with it; what is asked of nobody takes its time.
+        let failing = if self.nodes[node].agent.session.is_none() { 1 } else { 2000 };
         let config = self.zk.config;
         match (what_for, session) {
             (For::View, Some(session)) => {
                 self.agent_after(node, pause, AgentEvent::Hear(asked, Heard::Barrier(key, config, session)));
             }
-            (For::View, None) => self.agent_after(node, 2000, AgentEvent::Hear(asked, Heard::NoBarrier)),
+            (For::View, None) => self.agent_after(node, failing, AgentEvent::Hear(asked, Heard::NoBarrier)),
             (For::Act(act), Some(_)) => {
                 let answer = AgentEvent::Guard(asked, self.now, act, Some((key, config)));
                 self.agent_after(node, pause, answer);
             }
-            (For::Act(act), None) => self.agent_after(node, 2000, AgentEvent::Guard(asked, self.now, act, None)),
+            (For::Act(act), None) => self.agent_after(node, failing, AgentEvent::Guard(asked, self.now, act, None)),
         }
     }
 }

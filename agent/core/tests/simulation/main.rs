@@ -20,7 +20,8 @@ mod world;
 mod zookeeper;
 
 use checks::Tally;
-use mutation::Mutation;
+use faults::What;
+use mutation::{MUTATIONS, Mutation};
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,8 +36,8 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// The history of `seed` in words, to the violation.
-fn tell(seed: u64, mutation: Mutation) -> String {
-    let mut world = World::new(seed, mutation, true);
+fn tell(seed: u64, mutation: Mutation, palette: &'static [What]) -> String {
+    let mut world = World::new(seed, mutation, palette, true);
     world.run();
     let log = world.log.take().unwrap();
     let from = log.len().saturating_sub(LINES);
@@ -49,7 +50,7 @@ fn tell(seed: u64, mutation: Mutation) -> String {
 
 /// Lives through the histories of these seeds on two threads; the first seed whose history went wrong, and what
 /// happened in all.
-fn live(seeds: Range<u64>, mutation: Mutation) -> (Option<(u64, String)>, Tally) {
+fn live(seeds: Range<u64>, mutation: Mutation, palette: &'static [What]) -> (Option<(u64, String)>, Tally) {
     let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
     let found: Mutex<(Option<(u64, String)>, Tally)> = Mutex::new((None, Tally::default()));
     std::thread::scope(|scope| {
@@ -61,7 +62,7 @@ fn live(seeds: Range<u64>, mutation: Mutation) -> (Option<(u64, String)>, Tally)
                     if seed >= seeds.end {
                         break;
                     }
-                    let mut world = World::new(seed, mutation, false);
+                    let mut world = World::new(seed, mutation, palette, false);
                     world.run();
                     tally.add(&world.tally);
                     if let Some(what) = world.violation {
@@ -82,7 +83,7 @@ fn live(seeds: Range<u64>, mutation: Mutation) -> (Option<(u64, String)>, Tally)
 #[test]
 fn nothing_happens_that_must_never_be() {
     if let Some(seed) = number("WARDEN_SIM_SEED") {
-        let told = tell(seed, Mutation::Sound);
+        let told = tell(seed, Mutation::Sound, &[]);
         println!("{told}");
         assert!(!told.contains("VIOLATION"));
         return;
@@ -90,10 +91,29 @@ fn nothing_happens_that_must_never_be() {
     let histories = number("WARDEN_SIM_HISTORIES").unwrap_or(20_000);
     let from = number("WARDEN_SIM_FROM").unwrap_or(0);
     let began = Instant::now();
-    let (violation, tally) = live(from..from + histories, Mutation::Sound);
+    let (violation, tally) = live(from..from + histories, Mutation::Sound, &[]);
     if let Some((seed, what)) = violation {
-        panic!("{what}\n{}", tell(seed, Mutation::Sound));
+        panic!("{what}\n{}", tell(seed, Mutation::Sound, &[]));
     }
     let rate = histories as f64 / began.elapsed().as_secs_f64();
     println!("{histories} histories, {rate:.0} a second\n{tally:#?}");
+}
+
+/// In so many histories each bug has to be found.
+const BOUND: u64 = 1000;
+
+#[test]
+fn each_bug_that_is_put_in_is_found() {
+    let mut missed = Vec::new();
+    for (mutation, palette) in MUTATIONS {
+        let (sound, _) = live(0..BOUND, Mutation::Sound, palette);
+        if let Some((seed, what)) = sound {
+            panic!("without {mutation:?}: {what}\n{}", tell(seed, Mutation::Sound, palette));
+        }
+        match live(0..BOUND, *mutation, palette) {
+            (Some((seed, what)), _) => println!("{mutation:?}: seed {seed}, {what}"),
+            (None, _) => missed.push(mutation),
+        }
+    }
+    assert!(missed.is_empty(), "not found in {BOUND} histories each: {missed:?}");
 }

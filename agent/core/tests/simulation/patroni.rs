@@ -23,7 +23,7 @@ pub enum PatroniEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
     Answers,
-    /// Needs up to 1.5 s, so that it sometimes misses the limit.
+    /// Needs up to 1.2 s, so that it sometimes misses the limit.
     Slow,
     /// Says nothing, though the loop turns.
     Hung,
@@ -38,8 +38,12 @@ pub struct Patroni {
     pub cut: bool,
     pub life: u32,
     pub session: Option<usize>,
-    /// When it last heard from ZooKeeper in its loop.
-    pub seen: u64,
+    /// When it last heard from ZooKeeper in its loop, by the wall clock.
+    pub seen_by_clock: i64,
+    /// By so much the wall clock is ahead.
+    pub clock: i64,
+    /// It was started under flock, and so holds the alive lock while it lives.
+    pub flock: bool,
     pub rest: Rest,
     /// Since when.
     pub rest_since: u64,
@@ -62,7 +66,9 @@ impl Patroni {
             cut: false,
             life: 0,
             session: None,
-            seen: 0,
+            seen_by_clock: 0,
+            clock: 0,
+            flock: true,
             rest: Rest::Answers,
             rest_since: 0,
             failsafe_active: false,
@@ -72,6 +78,11 @@ impl Patroni {
             round: 0,
             deferred: Vec::new(),
         }
+    }
+
+    /// It holds the alive lock.
+    pub fn holds_lock(&self) -> bool {
+        self.alive && self.flock
     }
 
     /// It can do something.
@@ -86,11 +97,12 @@ impl World {
         let ttl = self.zk.config.ttl;
         let patroni = &mut self.nodes[node].patroni;
         let (life, cut, rest, rest_since) = (patroni.life + 1, patroni.cut, patroni.rest, patroni.rest_since);
-        *patroni = Patroni { life, cut, rest, rest_since, ttl, since: self.now, ..Patroni::new() };
+        let clock = patroni.clock;
+        *patroni = Patroni { life, cut, rest, rest_since, clock, ttl, since: self.now, ..Patroni::new() };
         if self.reaches_zookeeper(Client::Patroni(node)) {
             let session = self.open_session(Client::Patroni(node), ttl);
             self.nodes[node].patroni.session = Some(session);
-            self.nodes[node].patroni.seen = self.now;
+            self.nodes[node].patroni.seen_by_clock = self.now as i64 + clock;
         }
         let first = self.chance.between(1, 10_000);
         self.after(first, Happening::Patroni(node, life, PatroniEvent::Ping));
@@ -192,11 +204,12 @@ impl World {
         let patroni = &mut self.nodes[node].patroni;
         patroni.failing_since = None;
         patroni.failsafe_active = false;
-        patroni.seen = self.now;
+        patroni.seen_by_clock = self.now as i64 + patroni.clock;
         if self.nodes[node].patroni.ttl != config.ttl {
             // kazoo's client is restarted with another timeout: a new session, and the key goes with the old one.
             self.nodes[node].patroni.ttl = config.ttl;
             if let Some(session) = self.nodes[node].patroni.session.take() {
+                self.give_up(node);
                 self.close_session(session);
             }
         }
@@ -210,11 +223,18 @@ impl World {
             // Its key, of a session that it had in a former life.
             Some(key) if key.node == node => {
                 if !config.pause {
+                    self.give_up(node);
                     self.delete_key();
                 }
             }
             Some(_) => self.follow(node),
             None => self.race(node),
+        }
+    }
+
+    fn give_up(&mut self, node: usize) {
+        if self.zk.holds(node) {
+            self.zk.given_up[node] = Some(self.now);
         }
     }
 
@@ -252,6 +272,7 @@ impl World {
         if self.reaches_zookeeper(Client::Patroni(node))
             && let Some(session) = self.nodes[node].patroni.session.take()
         {
+            self.give_up(node);
             self.close_session(session);
         }
         self.wake_patroni(node, 2000);
@@ -288,7 +309,8 @@ impl World {
         }
         let mut pause = self.chance.between(2, 10);
         match state {
-            State::TakesWrites => {}
+            // A client that is restarted takes its time.
+            State::TakesWrites => pause += self.chance.between(0, 60),
             State::Follows if !self.zk.config.pause => {
                 let expected = self.zk.failover.map(|(_, to)| to);
                 if expected.is_some_and(|to| to != node && self.nodes[to].patroni.turns()) {

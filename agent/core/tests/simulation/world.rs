@@ -5,7 +5,7 @@
 
 use crate::agent::{Agent, AgentEvent};
 use crate::chance::Chance;
-use crate::faults::Fault;
+use crate::faults::{Fault, What};
 use crate::mutation::Mutation;
 use crate::patroni::{Patroni, PatroniEvent};
 use crate::postgres::{PgEvent, Postgres};
@@ -50,6 +50,8 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub faults: Vec<Fault>,
     pub mutation: Mutation,
+    /// The faults that there are; all of them if it is empty.
+    pub palette: &'static [What],
     pub violation: Option<String>,
     /// Told only when a history is looked at again.
     pub log: Option<Vec<String>>,
@@ -77,7 +79,7 @@ pub fn letter(node: usize) -> &'static str {
 }
 
 impl World {
-    pub fn new(seed: u64, mutation: Mutation, told: bool) -> Self {
+    pub fn new(seed: u64, mutation: Mutation, palette: &'static [What], told: bool) -> Self {
         let mut chance = Chance::new(seed);
         let setting = Setting {
             nodes: if chance.percent(75) { 2 } else { 3 },
@@ -90,6 +92,7 @@ impl World {
             nodes: Vec::new(),
             faults: Vec::new(),
             mutation,
+            palette,
             violation: None,
             log: told.then(Vec::new),
             tally: crate::checks::Tally::default(),

@@ -61,7 +61,11 @@ pub struct ZooKeeper {
     pub sessions: Vec<Session>,
     /// A switchover that was asked for: from, to.
     pub failover: Option<(usize, usize)>,
+    /// When ttl was last lowered.
+    pub lowered_at: Option<u64>,
     pub records: [Option<Record>; 3],
+    /// When a node's Patroni last gave its key up by itself.
+    pub given_up: [Option<u64>; 3],
     zxid: i64,
 }
 
@@ -83,7 +87,9 @@ impl ZooKeeper {
             keys: vec![(0, None)],
             sessions: Vec::new(),
             failover: None,
+            lowered_at: None,
             records: [None; 3],
+            given_up: [None; 3],
             zxid: 100,
         }
     }
@@ -216,6 +222,9 @@ impl World {
         change(&mut self.zk.config);
         if before.pause != self.zk.config.pause {
             self.zk.unpaused_at = if self.zk.config.pause { u64::MAX } else { self.now };
+        }
+        if self.zk.config.ttl < before.ttl {
+            self.zk.lowered_at = Some(self.now);
         }
         tell!(self, "configuration: {:?}", self.zk.config);
         self.config_changed();
