@@ -4,6 +4,9 @@ use jiff::Timestamp;
 use std::time::{Duration, Instant};
 use warden_core::types::Moment;
 
+/// Moments are counted from so long before the agent's start: what others did before it is as old as it is.
+const BEFORE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A clock that starts with the agent. Cheap to copy.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
@@ -25,12 +28,13 @@ impl Clock {
 
     /// An instant as a moment; those from before the start count as the start.
     pub fn moment(&self, instant: Instant) -> Moment {
-        Moment::new(instant.saturating_duration_since(self.start))
+        Moment::new(BEFORE + instant.saturating_duration_since(self.start))
     }
 
     /// A moment as wall-clock time, as it would have been shown had nobody turned the clock since the start.
     pub fn wall(&self, moment: Moment) -> Timestamp {
-        let since_start = i64::try_from(moment.since_start().as_micros()).unwrap_or(i64::MAX);
+        let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        let since_start = micros(moment.since_origin()).saturating_sub(micros(BEFORE));
         let micros = self.start_wall.as_microsecond().saturating_add(since_start);
         Timestamp::from_microsecond(micros).unwrap_or(self.start_wall)
     }
@@ -40,7 +44,7 @@ impl Clock {
     pub fn moment_of_wall(&self, unix_seconds: i64) -> Moment {
         let age = Timestamp::now().as_second().saturating_sub(unix_seconds);
         let age = Duration::from_secs(u64::try_from(age).unwrap_or(0));
-        Moment::new(self.now().since_start().saturating_sub(age))
+        self.now().minus(age)
     }
 
     /// How long the agent has been running.

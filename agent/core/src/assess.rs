@@ -53,7 +53,7 @@ impl<'a> Leader<'a> {
 /// Who leads, and whether a barrier read that was started at `asked` or later says so.
 /// Without `asked`, one of the last [`VERIFIED_LIMIT`] will do.
 pub fn leader(view: &View, now: Moment, asked: Option<Moment>) -> Leader<'_> {
-    let earliest = asked.unwrap_or_else(|| Moment::new(now.since_start().saturating_sub(VERIFIED_LIMIT)));
+    let earliest = asked.unwrap_or_else(|| now.minus(VERIFIED_LIMIT));
     let session = view.session().map(|session| session.id);
     let verification =
         view.verified.as_ref().filter(|known| session == Some(known.session) && known.started >= earliest);
@@ -193,7 +193,7 @@ pub fn postgres(view: &View, name: &MemberName, member: &Member, now: Moment) ->
         .filter(|(agent, _)| **agent != view.identity.agent)
         .and_then(|(_, fact)| {
             let (answer, age) = fact.value.present()?.postgres.as_ref()?;
-            let asked = Moment::new(fact.at.since_start().saturating_sub(*age));
+            let asked = fact.at.minus(*age);
             Some(Fact::new(answer.clone(), Source::Agent, asked))
         })
         .filter(|fact| fact.age(now) <= AGENT_LIMIT);

@@ -5,7 +5,7 @@
 //! what is held back is said ([`Held`]). Unknown never destroys.
 
 use crate::assess::{PROBE_LIMIT, seconds};
-use crate::event::{AliveLock, ClusterConfig, LeaderKey, PatroniAnswer, PostgresAnswer, Rule, Server};
+use crate::event::{AliveLock, ClusterConfig, FenceOutcome, LeaderKey, PatroniAnswer, PostgresAnswer, Rule, Server};
 use crate::fact::Reading;
 use crate::types::{MemberName, Moment, SessionId, Timeline, Zxid};
 use crate::view::{Link, Verification, View};
@@ -100,7 +100,7 @@ pub fn judge(view: &View, now: Moment) -> Verdict {
     let mut verdict = Verdict::default();
     let Some(own) = &view.identity.member else { return verdict };
     operator(view, own, now, &mut verdict);
-    if verdict.orders.is_empty() && presumed_writable(view, own) {
+    if !verdict.names(own) && presumed_writable(view, own) {
         neighbour(view, own, now, &mut verdict);
     }
     peers(view, own, now, &mut verdict);
@@ -192,7 +192,7 @@ fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
             // Patroni's session lives for its timeout after its last contact; and when the key was last read as
             // ours it was still there, however old that contact is.
             let lives = memory.patroni_contact.map(|contact| contact.plus(timeout));
-            memory.mine_at.max(lives).map(|moment| Moment::new(moment.since_start().saturating_sub(MARGIN)))
+            memory.mine_at.max(lives).map(|moment| moment.minus(MARGIN))
         }
         None => None,
     };
@@ -256,9 +256,14 @@ fn operator(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
     }
 }
 
-/// A member's server, if it was just seen to take writes by ourselves.
+/// A member's server, if it was just seen to take writes by ourselves, and not before it was last fenced.
 fn server<'a>(view: &'a View, member: &MemberName, now: Moment) -> Option<&'a Server> {
-    match view.members.get(member)?.postgres.as_ref()?.fresh(now, PROBE_LIMIT)? {
+    let answer = view.members.get(member)?.postgres.as_ref()?;
+    let ordered = view.leadership.ordered.get(member).and_then(|ordered| ordered.outcome.as_ref());
+    if matches!(ordered, Some((FenceOutcome::Confirmed { .. }, _, at)) if answer.at <= *at) {
+        return None;
+    }
+    match answer.fresh(now, PROBE_LIMIT)? {
         PostgresAnswer::Writable(server) => Some(server),
         _ => None,
     }
@@ -366,6 +371,11 @@ fn fact(name: &str, value: impl ToString) -> (String, String) {
 }
 
 impl Verdict {
+    /// A server is fenced once, whoever else would have it fenced too.
+    fn names(&self, member: &MemberName) -> bool {
+        self.orders.iter().any(|order| order.member == *member)
+    }
+
     fn again(&mut self, at: Moment) {
         self.look_again = Some(self.look_again.map_or(at, |known| known.min(at)));
     }
@@ -381,6 +391,9 @@ impl Verdict {
         mut facts: Vec<(String, String)>,
         obstacles: Vec<String>,
     ) {
+        if self.names(member) {
+            return;
+        }
         if obstacles.is_empty() {
             if let Some(server) = view.members.get(member).and_then(|known| known.postgres.as_ref()) {
                 facts.push(fact("postgres", server.value.as_str()));

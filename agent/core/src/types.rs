@@ -9,23 +9,23 @@ use core::fmt;
 use core::str::FromStr;
 use core::time::Duration;
 
-/// A moment on the agent's monotonic clock, counted from its start.
+/// A moment on the agent's monotonic clock, counted from an origin long before its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Moment(Duration);
 
 impl Moment {
-    /// The moment `since_start` after the agent started.
-    pub const fn new(since_start: Duration) -> Self {
-        Self(since_start)
+    /// The moment `since_origin` after the clock's origin.
+    pub const fn new(since_origin: Duration) -> Self {
+        Self(since_origin)
     }
 
-    /// The moment `ms` milliseconds after the agent started.
+    /// The moment `ms` milliseconds after the clock's origin.
     pub const fn from_millis(ms: u64) -> Self {
         Self(Duration::from_millis(ms))
     }
 
-    /// Time since the agent started.
-    pub const fn since_start(self) -> Duration {
+    /// Time since the clock's origin.
+    pub const fn since_origin(self) -> Duration {
         self.0
     }
 
@@ -37,6 +37,11 @@ impl Moment {
     /// The moment `by` later; saturates.
     pub const fn plus(self, by: Duration) -> Self {
         Self(self.0.saturating_add(by))
+    }
+
+    /// The moment `by` earlier; saturates at the origin.
+    pub const fn minus(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(by))
     }
 }
 

@@ -292,7 +292,7 @@ impl View {
                     {
                         let member = self.members.entry(member).or_default();
                         if let Some((answer, age)) = &known.postgres {
-                            let asked = Moment::new(at.since_start().saturating_sub(*age));
+                            let asked = at.minus(*age);
                             member.note_writable(takes_sessions(answer), asked);
                         }
                     }
@@ -419,6 +419,8 @@ impl View {
         for gone in core::mem::take(&mut self.agents_unconfirmed) {
             self.agents.remove(&gone);
         }
+        // A fence that was taken back between two sessions.
+        self.leadership.records.retain(|_, record| record.at >= since);
     }
 
     fn forget_the_departed(&mut self, now: Moment) {

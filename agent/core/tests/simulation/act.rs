@@ -3,6 +3,7 @@
 use crate::agent::{Act, AgentEvent, For, Key3};
 use crate::hear::{FenceSaid, Heard};
 use crate::mutation::Mutation;
+use crate::patroni::Rest;
 use crate::postgres::{InFront, PgEvent, State};
 use crate::world::{Happening, World, letter, tell};
 use crate::zookeeper::{Client, Record};
@@ -20,13 +21,51 @@ pub fn number(member: &MemberName) -> usize {
 impl World {
     pub fn begin_fence(&mut self, node: usize, order: Box<Order>) {
         tell!(self, "agent of {}: fence {} by {:?}, {}", letter(node), order.member, order.rule, order.reason);
-        let guarded = matches!(order.guard, Guard::KeyIsNot { .. } | Guard::KeyIs { .. });
+        let unguarded = self.mutation == Mutation::Unguarded;
+        let guard = order.guard.clone();
         let act = self.new_act(node, Act::Fence(order));
-        if guarded && self.mutation != Mutation::Unguarded {
-            self.ask_barrier(node, For::Act(act));
-        } else {
-            self.agent_after(node, 1, AgentEvent::ActFence(act));
+        match guard {
+            Guard::KeyIsNot { .. } | Guard::KeyIs { .. } if !unguarded => self.ask_barrier(node, For::Act(act)),
+            // Patroni has the last word, and ZooKeeper is asked beside it.
+            Guard::NoContact if !unguarded => {
+                let patroni = &self.nodes[node].patroni;
+                let takes = if patroni.alive { self.chance.between(1, 1000) } else { 5 };
+                self.ask_barrier(node, For::Act(act));
+                self.agent_after(node, takes, AgentEvent::LastWord(act));
+            }
+            _ => self.agent_after(node, 1, AgentEvent::ActFence(act)),
         }
+    }
+
+    /// What Patroni says to the question right before a fence by lease. One that waited in front of a frozen Patroni
+    /// is answered when it thaws.
+    pub fn last_word(&mut self, node: usize, act: usize) {
+        let Some(Act::Fence(order)) = self.nodes[node].agent.acts[act].clone() else { return };
+        if self.patroni_answered(node, act, &order) {
+            return;
+        }
+        let rest = if self.nodes[node].patroni.alive { 1000 } else { 1 };
+        self.agent_after(node, rest, AgentEvent::NoLastWord(act));
+    }
+
+    /// The question has waited long enough; an answer that came meanwhile is found.
+    pub fn no_last_word(&mut self, node: usize, act: usize) {
+        let Some(Act::Fence(order)) = self.nodes[node].agent.acts[act].clone() else { return };
+        if !self.patroni_answered(node, act, &order) {
+            self.act_fence(node, act, None);
+        }
+    }
+
+    fn patroni_answered(&mut self, node: usize, act: usize, order: &Order) -> bool {
+        if !self.nodes[node].patroni.turns() || self.nodes[node].patroni.rest == Rest::Hung {
+            return false;
+        }
+        tell!(self, "agent of {}: Patroni answers, so no fence by lease", letter(node));
+        self.nodes[node].agent.acts[act] = None;
+        let heard = self.patroni_says(node);
+        self.agent_after(node, 0, AgentEvent::Hear(self.now, heard));
+        self.report_fence(node, 0, number(&order.member), order.rule, FenceSaid::Withdrawn);
+        true
     }
 
     /// A barrier read for an act has been answered.
@@ -35,6 +74,13 @@ impl World {
         let answer = answer.filter(|_| fresh);
         let pausing = self.mutation != Mutation::IgnoresPause;
         match self.nodes[node].agent.acts[act].clone() {
+            // ZooKeeper is there again, or nobody knows: then Patroni decides.
+            Some(Act::Fence(order)) if order.guard == Guard::NoContact => {
+                if answer.is_some() {
+                    self.nodes[node].agent.acts[act] = None;
+                    self.report_fence(node, 1, number(&order.member), order.rule, FenceSaid::Withdrawn);
+                }
+            }
             Some(Act::Fence(order)) => {
                 let session = self.nodes[node].agent.session;
                 let right = answer.is_some_and(|(key, config)| {

@@ -36,6 +36,9 @@ pub enum AgentEvent {
     Served(u64, For),
     /// What a barrier read for an act said: when it was asked for, when it was so, and what.
     Guard(u64, u64, usize, Key3),
+    /// The question to Patroni right before a fence by lease is answered, or is not.
+    LastWord(usize),
+    NoLastWord(usize),
     ActFence(usize),
 }
 
@@ -108,6 +111,9 @@ pub struct Agent {
 
 pub const KNOWS_ALL: u8 = 0b111;
 
+/// An agent's clock begins so long before the agent, in milliseconds.
+const ORIGIN: u64 = 1_000_000;
+
 impl Agent {
     pub fn new(node: usize, setting: &Setting, born: u64) -> Self {
         let name = letter(node);
@@ -158,7 +164,12 @@ impl Agent {
 
     /// A time of the world on its clock.
     pub fn moment(&self, at: u64) -> Moment {
-        Moment::from_millis(at.saturating_sub(self.born))
+        Moment::from_millis(ORIGIN + at - self.born)
+    }
+
+    /// And back.
+    fn time(&self, moment: Moment) -> u64 {
+        (self.born + u64::try_from(moment.since_origin().as_millis()).unwrap()).saturating_sub(ORIGIN)
     }
 }
 
@@ -245,6 +256,8 @@ impl World {
             AgentEvent::Hear(asked, heard) => self.hear(node, asked, heard),
             AgentEvent::Served(asked, what_for) => self.serve_barrier(node, asked, what_for),
             AgentEvent::Guard(asked, so_at, act, answer) => self.guard(node, asked, so_at, act, answer),
+            AgentEvent::LastWord(act) => self.last_word(node, act),
+            AgentEvent::NoLastWord(act) => self.no_last_word(node, act),
             AgentEvent::ActFence(act) => self.act_fence(node, act, None),
         }
     }
@@ -277,8 +290,7 @@ impl World {
         for step in plan.steps {
             self.begin(node, step.action);
         }
-        let wake = (self.nodes[node].agent.born + u64::try_from(plan.wake.since_start().as_millis()).unwrap_or(0))
-            .max(self.now + 1);
+        let wake = self.nodes[node].agent.time(plan.wake).max(self.now + 1);
         let agent = &mut self.nodes[node].agent;
         if wake < agent.wake_at || agent.wake_at <= self.now {
             agent.wake_at = wake;
@@ -374,7 +386,7 @@ impl World {
         self.agent_after(node, 1000, AgentEvent::AskPatroni);
     }
 
-    fn patroni_says(&mut self, node: usize) -> Heard {
+    pub fn patroni_says(&mut self, node: usize) -> Heard {
         let (patroni, pg) = (&self.nodes[node].patroni, &self.nodes[node].pg);
         let writable = (!pg.paused && pg.state != State::Starting && pg.state != State::Down)
             .then_some(pg.state == State::TakesWrites);

@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 use warden_core::event::Rule;
 
 /// From losing ZooKeeper to the lease's fence, where the lease is over already: the last barrier read counts for 3 s.
-/// As long for a new session, and for an order that fell between two sessions to be repeated.
-const CUT: u64 = 3300;
+/// As long for a new session, and for an order that fell between two sessions to be repeated. Right before the fence
+/// Patroni has 2 s for a last word.
+const CUT: u64 = 3300 + 2000;
 
 /// Two stalls in that time, and the questions to Patroni that have to be asked again behind them.
 const STALL: u64 = 2 * 2000 + 1500 + 1100;

@@ -334,8 +334,11 @@ impl World {
             }
             let agents = self.event(node, Heard::Agent(session, other));
             self.apply(node, now, agents);
-            let record = self.event(node, Heard::Record(session, other));
-            self.apply(node, now, record);
+            // What is not there is not mentioned: it goes with the whole read.
+            if self.zk.records[other].is_some() {
+                let record = self.event(node, Heard::Record(session, other));
+                self.apply(node, now, record);
+            }
         }
         self.hear(node, now, Heard::Failover(session, self.zk.failover));
         self.hear(node, now, Heard::TreeRead(session));

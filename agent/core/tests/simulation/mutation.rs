@@ -90,7 +90,7 @@ impl Mutation {
                 memory.mine_at = later(memory.mine_at);
             }
             Self::NoAway => {
-                let earlier = |since: Moment| Moment::new(since.since_start().saturating_sub(AWAY));
+                let earlier = |since: Moment| since.minus(AWAY);
                 member.patroni_away_since = member.patroni_away_since.map(earlier);
             }
             Self::LockNeedNotBeHeld => {
@@ -117,7 +117,7 @@ impl Mutation {
             Self::LeaseForEver => memory.patroni_contact = Some(now),
             Self::ReleaseWithoutSocket => memory.gone = Some(proof(now)),
             Self::ReleaseWithoutLock => {
-                let freed = Moment::new(now.since_start().saturating_sub(Duration::from_secs(1)));
+                let freed = now.minus(Duration::from_secs(1));
                 view.alive_lock = Some(Fact::new(AliveLock::Gone, Source::AliveLock, freed));
                 memory.lock_was_ever_held = true;
                 memory.reign.as_mut()?.lock_was_held = true;
