@@ -66,6 +66,9 @@ const VERIFICATION_LOST: Duration = Duration::from_secs(3);
 /// A failed barrier read is not repeated sooner than this.
 const VERIFICATION_PAUSE: Duration = Duration::from_millis(500);
 
+/// A new ttl is taken over after this: Patroni's nodes do it within moments.
+const TTL_SETTLES: Duration = Duration::from_secs(5);
+
 /// Changes of our own znode are held together for this long, so that a burst costs one write.
 const ANNOUNCE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -130,8 +133,8 @@ const OBSERVED_AGAIN: Duration = Duration::from_secs(60);
 pub fn decide(view: &View, policy: &Policy, now: Moment) -> Plan {
     let mut plan = Plan { steps: Vec::new(), wake: now.plus(policy.verify_every) };
     if let Link::Connected { session, .. } = &view.link {
-        if let Some(step) = session_timeout(view, session.requested) {
-            plan.steps.push(step);
+        if let Some(due) = session_timeout(view, session.requested, now) {
+            plan.consider(due, now);
         }
         plan.consider(verification(view, policy, now), now);
         plan.consider(announcement(view, policy, now), now);
@@ -242,12 +245,16 @@ impl Plan {
 }
 
 /// The session timeout is Patroni's ttl, so that what the server grants us is what it grants Patroni.
-fn session_timeout(view: &View, requested: Duration) -> Option<Step> {
-    let ttl = view.cluster.config()?.ttl;
-    (ttl != requested).then(|| Step {
-        action: Action::UseSessionTimeout(ttl),
-        reason: format!("ttl in Patroni's configuration is {} s", ttl.as_secs()),
-    })
+///
+/// A change has every Patroni begin a new session, and the leader's key goes with its old one: until that is over, we
+/// have to see what comes of it (simulation, seed 303891).
+fn session_timeout(view: &View, requested: Duration, now: Moment) -> Option<Due> {
+    let ttl = view.cluster.config().map(|config| config.ttl).filter(|ttl| *ttl != requested)?;
+    if let Some(at) = view.leadership.ttl_changed.map(|at| at.plus(TTL_SETTLES)).filter(|at| now < *at) {
+        return Some(Due::At(at));
+    }
+    let reason = format!("ttl in Patroni's configuration is {} s", ttl.as_secs());
+    Some(Due::Now(Step { action: Action::UseSessionTimeout(ttl), reason }, now.plus(TTL_SETTLES)))
 }
 
 fn verification(view: &View, policy: &Policy, now: Moment) -> Due {

@@ -128,7 +128,7 @@ fn the_plan_wakes_when_a_lease_runs_out_or_a_silence_becomes_long_enough() {
     let (fences, _, wake) = orders(&cut(33_000), &Policy { verify_every: Duration::MAX, ..Policy::default() }, 33_500);
     assert!(!fences);
     assert_eq!(wake, ms(34_000), "contact at 9 s + 30 s - 5 s");
-    let (fences, _, wake) = orders(&cut(11_000), &Policy { verify_every: Duration::MAX, ..Policy::default() }, 11_500);
+    let (fences, _, wake) = orders(&cut(15_200), &Policy { verify_every: Duration::MAX, ..Policy::default() }, 15_300);
     assert!(!fences);
     assert_eq!(wake, ms(15_500), "Patroni will have been silent for 5 s");
     assert!(orders(&cut(34_000), &Policy::default(), 34_000).0);

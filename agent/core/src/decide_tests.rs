@@ -284,6 +284,16 @@ fn the_session_timeout_follows_patronis_ttl() {
 }
 
 #[test]
+fn a_changed_ttl_is_taken_over_when_patronis_nodes_have_done_so() {
+    let view = after([(1, session(1)), (2, config(30)), (1000, config(20))]);
+    let asks = |now| {
+        let plan = planned(&view, now);
+        plan.steps.iter().any(|step| matches!(step.action, Action::UseSessionTimeout(_)))
+    };
+    assert_eq!((asks(1001), asks(5999), asks(6000)), (false, false, true));
+}
+
+#[test]
 fn a_server_that_grants_another_timeout_is_not_asked_again_and_again() {
     let mut granted = session(1);
     if let Event::SessionStarted(session) = &mut granted {

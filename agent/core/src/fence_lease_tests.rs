@@ -27,6 +27,26 @@ fn without_zookeeper_and_without_patroni_the_server_is_fenced_before_its_lease_i
         ("five seconds before the lease is over", l(), 34_000, Fences("a", Rule::Lease)),
         ("not before", l(), 33_999, Waits(34_000)),
         (
+            "a session that has just ended is about to be had again: found by the simulation",
+            l().with("barrier", 34_100, verified(key("a", 1), 1, 34_101)).with("lost", 34_500, lost()).with(
+                "still silent",
+                36_900,
+                silent(),
+            ),
+            37_100,
+            Waits(37_101),
+        ),
+        (
+            "ZooKeeper was not reached for long enough",
+            l().with("barrier", 34_100, verified(key("a", 1), 1, 34_101)).with("lost", 34_500, lost()).with(
+                "still silent",
+                36_900,
+                silent(),
+            ),
+            37_101,
+            Fences("a", Rule::Lease),
+        ),
+        (
             "counted from what its Patroni last told",
             l().with("patroni", 10_000, answers(|status| status.dcs_last_seen = Some(ms(7000)))),
             32_000,

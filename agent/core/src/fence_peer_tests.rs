@@ -11,6 +11,11 @@ fn an_old_primary() -> Scene {
         .with("old", 20_000, takes_writes("b", 1))
 }
 
+fn fenced(member: &str) -> Event {
+    let outcome = FenceOutcome::Confirmed { by: "fast", took: Duration::from_millis(20) };
+    Event::Fence(FenceReport { member: member.into(), rule: Rule::Peer, outcome })
+}
+
 pub(super) fn agent_of_b(at_version: &str) -> Event {
     Event::Agent {
         name: "b".into(),
@@ -62,6 +67,19 @@ fn an_old_primary_without_an_agent_is_fenced_by_the_new_leaders() {
             Nothing,
         ),
         ("old", p(), 23_001, Nothing),
+        ("it was seen before it was fenced", p().with("fenced", 20_030, fenced("b")), 20_050, Nothing),
+        (
+            "it was seen again behind its fence",
+            p().with("fenced", 20_030, fenced("b")).with("again", 20_040, takes_writes("b", 1)),
+            20_050,
+            Fences("b", Rule::Peer),
+        ),
+        (
+            "a person asked for it, too: one fence",
+            p().with("record", 15_000, fence_record("b", Rule::Operator)),
+            20_050,
+            Fences("b", Rule::Operator),
+        ),
         ("it refuses", p().with("old", 20_000, refuses("b")), 20_050, Nothing),
         ("it follows", p().with("old", 20_000, follows("b")), 20_050, Nothing),
         ("it is silent", p().with("old", 20_000, probe("b", PostgresAnswer::Silent("x".to_string()))), 20_050, Nothing),

@@ -77,6 +77,8 @@ pub struct Leadership {
     pub lock_was_ever_held: bool,
     /// Our member's present reign, if the key was its own when it was last read.
     pub reign: Option<Reign>,
+    /// When the newest barrier read that succeeded was *started*, in whatever session.
+    pub read_at: Option<Moment>,
     /// When the newest barrier read that said "the leader is us" was *started*: the key was there at that moment or
     /// later.
     pub mine_at: Option<Moment>,
@@ -86,6 +88,8 @@ pub struct Leadership {
     pub session_timeout: Option<Duration>,
     /// Patroni's ttl, as it was last read.
     pub ttl: Option<Duration>,
+    /// When it was read to have changed.
+    pub ttl_changed: Option<Moment>,
     /// The timeout that sessions had before ttl was raised, and when it was: Patroni's session has the old one until
     /// it has been in contact since.
     pub timeout_before: Option<(Duration, Moment)>,
@@ -194,7 +198,9 @@ impl Leadership {
 
     /// ttl as it was read at `at`.
     pub fn note_ttl(&mut self, ttl: Duration, at: Moment) {
-        if let Some(before) = self.ttl.replace(ttl).filter(|before| *before < ttl) {
+        let Some(before) = self.ttl.replace(ttl).filter(|before| *before != ttl) else { return };
+        self.ttl_changed = Some(at);
+        if before < ttl {
             let shortest = self.shortest(before);
             self.timeout_before = Some((shortest, at));
         }
@@ -212,9 +218,12 @@ impl Leadership {
         before.map_or(granted, |(before, _)| before.min(granted))
     }
 
-    /// A barrier read that was started at `started` says that the key is ours.
-    pub fn note_mine(&mut self, started: Moment) {
-        self.mine_at = self.mine_at.max(Some(started));
+    /// A barrier read that was started at `started` says whether the key is ours.
+    pub fn note_read(&mut self, started: Moment, mine: bool) {
+        self.read_at = self.read_at.max(Some(started));
+        if mine {
+            self.mine_at = self.mine_at.max(Some(started));
+        }
     }
 
     /// The leader key as it was read last.

@@ -373,9 +373,7 @@ impl View {
                 self.take_leader(Fact::new(leader.clone(), Source::Barrier, at), now);
                 self.take_config(Fact::new(config.clone(), Source::Barrier, at));
                 let own = self.identity.member.as_ref();
-                if leader.present().is_some_and(|key| Some(&key.holder) == own) {
-                    self.leadership.note_mine(at);
-                }
+                self.leadership.note_read(at, leader.present().is_some_and(|key| Some(&key.holder) == own));
                 if self.verified.as_ref().is_none_or(|known| known.started <= at) {
                     self.verified = Some(Verification { leader, config, session, started: at, finished });
                     self.barrier_failed = None;

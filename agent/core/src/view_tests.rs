@@ -159,6 +159,18 @@ fn members_that_a_new_session_does_not_mention_have_no_znode() {
 }
 
 #[test]
+fn a_fence_that_was_taken_back_between_two_sessions_is_over() {
+    use crate::fence::tests::fence_record;
+    let record = || fence_record("a", crate::event::Rule::Operator);
+    let stands = |events: &[(u64, Event)]| !after(events.iter().cloned()).leadership.records.is_empty();
+    let read = || Event::TreeRead { latency: Duration::from_millis(1) };
+    let before = [(1, session(1)), (2, record()), (3, read()), (10, lost()), (20, session(2))];
+    assert!(stands(&before), "nothing is known yet");
+    assert!(!stands(&[&before[..], &[(25, read())]].concat()));
+    assert!(stands(&[&before[..], &[(22, record()), (25, read())]].concat()));
+}
+
+#[test]
 fn an_agent_that_a_new_session_finds_in_place_stays_however_old_its_word_is() {
     let agent = |name: &str| Event::Agent { name: name.into(), record: Reading::Unreadable("x".to_string()) };
     let view = after([

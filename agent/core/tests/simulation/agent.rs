@@ -103,6 +103,8 @@ pub struct Agent {
     pub failsafe_heard: Option<u64>,
     /// Since when it runs and is not paused, or is not.
     pub since: u64,
+    /// When it asked a frozen Patroni what is not answered yet.
+    pub question: Option<u64>,
     /// What its rules held back when it was last told.
     held: String,
     wake_at: u64,
@@ -156,6 +158,7 @@ impl Agent {
             stalled: 0,
             failsafe_heard: None,
             since: born,
+            question: None,
             held: "[]".to_owned(),
             wake_at: 0,
             backlog: Vec::new(),
@@ -382,8 +385,19 @@ impl World {
             (false, _) if !patroni.alive => (Heard::PatroniRefuses, self.chance.between(1, 5)),
             _ => (Heard::PatroniSilent, 1000),
         };
+        self.nodes[node].agent.question = matches!(heard, Heard::PatroniSilent).then_some(self.now);
         self.agent_after(node, takes, AgentEvent::Hear(self.now, heard));
         self.agent_after(node, 1000, AgentEvent::AskPatroni);
+    }
+
+    /// A question that waits in front of a frozen Patroni is answered when it thaws.
+    pub fn answer_question(&mut self, node: usize) {
+        if self.nodes[node].patroni.rest != Rest::Hung
+            && let Some(asked) = self.nodes[node].agent.question.take_if(|asked| *asked + 1000 > self.now)
+        {
+            let (heard, pause) = (self.patroni_says(node), self.chance.between(1, 20));
+            self.agent_after(node, pause, AgentEvent::Hear(asked, heard));
+        }
     }
 
     pub fn patroni_says(&mut self, node: usize) -> Heard {

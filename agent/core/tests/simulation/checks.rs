@@ -180,6 +180,15 @@ impl World {
             return Some("ttl was lowered while its agent was cut off");
         }
         if !agent.reaches {
+            if !known.patroni.turns() && recently(known.patroni.since, SILENCE + 1000) {
+                return Some("its agent is cut off, and its Patroni answered 7.5 s ago at most");
+            }
+            // Nothing tells that it was started again, and whose session its contact prolongs, but the lock.
+            let owner = self.zk.keys.iter().rev().find_map(|(_, key)| key.filter(|key| key.node == node));
+            let restarted = owner.is_some_and(|key| known.patroni.session != Some(key.owner));
+            if restarted && !self.setting.alive_lock {
+                return Some("no alive lock: its Patroni was started again unseen before its agent was cut off");
+            }
             // A Patroni that gave its key up and died: the agent cannot know, and waits for the end of the lease.
             let early = self.zk.given_up[node].is_some() && self.zk.given_up[node] == self.zk.lost_at(node);
             let lease = early && self.zk.lost_at(node).is_some_and(|lost| recently(lost, 40_000 + CUT));
@@ -237,7 +246,10 @@ impl World {
         let patroni = &known.patroni;
         let settled = self.now - patroni.since.max(patroni.rest_since) > if waited { 12_500 } else { 2500 };
         let answers = patroni.turns() && settled && patroni.rest != Rest::Hung;
+        // Where another one leads and takes writes already, it was granted before a freeze, and is over.
+        let replaced = self.zk.key.is_some_and(|key| key.node != node && self.nodes[key.node].pg.acknowledges());
         let failsafe = patroni.turns()
+            && !replaced
             && patroni.failsafe_active
             && known.agent.failsafe_heard.is_some_and(|heard| self.now - heard < 19_000);
         if matches!(rule, Rule::Superseded | Rule::Orphaned | Rule::Lease) && failsafe && !waited {

@@ -147,6 +147,8 @@ impl World {
             }
             // The lock was looked at when this is taken in, not when it changed: it may have changed again.
             Heard::Lock(free) if free == held => return,
+            // It was answered meanwhile.
+            Heard::PatroniSilent if agent.question.take_if(|question| *question == asked).is_none() => return,
             Heard::Barrier(..) => agent.knows |= 1,
             Heard::TreeRead(_) => agent.knows |= 2,
             Heard::Pg(whose, ..) if whose == node => agent.knows |= 4,

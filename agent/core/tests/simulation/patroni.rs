@@ -143,6 +143,7 @@ impl World {
         }
         let pause = self.chance.between(2, 1000);
         self.wake_patroni(node, pause);
+        self.answer_question(node);
     }
 
     /// The next round begins after `pause`.
