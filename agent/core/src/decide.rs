@@ -185,11 +185,20 @@ fn next_fence(view: &View, member: &MemberName, policy: &Policy, now: Moment) ->
     match &ordered.outcome {
         None => ordered.at.plus(FENCE_LOST),
         Some((FenceOutcome::Observed, _, _)) => ordered.at.plus(OBSERVED_AGAIN),
+        // It woke and takes writes: what waited in front of it was lost, with the session that it lay in (simulation,
+        // seed 713982).
+        Some((FenceOutcome::Waiting, _, at)) if writable_since(view, member, *at) => now,
         Some((FenceOutcome::Waiting, _, _)) => ordered.at.plus(FENCE_RENEWED),
         // It takes writes again, or the rule would not ask for it.
         Some((FenceOutcome::Confirmed { .. }, _, _)) => now,
         Some((FenceOutcome::Failed(_) | FenceOutcome::Withdrawn(_), _, at)) => at.plus(FENCE_PAUSE),
     }
+}
+
+/// Whether the member's server was asked after `at` and takes writes.
+fn writable_since(view: &View, member: &MemberName, at: Moment) -> bool {
+    let answer = view.members.get(member).and_then(|known| known.postgres.as_ref());
+    answer.is_some_and(|answer| answer.at > at && matches!(answer.value, PostgresAnswer::Writable(_)))
 }
 
 /// Our own fence is over when the server is in recovery or leads again; what a person asked for stays.

@@ -70,8 +70,7 @@ fn a_fence_is_ordered_once_and_again_only_when_its_time_has_come() {
             21_500,
             true,
         ),
-        ("waiting", vec![(20_100, ordered()), (20_200, outcome(FenceOutcome::Waiting))], 25_099, false),
-        ("waiting, renewed", vec![(20_100, ordered()), (20_200, outcome(FenceOutcome::Waiting))], 25_100, true),
+        ("waiting, and awake", vec![(20_100, ordered()), (20_200, outcome(FenceOutcome::Waiting))], 20_221, true),
         (
             "confirmed, and it takes writes again",
             vec![(20_100, ordered()), (20_130, outcome(confirmed()))],
@@ -86,6 +85,22 @@ fn a_fence_is_ordered_once_and_again_only_when_its_time_has_come() {
         assert_eq!(fences, expected, "{name}");
         assert!(wake >= ms(now) && wake <= ms(now + 2000), "{name}: wakes at {wake:?}");
         assert!(!orders(&still(&events, &key("a", 2), now), &Policy::default(), now).0, "{name}: the key is ours");
+    }
+}
+
+#[test]
+fn a_fence_that_waits_in_front_of_a_silent_server_is_renewed() {
+    let mut view = superseded();
+    for (at, event) in [(20_100, ordered()), (20_200, outcome(FenceOutcome::Waiting))] {
+        view.apply(Observed { at: ms(at), event }, ms(at));
+    }
+    let silent = crate::assess::tests::probe("a", PostgresAnswer::Silent("x".to_string()));
+    for (now, expected) in [(25_099, false), (25_100, true)] {
+        let mut view = view.clone();
+        for (at, event) in [(now - 20, silent.clone()), (now - 10, verified(key("b", 2), 1, now))] {
+            view.apply(Observed { at: ms(at), event }, ms(at));
+        }
+        assert_eq!(orders(&view, &Policy::default(), now).0, expected, "at {now}");
     }
 }
 

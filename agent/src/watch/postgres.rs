@@ -29,6 +29,13 @@ const GIVE_UP: Duration = Duration::from_secs(10);
 /// Pause between attempts to connect, while the server cannot be reached.
 const RECONNECT: Duration = Duration::from_millis(500);
 
+/// The same for a local server that listens and takes no sessions: it is on its way up or down, and a handover waits
+/// for the end of that. Each attempt costs it a process of a few milliseconds,
+const TRANSITION: Duration = Duration::from_millis(40);
+
+/// so that it does not go on for longer than a transition usually takes.
+const TRANSITION_LIMIT: Duration = Duration::from_secs(30);
+
 /// One row with everything we want to know. Written so that it works from PostgreSQL 13 on, in and out of
 /// recovery, and reads no user table.
 const QUESTION: &str = "\
@@ -84,12 +91,15 @@ pub async fn watch(
     let (via, sslmode) = (place.source(), place.sslmode(&login));
     let config = client_config(&place, &login);
     let mut watcher = Watcher { member, via, config, sslmode, tcp, had_session: false, probe, events };
+    // Since when it has refused sessions.
+    let mut refusing: Option<Instant> = None;
     loop {
         let asked = Instant::now();
         let at = watcher.events.clock.now();
         match timeout(PERIOD, connect(&watcher.config, watcher.sslmode)).await {
             Ok(Ok((client, connection))) => {
                 watcher.had_session = true;
+                refusing = None;
                 // The driver ends with the connection, and the connection with the client: nothing leaks.
                 tokio::select! {
                     closed = watcher.ask_for_ever(client) => closed?,
@@ -102,12 +112,16 @@ pub async fn watch(
             }
             Ok(Err(error)) => {
                 let answer = watcher.answer_of_failure(&error).await;
+                let refuses = error.code() == Some(&SqlState::CANNOT_CONNECT_NOW);
+                refusing = if refuses { refusing.or(Some(asked)) } else { None };
                 watcher.tell(at, answer).await?;
             }
             Err(_) => watcher.tell(at, PostgresAnswer::Silent("no session within 1 s".to_owned())).await?,
         }
         // Jitter, so that agents which lost the same server do not come back in step.
-        let turn = sleep_until(asked + RECONNECT.mul_f64(rand::random_range(0.75..1.25)));
+        let hurry = via == Source::Socket && refusing.is_some_and(|since| since.elapsed() < TRANSITION_LIMIT);
+        let pause = if hurry { TRANSITION } else { RECONNECT };
+        let turn = sleep_until(asked + pause.mul_f64(rand::random_range(0.75..1.25)));
         tokio::select! {
             () = turn => {}
             () = watcher.probe.notified() => {}

@@ -28,8 +28,8 @@ impl World {
             Guard::KeyIsNot { .. } | Guard::KeyIs { .. } if !unguarded => self.ask_barrier(node, For::Act(act)),
             // Patroni has the last word, and ZooKeeper is asked beside it.
             Guard::NoContact if !unguarded => {
-                let patroni = &self.nodes[node].patroni;
-                let takes = if patroni.alive { self.chance.between(1, 1000) } else { 5 };
+                let most = if self.nodes[node].patroni.rest == Rest::Slow { 900 } else { 20 };
+                let takes = self.chance.between(1, most);
                 self.ask_barrier(node, For::Act(act));
                 self.agent_after(node, takes, AgentEvent::LastWord(act));
             }

@@ -180,8 +180,8 @@ impl World {
             return Some("ttl was lowered while its agent was cut off");
         }
         if !agent.reaches {
-            if !known.patroni.turns() && recently(known.patroni.since, SILENCE + 1000) {
-                return Some("its agent is cut off, and its Patroni answered 7.5 s ago at most");
+            if !known.patroni.turns() && recently(known.patroni.since, SILENCE + 1100) {
+                return Some("its agent is cut off, and its Patroni answered 7.6 s ago at most");
             }
             // Nothing tells that it was started again, and whose session its contact prolongs, but the lock.
             let owner = self.zk.keys.iter().rev().find_map(|(_, key)| key.filter(|key| key.node == node));
