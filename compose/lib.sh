@@ -73,6 +73,9 @@ need_docker() {
     fi
 }
 
+# docker-compose gives the Docker daemon 60 s for an answer; on a busy machine that is not always enough.
+export COMPOSE_HTTP_TIMEOUT=${COMPOSE_HTTP_TIMEOUT:-300}
+
 # The compose plugin where it is there, docker-compose 1.29 otherwise.
 if docker compose version >/dev/null 2>&1; then
     compose_command=(docker compose)
