@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 /// Each agent is asked this often.
 const PERIOD: Duration = Duration::from_millis(200);
 
-/// ZooKeeper dates a transaction when it is proposed; it can be read only when it is on disk.
-const COMMIT: Duration = Duration::from_millis(1000);
+/// ZooKeeper dates a transaction when it is proposed; it can be read only when it is on disk, and disks can be slow.
+const COMMIT: Duration = Duration::from_secs(3);
 
 /// What an agent said of the leader.
 #[derive(Clone, Debug)]
@@ -102,7 +102,7 @@ fn lies(samples: &[Sample], reigns: &[Reign]) -> Vec<String> {
 }
 
 /// An answer may be as old as the oldest fact that it may stand on.
-const OLDEST: Duration = Duration::from_secs(6);
+const OLDEST: Duration = Duration::from_secs(10);
 
 /// Fails if an agent called a member not writable while a client straight at its node had rows acknowledged all the
 /// time, from well before the question to after the answer.
