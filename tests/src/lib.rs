@@ -16,5 +16,6 @@ pub mod watching;
 pub mod writers;
 
 pub mod faults;
+pub mod measure;
 pub mod storm;
 pub mod trial;

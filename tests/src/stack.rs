@@ -60,6 +60,8 @@ pub struct Ports {
 pub struct Stack {
     /// Of the compose project.
     pub project: String,
+    /// Before the containers' names.
+    prefix: String,
     /// What kind of stack it is.
     pub flavor: Flavor,
     /// Where it listens on this machine.
@@ -79,10 +81,39 @@ impl Stack {
             Flavor::Secured => Some(secured::prepare(&root, &root.join("tests/out").join(project)).await?),
             Flavor::Supervised => Some(supervised::prepare(&root, &root.join("tests/out").join(project)).await?),
         };
-        let stack = Self { project: project.to_owned(), flavor, ports: free_ports()?, root, over };
+        let prefix = format!("{project}-");
+        let stack = Self { project: project.to_owned(), prefix, flavor, ports: free_ports()?, root, over };
         let said = stack.compose_up().await?;
         ensure!(said.contains("the cluster is healthy"), "compose/up did not say that it is healthy: {said}");
         Ok(stack)
+    }
+
+    /// The stack that `compose/up` has brought up, found by the same variables.
+    pub fn running() -> anyhow::Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no top")?.to_owned();
+        let text = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+        let port = |name: &str, default: &str| {
+            let text = text(name, default);
+            text.parse().with_context(|| format!("{name} is {text:?} and no port"))
+        };
+        let ports = Ports {
+            master: port("PG_MASTER_PORT", "5433")?,
+            slave: port("PG_SLAVE_PORT", "5434")?,
+            proxy: port("HAPROXY_PORT", "5000")?,
+            stats: port("HAPROXY_STATS_PORT", "7000")?,
+            prometheus: port("PROMETHEUS_PORT", "9090")?,
+        };
+        let flavor = if text("WARDEN_ENSEMBLE", "").is_empty() { Flavor::Single } else { Flavor::Ensemble };
+        let (project, prefix) = (text("COMPOSE_PROJECT_NAME", "warden"), text("WARDEN_PREFIX", ""));
+        Ok(Self { project, prefix, flavor, ports, root, over: None })
+    }
+
+    /// Sets what the agents do: `enforce`, `observe` or `off`.
+    pub async fn mode(&self, mode: &str) -> anyhow::Result<()> {
+        let script = self.root.join("compose/mode");
+        let (status, out, err) = docker::run_with(&script.to_string_lossy(), &[mode], &self.env(), UP).await?;
+        ensure!(status == 0, "compose/mode {mode} ended with {status}:\n{out}\n{err}");
+        Ok(())
     }
 
     /// Runs `compose/up` (again) and returns what it said.
@@ -97,7 +128,7 @@ impl Stack {
         let Ports { master, slave, proxy, stats, prometheus } = self.ports;
         let mut env = vec![
             ("COMPOSE_PROJECT_NAME".to_owned(), self.project.clone()),
-            ("WARDEN_PREFIX".to_owned(), format!("{}-", self.project)),
+            ("WARDEN_PREFIX".to_owned(), self.prefix.clone()),
             // Built once for all stacks, by tests/run.
             ("WARDEN_BUILD".to_owned(), "no".to_owned()),
             ("WARDEN_WAIT".to_owned(), HEALTHY.as_secs().to_string()),
@@ -126,7 +157,7 @@ impl Stack {
 
     /// The container of a service.
     pub fn container(&self, service: &str) -> Container {
-        Container(format!("{}-{service}", self.project))
+        Container(format!("{}{service}", self.prefix))
     }
 
     /// The containers of ZooKeeper's servers.

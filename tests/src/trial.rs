@@ -19,6 +19,8 @@ pub struct Outcome {
     pub led: String,
     /// When it began.
     pub struck: Instant,
+    /// The same by the wall clock, as logs have it.
+    pub struck_at: SystemTime,
     /// When it was healed.
     pub healed: Instant,
     /// What the clients saw.
@@ -45,6 +47,12 @@ impl Outcome {
     pub fn fenced_by(&self, rule: &str) -> anyhow::Result<()> {
         let by: Vec<_> = self.fences().iter().filter_map(|fence| fence.field("rule")).map(str::to_owned).collect();
         ensure!(by.iter().any(|known| known == rule), "not fenced by the rule {rule}, but by {by:?}");
+        Ok(())
+    }
+
+    /// Fails if nobody was fenced. Which rule comes first, with another leader or with none, is a matter of milliseconds.
+    pub fn somebody_fenced(&self) -> anyhow::Result<()> {
+        ensure!(!self.fences().is_empty(), "nobody was fenced");
         Ok(())
     }
 
@@ -101,12 +109,14 @@ impl Observed {
 pub async fn run(stack: &Stack, fault: Fault, commit: Commit) -> anyhow::Result<Outcome> {
     let leader = Leader::find(stack).await?;
     let observed = Observed::start(stack, commit).await?;
+    // Some rows on each route.
+    sleep(Duration::from_secs(2)).await;
     with(stack, fault, leader, observed).await
 }
 
 /// The same with writers that are at work already.
 pub async fn with(stack: &Stack, fault: Fault, leader: Leader, observed: Observed) -> anyhow::Result<Outcome> {
-    let struck = Instant::now();
+    let (struck, struck_at) = (Instant::now(), SystemTime::now());
     let stricken = fault.strike(stack, &leader).await.with_context(|| format!("{fault} could not be done"));
     let replaced = if stricken.is_ok() && fault.replaces() { leader.replaced(stack).await } else { Ok(()) };
     sleep(fault.lingers()).await;
@@ -116,7 +126,7 @@ pub async fn with(stack: &Stack, fault: Fault, leader: Leader, observed: Observe
     healed?;
     replaced?;
     let (led, report, lines, samples) = observed.end(stack).await?;
-    Ok(Outcome { leader, led, struck, healed: healed_at, report, lines, samples })
+    Ok(Outcome { leader, led, struck, struck_at, healed: healed_at, report, lines, samples })
 }
 
 /// Sets the cluster's mode, and waits until the standby is what it should be.

@@ -150,6 +150,11 @@ impl Writers {
         Ok(writers)
     }
 
+    /// For looking on while they write.
+    pub fn pulse(&self) -> Pulse {
+        Pulse { stories: self.stories.clone() }
+    }
+
     /// What the writer on `route` went through so far.
     pub fn story(&self, route: Route) -> Story {
         self.stories
@@ -176,6 +181,19 @@ impl Writers {
     }
 }
 
+/// How many rows each writer had acknowledged, at any time.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    stories: BTreeMap<Route, Arc<Mutex<Story>>>,
+}
+
+impl Pulse {
+    /// By now, on `route`.
+    pub fn acknowledged(&self, route: Route) -> usize {
+        self.stories.get(&route).map_or(0, |story| story.lock().unwrap_or_else(PoisonError::into_inner).acks.len())
+    }
+}
+
 /// What the clients saw.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -193,6 +211,20 @@ impl Report {
     /// Rows acknowledged on all routes together.
     pub fn acknowledged(&self) -> usize {
         self.stories.values().map(|story| story.acks.len()).sum()
+    }
+
+    /// The longest time in which nobody had a row acknowledged straight from a node, and when it began: how long there
+    /// was no primary.
+    pub fn nobody_writable(&self) -> Option<(Duration, Instant)> {
+        let straight = self.stories.iter().filter(|(route, _)| matches!(route, Route::Node(_)));
+        let mut times: Vec<Instant> = straight.flat_map(|(_, story)| story.acks.iter().map(|ack| ack.at)).collect();
+        times.sort_unstable();
+        times.iter().zip(times.iter().skip(1)).map(|(a, b)| (*b - *a, *a)).max()
+    }
+
+    /// The longest time without an acknowledgement on `route`.
+    pub fn outage(&self, route: Route) -> Duration {
+        self.stories.get(&route).and_then(Story::longest_outage).map_or(Duration::ZERO, |(outage, _)| outage)
     }
 
     /// Fails if two servers took writes at once.
