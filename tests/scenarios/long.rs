@@ -2,10 +2,11 @@
 
 use crate::fencing::few_on_waking;
 use crate::{LIMIT, Scenario};
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::time::sleep;
 use warden_e2e::faults::Fault;
+use warden_e2e::promise::kept;
 use warden_e2e::stack::{Flavor, NODES, Stack};
 use warden_e2e::trial::{self, Observed};
 use warden_e2e::writers::Commit;
@@ -139,7 +140,7 @@ async fn take(stack: &Stack, turn: Turn) -> anyhow::Result<usize> {
     let (_, report, lines, _) = observed.end(stack).await?;
     report.nothing_lost_and_no_two_primaries()?;
     let fences = fences::carried_out(&lines);
-    ensure!(fences.is_empty(), "somebody was fenced: {fences:#?}");
+    kept(fences.is_empty(), || format!("somebody was fenced: {fences:#?}"))?;
     Ok(0)
 }
 

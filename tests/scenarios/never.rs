@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use warden_e2e::fences;
+use warden_e2e::promise::kept;
 use warden_e2e::stack::Stack;
 use warden_e2e::trial::Observed;
 use warden_e2e::wait;
@@ -24,8 +25,7 @@ where
     // Observed::end has looked for fences of a leader. Here even one of somebody who leads no more would be strange:
     // its Patroni was well all the time.
     let fences = fences::carried_out(&lines);
-    ensure!(fences.is_empty(), "somebody was fenced: {fences:#?}");
-    Ok(())
+    kept(fences.is_empty(), || format!("somebody was fenced: {fences:#?}"))
 }
 
 /// ZooKeeper restarted again and again, ttl changed, maintenance mode on and off.

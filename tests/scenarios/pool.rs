@@ -3,15 +3,19 @@
 use crate::{Outcome, Scenario};
 use anyhow::Context;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::runtime::Runtime;
 use warden_e2e::stack::{self, Flavor, Stack};
-use warden_e2e::truth;
+use warden_e2e::{promise, truth};
 
 /// Projects of the tests begin so, unless `WARDEN_TEST_PREFIX` says otherwise: what an earlier run left behind is
 /// removed by it, so two runs on one machine need two.
 const PREFIX: &str = "wardentest";
+
+/// So many scenarios of a run may fail once.
+const SECOND_TRIES: usize = 2;
 
 /// Stacks, and the runtime that everything runs on.
 #[derive(Clone)]
@@ -23,6 +27,8 @@ struct Inner {
     given_back: Condvar,
     most: usize,
     prefix: String,
+    /// Scenarios that failed once.
+    tried_again: AtomicUsize,
     out: PathBuf,
 }
 
@@ -46,6 +52,7 @@ impl Pool {
             given_back: Condvar::new(),
             most: most.max(1),
             prefix: format!("{}-s", std::env::var("WARDEN_TEST_PREFIX").unwrap_or_else(|_| PREFIX.to_owned())),
+            tried_again: AtomicUsize::new(0),
             out,
         }));
         let listing = std::env::args().any(|argument| argument == "--list");
@@ -59,8 +66,24 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Runs a scenario on a healthy stack of `flavor`. A stack on which one failed is thrown away.
+    /// Runs a scenario. One that fails is tried again on a new stack, and that is said, unless a promise was broken: then
+    /// it has failed. A machine that is busy with others may be the cause now and then; more than [`SECOND_TRIES`] in a
+    /// run are no accident any more.
     pub(crate) fn run(&self, scenario: &Scenario) -> Outcome {
+        let first = match self.attempt(scenario) {
+            Err(error) if !promise::is_broken(&error) => error,
+            other => return other,
+        };
+        let before = self.0.tried_again.fetch_add(1, Ordering::SeqCst);
+        if before >= SECOND_TRIES {
+            return Err(first.context(format!("and {before} scenarios have failed once already")));
+        }
+        eprintln!("      {}: FAILED ONCE, and is tried again on a new stack; why: {first:#}", scenario.name);
+        self.attempt(scenario).with_context(|| format!("at the second attempt; at the first: {first:#}"))
+    }
+
+    /// Runs a scenario on a healthy stack of its flavor. A stack on which one failed is thrown away.
+    fn attempt(&self, scenario: &Scenario) -> Outcome {
         let name = scenario.name.as_str();
         let stack = self.take(scenario.flavor)?;
         let started = Instant::now();

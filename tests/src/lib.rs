@@ -11,6 +11,7 @@ pub mod wait;
 
 pub mod fences;
 pub mod history;
+pub mod promise;
 pub mod truth;
 pub mod watching;
 pub mod writers;

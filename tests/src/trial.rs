@@ -2,6 +2,7 @@
 
 use crate::faults::{Fault, Leader};
 use crate::fences::{self, Line};
+use crate::promise::kept;
 use crate::stack::Stack;
 use crate::watching::{Sample, Watching};
 use crate::writers::{Commit, Report, Writers};
@@ -59,8 +60,7 @@ impl Outcome {
     /// Fails if anybody was fenced at all.
     pub fn nobody_fenced(&self) -> anyhow::Result<()> {
         let fences = self.fences();
-        ensure!(fences.is_empty(), "somebody was fenced: {fences:#?}");
-        Ok(())
+        kept(fences.is_empty(), || format!("somebody was fenced: {fences:#?}"))
     }
 }
 

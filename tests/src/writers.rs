@@ -4,6 +4,7 @@
 //! Each acknowledgement carries the timeline that the server was on, so that "two nodes took writes at once"
 //! needs no clock but ours: a row acknowledged on an older timeline *after* one on a newer timeline.
 
+use crate::promise::kept;
 use crate::stack::{NODES, Stack, session_as, wait_for_session};
 use anyhow::{Context, ensure};
 use std::collections::{BTreeMap, BTreeSet};
@@ -229,8 +230,7 @@ impl Report {
 
     /// Fails if two servers took writes at once.
     pub fn no_two_primaries(&self) -> anyhow::Result<()> {
-        ensure!(self.dual.is_zero(), "two servers took writes at once for {:?}", self.dual);
-        Ok(())
+        kept(self.dual.is_zero(), || format!("two servers took writes at once for {:?}", self.dual))
     }
 
     /// Fails if an acknowledged row is lost or two servers took writes at once.
@@ -240,7 +240,9 @@ impl Report {
             self.stories.get(&Route::Proxy).and_then(|story| story.acks.last()).context("nothing was written")?;
         let quiet = self.stopped.saturating_duration_since(last.at);
         ensure!(quiet < Duration::from_secs(30), "nothing went through the proxy in the last {quiet:?}: {self}");
-        ensure!(self.lost.is_empty(), "{} acknowledged rows are lost: {:?}", self.lost.len(), self.lost.first());
+        kept(self.lost.is_empty(), || {
+            format!("{} acknowledged rows are lost: {:?}", self.lost.len(), self.lost.first())
+        })?;
         self.no_two_primaries()
     }
 }
