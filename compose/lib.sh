@@ -73,6 +73,9 @@ need_docker() {
     fi
 }
 
+# docker-compose gives the Docker daemon 60 s for an answer; on a busy machine that is not always enough.
+export COMPOSE_HTTP_TIMEOUT=${COMPOSE_HTTP_TIMEOUT:-300}
+
 # The compose plugin where it is there, docker-compose 1.29 otherwise.
 if docker compose version >/dev/null 2>&1; then
     compose_command=(docker compose)
@@ -86,6 +89,29 @@ compose() {
     if [ -n "${WARDEN_ENSEMBLE:-}" ]; then files+=(-f "$compose_dir/ensemble.yml"); fi
     for file in ${WARDEN_COMPOSE_FILES:-}; do files+=(-f "$file"); done
     "${compose_command[@]}" "${files[@]}" "$@"
+}
+
+# What the agents of the running stack do: enforce, observe or off. Nothing where there is no stack.
+fencing_mode() {
+    docker inspect --format '{{ range .Config.Env }}{{ println . }}{{ end }}' "${prefix}warden-pg-master" 2>/dev/null |
+        sed -n 's/^WARDEN_FENCING_MODE=//p' || true
+}
+
+# use_mode MODE: what compose is told so that the agents are in that mode. In enforce they have compose/warden/ as it is.
+# In the others they have it with all that acts switched off, so that the stack is as it would be without Warden.
+use_mode() {
+    export WARDEN_FENCING_MODE=$1
+    unset WARDEN_AGENTS
+    case "$1" in
+    '' | enforce) return ;;
+    esac
+    export WARDEN_AGENTS=$root/target/agents-$1
+    mkdir -p "$WARDEN_AGENTS"
+    local file
+    for file in "$compose_dir"/warden/*.yml; do
+        sed -e "s/^  mode: enforce$/  mode: $1/" -e 's/^  enabled: true$/  enabled: false/' \
+            -e 's/^  handover: true$/  handover: false/' "$file" >"$WARDEN_AGENTS/$(basename "$file")"
+    done
 }
 
 # fingerprint PATH...: changes when any file below the paths does.

@@ -2,16 +2,18 @@
 //! who leads.
 
 use anyhow::{Context, ensure};
+use std::time::SystemTime;
 use warden_e2e::stack::Stack;
-use warden_e2e::truth;
 use warden_e2e::watching::{Watching, writable_was_true};
 use warden_e2e::writers::{Commit, Writers};
+use warden_e2e::{fences, truth};
 
 async fn leader(stack: &Stack) -> anyhow::Result<String> {
     Ok(truth::all_well(stack).await?.leader.context("no leader")?.0)
 }
 
 pub(crate) async fn switchover_there_and_back(stack: &Stack) -> anyhow::Result<()> {
+    let begin = SystemTime::now();
     let first = leader(stack).await?;
     let writers = Writers::start(stack, Commit::Synchronous).await?;
     let watching = Watching::start(stack);
@@ -31,6 +33,10 @@ pub(crate) async fn switchover_there_and_back(stack: &Stack) -> anyhow::Result<(
     let report = writers.stop(stack).await?;
     report.nothing_lost_and_no_two_primaries()?;
     eprintln!("      {report}");
+    let lines = fences::lines_since(stack, begin).await?;
+    fences::none_of_a_leader(stack, &lines).await?;
+    let handed_over = lines.iter().filter(|line| line.text.contains("leader key released")).count();
+    ensure!(handed_over > 0, "in neither of two switchovers was the key handed over");
     Ok(())
 }
 

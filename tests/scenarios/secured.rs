@@ -3,11 +3,11 @@
 
 use anyhow::{Context, ensure};
 use std::time::Duration;
-use warden_e2e::stack::{NODES, Stack, session};
+use warden_e2e::stack::{NODES, Stack, wait_for_session};
 use warden_e2e::{truth, wait};
 
 pub(crate) async fn tls_and_passwords(stack: &Stack) -> anyhow::Result<()> {
-    let plain = stack.container("pg-master").exec(&["curl", "-sS", "-m", "3", "http://127.0.0.1:8008/patroni"]).await;
+    let plain = stack.container("pg-master").exec(&["curl", "-sS", "-m", "20", "http://127.0.0.1:8008/patroni"]).await;
     ensure!(plain.is_err(), "Patroni's REST API answers without TLS: {plain:?}");
     for (node, member) in NODES {
         for agent in warden_e2e::stack::AGENTS {
@@ -17,11 +17,11 @@ pub(crate) async fn tls_and_passwords(stack: &Stack) -> anyhow::Result<()> {
             ensure!(answer == "answering", "{agent} says of {member}'s Patroni: {answer}");
         }
         // The agents that are not beside it come over TCP, and encrypted.
-        let client = session(stack.node_port(node)).await?;
+        let client = wait_for_session(stack.node_port(node), Duration::from_secs(120)).await?;
         let question = "SELECT count(*) FILTER (WHERE ssl), count(*) FILTER (WHERE NOT ssl AND client_addr IS NOT NULL), \
             count(*) FILTER (WHERE client_addr IS NULL) \
             FROM pg_stat_activity JOIN pg_stat_ssl USING (pid) WHERE application_name = 'warden'";
-        wait::until("the agents' sessions", Duration::from_secs(10), || async {
+        wait::until("the agents' sessions", Duration::from_secs(120), || async {
             let row = client.query_one(question, &[]).await?;
             let (encrypted, open, local): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
             ensure!(

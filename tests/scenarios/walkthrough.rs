@@ -3,8 +3,11 @@
 use anyhow::{Context, ensure};
 use std::time::Duration;
 use warden_e2e::docker;
-use warden_e2e::stack::{NODES, Stack, session, wait_for_session};
+use warden_e2e::stack::{NODES, Stack, wait_for_session};
 use warden_e2e::{truth, wait};
+
+/// For each step: seconds are usual, but the machine may be busy with others.
+const LIMIT: Duration = Duration::from_secs(120);
 
 pub(crate) async fn walkthrough(stack: &Stack) -> anyhow::Result<()> {
     let truth = truth::all_well(stack).await?;
@@ -15,12 +18,17 @@ pub(crate) async fn walkthrough(stack: &Stack) -> anyhow::Result<()> {
     // 1. Everything is up, and the logs show the secondary as one.
     for service in ["zoo", "pg-master", "pg-slave", "haproxy", "warden-pg-master", "warden-pg-slave", "warden-haproxy"]
     {
-        let health = stack.container(service).inspect("{{ .State.Health.Status }}").await?;
-        ensure!(health == "healthy", "{service} is {health}");
+        // A busy machine can make a health check late.
+        wait::until("it is healthy", LIMIT, || async {
+            let health = stack.container(service).inspect("{{ .State.Health.Status }}").await?;
+            ensure!(health == "healthy", "{service} is {health}");
+            Ok(())
+        })
+        .await?;
     }
     let log = stack.container(secondary).logs().await?;
     let line = format!("I am ({standby}), a secondary, and following a leader ({leader})");
-    wait::until("the secondary's log says so", Duration::from_secs(15), || async {
+    wait::until("the secondary's log says so", LIMIT, || async {
         let log = stack.container(secondary).logs().await?;
         ensure!(log.contains(&line), "no {line:?} in the log");
         Ok(())
@@ -29,7 +37,7 @@ pub(crate) async fn walkthrough(stack: &Stack) -> anyhow::Result<()> {
     .with_context(|| log.lines().rev().take(5).collect::<Vec<_>>().join("\n"))?;
 
     // And Prometheus has everybody's metrics.
-    wait::until("Prometheus scrapes everybody", Duration::from_secs(40), || async {
+    wait::until("Prometheus scrapes everybody", LIMIT, || async {
         let url = format!("http://127.0.0.1:{}/api/v1/query?query=up", stack.ports.prometheus);
         let answer: serde_json::Value = reqwest::get(&url).await?.error_for_status()?.json().await?;
         let targets = answer["data"]["result"].as_array().context("no result")?;
@@ -40,13 +48,13 @@ pub(crate) async fn walkthrough(stack: &Stack) -> anyhow::Result<()> {
     .await?;
 
     // 2. A client connects to both nodes.
-    let on_primary = session(stack.node_port(primary)).await.context("the primary")?;
-    let on_secondary = session(stack.node_port(secondary)).await.context("the secondary")?;
+    let on_primary = wait_for_session(stack.node_port(primary), LIMIT).await.context("the primary")?;
+    let on_secondary = wait_for_session(stack.node_port(secondary), LIMIT).await.context("the secondary")?;
 
     // 3. A table is made and filled on the primary; the rows show up on the secondary.
     on_primary.batch_execute("DROP TABLE IF EXISTS walk; CREATE TABLE walk (id int PRIMARY KEY, what text)").await?;
     on_primary.batch_execute("INSERT INTO walk SELECT i, 'row ' || i FROM generate_series(1, 100) i").await?;
-    wait::until("the rows show up on the secondary", Duration::from_secs(10), || async {
+    wait::until("the rows show up on the secondary", LIMIT, || async {
         let count: i64 = on_secondary.query_one("SELECT count(*) FROM walk", &[]).await?.get(0);
         ensure!(count == 100, "{count} rows");
         Ok(())
@@ -60,12 +68,12 @@ pub(crate) async fn walkthrough(stack: &Stack) -> anyhow::Result<()> {
     ensure!(code.as_deref() == Some("25006"), "refused for another reason than being read-only: {why}");
 
     // 5. HAProxy's log and its statistics show traffic going to the primary only.
-    let through_proxy = session(stack.ports.proxy).await?;
+    let through_proxy = wait_for_session(stack.ports.proxy, LIMIT).await?;
     let address: String = through_proxy.query_one("SELECT host(inet_server_addr())", &[]).await?.get(0);
     ensure!(address == stack.container(primary).ip().await?.to_string(), "the proxy leads to {address}");
     through_proxy.execute("INSERT INTO walk VALUES (101, 'through the proxy')", &[]).await?;
     drop(through_proxy);
-    wait::until("HAProxy's log shows the session", Duration::from_secs(10), || async {
+    wait::until("HAProxy's log shows the session", LIMIT, || async {
         let log = stack.container("haproxy").logs().await?;
         ensure!(log.contains(&format!("postgres/{primary}")), "no session to {primary} in the log");
         Ok(())
@@ -79,7 +87,7 @@ pub(crate) async fn walkthrough(stack: &Stack) -> anyhow::Result<()> {
     // 6. The secondary's container is killed: HAProxy notices, and writing through the proxy goes on.
     let killed = stack.container(secondary);
     killed.kill().await?;
-    wait::until("HAProxy's log shows the secondary going away", Duration::from_secs(20), || async {
+    wait::until("HAProxy's log shows the secondary going away", LIMIT, || async {
         let log = stack.container("haproxy").logs().await?;
         let gone = |line: &&str| {
             line.contains(&format!("Health check for server postgres/{secondary} failed")) && line.contains("Layer4")
@@ -88,10 +96,10 @@ pub(crate) async fn walkthrough(stack: &Stack) -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    let through_proxy = wait_for_session(stack.ports.proxy, Duration::from_secs(10)).await?;
+    let through_proxy = wait_for_session(stack.ports.proxy, LIMIT).await?;
     // Synchronous mode: the first commit waits until Patroni has given up the standby that is gone.
     let insert = through_proxy.execute("INSERT INTO walk VALUES (102, 'without a secondary')", &[]);
-    tokio::time::timeout(Duration::from_secs(60), insert).await.context("no write without a secondary")??;
+    tokio::time::timeout(LIMIT, insert).await.context("no write without a secondary")??;
     let count: i64 = on_primary.query_one("SELECT count(*) FROM walk WHERE id > 100", &[]).await?.get(0);
     ensure!(count == 2, "{count} of the proxy's 2 rows are in the primary");
     let sessions = stats(stack, secondary).await?.sessions;

@@ -8,7 +8,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 /// Enough for `docker stop` with its grace period on a busy machine.
-const LIMIT: Duration = Duration::from_secs(90);
+pub const LIMIT: Duration = Duration::from_secs(240);
 
 /// Runs `program` and returns its standard output. The error holds what it said.
 pub async fn run(program: &str, args: &[&str]) -> anyhow::Result<String> {
@@ -146,6 +146,24 @@ impl Container {
     /// Undoes [`Container::cut`].
     pub async fn heal(&self, peers: &[IpAddr]) -> anyhow::Result<()> {
         self.filter("-D", peers).await
+    }
+
+    /// For `time`, answers what it sends to `port` of `peer` with RST: open connections end, new ones are refused.
+    pub async fn refuse(&self, peer: IpAddr, port: u16, time: Duration) -> anyhow::Result<()> {
+        let (pid, peer, port) = (self.pid().await?.to_string(), peer.to_string(), port.to_string());
+        let rule = |what| {
+            let command =
+                ["-t", &pid, "-n", "iptables", "-w", what, "OUTPUT", "-p", "tcp", "-d", &peer, "--dport", &port];
+            let target = ["-j", "REJECT", "--reject-with", "tcp-reset"];
+            [command.as_slice(), &target].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let call = async |what| {
+            let rule = rule(what);
+            run("nsenter", &rule.iter().map(String::as_str).collect::<Vec<_>>()).await
+        };
+        call("-I").await?;
+        tokio::time::sleep(time).await;
+        call("-D").await.map(drop)
     }
 
     async fn filter(&self, what: &str, peers: &[IpAddr]) -> anyhow::Result<()> {

@@ -6,9 +6,17 @@
 pub mod docker;
 pub mod secured;
 pub mod stack;
+pub mod supervised;
 pub mod wait;
 
+pub mod fences;
 pub mod history;
+pub mod promise;
 pub mod truth;
 pub mod watching;
 pub mod writers;
+
+pub mod faults;
+pub mod measure;
+pub mod storm;
+pub mod trial;

@@ -2,16 +2,22 @@
 //! does not collide with a running `compose/up`. It is brought up by `compose/up` itself.
 
 use crate::docker::{self, Container};
-use crate::{secured, wait};
+use crate::{secured, supervised, wait};
 use anyhow::{Context, ensure};
 use serde_json::Value;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio_postgres::{Client, Config, NoTls};
 
-/// How long `compose/up` may take once the images are there.
-const UP: Duration = Duration::from_secs(420);
+/// How long `compose/up` may take once the images are there, and how long it waits for a healthy cluster. Half a minute
+/// is usual; a machine that is busy with others may need many times that.
+const UP: Duration = Duration::from_secs(1200);
+const HEALTHY: Duration = Duration::from_secs(600);
+
+/// Linux gives clients ports from 32768 on.
+const PORTS: std::ops::Range<u16> = 22000..32000;
 
 /// Which stack a test needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +29,9 @@ pub enum Flavor {
     Ensemble,
     /// One ZooKeeper server; TLS and passwords wherever Patroni and PostgreSQL have them ([`crate::secured`]).
     Secured,
+    /// One ZooKeeper server; Patroni is not its container's process, so that PostgreSQL outlives it
+    /// ([`crate::supervised`]).
+    Supervised,
 }
 
 /// The two nodes: container and member name.
@@ -51,6 +60,8 @@ pub struct Ports {
 pub struct Stack {
     /// Of the compose project.
     pub project: String,
+    /// Before the containers' names.
+    prefix: String,
     /// What kind of stack it is.
     pub flavor: Flavor,
     /// Where it listens on this machine.
@@ -68,11 +79,41 @@ impl Stack {
             Flavor::Single => None,
             Flavor::Ensemble => Some(root.join("tests/ensemble-known.yml")),
             Flavor::Secured => Some(secured::prepare(&root, &root.join("tests/out").join(project)).await?),
+            Flavor::Supervised => Some(supervised::prepare(&root, &root.join("tests/out").join(project)).await?),
         };
-        let stack = Self { project: project.to_owned(), flavor, ports: free_ports()?, root, over };
+        let prefix = format!("{project}-");
+        let stack = Self { project: project.to_owned(), prefix, flavor, ports: free_ports()?, root, over };
         let said = stack.compose_up().await?;
         ensure!(said.contains("the cluster is healthy"), "compose/up did not say that it is healthy: {said}");
         Ok(stack)
+    }
+
+    /// The stack that `compose/up` has brought up, found by the same variables.
+    pub fn running() -> anyhow::Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no top")?.to_owned();
+        let text = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+        let port = |name: &str, default: &str| {
+            let text = text(name, default);
+            text.parse().with_context(|| format!("{name} is {text:?} and no port"))
+        };
+        let ports = Ports {
+            master: port("PG_MASTER_PORT", "5433")?,
+            slave: port("PG_SLAVE_PORT", "5434")?,
+            proxy: port("HAPROXY_PORT", "5000")?,
+            stats: port("HAPROXY_STATS_PORT", "7000")?,
+            prometheus: port("PROMETHEUS_PORT", "9090")?,
+        };
+        let flavor = if text("WARDEN_ENSEMBLE", "").is_empty() { Flavor::Single } else { Flavor::Ensemble };
+        let (project, prefix) = (text("COMPOSE_PROJECT_NAME", "warden"), text("WARDEN_PREFIX", ""));
+        Ok(Self { project, prefix, flavor, ports, root, over: None })
+    }
+
+    /// Sets what the agents do: `enforce`, `observe` or `off`.
+    pub async fn mode(&self, mode: &str) -> anyhow::Result<()> {
+        let script = self.root.join("compose/mode");
+        let (status, out, err) = docker::run_with(&script.to_string_lossy(), &[mode], &self.env(), UP).await?;
+        ensure!(status == 0, "compose/mode {mode} ended with {status}:\n{out}\n{err}");
+        Ok(())
     }
 
     /// Runs `compose/up` (again) and returns what it said.
@@ -87,9 +128,10 @@ impl Stack {
         let Ports { master, slave, proxy, stats, prometheus } = self.ports;
         let mut env = vec![
             ("COMPOSE_PROJECT_NAME".to_owned(), self.project.clone()),
-            ("WARDEN_PREFIX".to_owned(), format!("{}-", self.project)),
+            ("WARDEN_PREFIX".to_owned(), self.prefix.clone()),
             // Built once for all stacks, by tests/run.
             ("WARDEN_BUILD".to_owned(), "no".to_owned()),
+            ("WARDEN_WAIT".to_owned(), HEALTHY.as_secs().to_string()),
         ];
         let ports = [
             ("PG_MASTER_PORT", master),
@@ -115,13 +157,13 @@ impl Stack {
 
     /// The container of a service.
     pub fn container(&self, service: &str) -> Container {
-        Container(format!("{}-{service}", self.project))
+        Container(format!("{}{service}", self.prefix))
     }
 
     /// The containers of ZooKeeper's servers.
     pub fn zookeepers(&self) -> Vec<Container> {
         let names: &[&str] = match self.flavor {
-            Flavor::Single | Flavor::Secured => &["zoo"],
+            Flavor::Single | Flavor::Secured | Flavor::Supervised => &["zoo"],
             Flavor::Ensemble => &["zoo", "zoo2", "zoo3"],
         };
         names.iter().map(|name| self.container(name)).collect()
@@ -160,6 +202,12 @@ impl Stack {
         node.exec(&[&["patronictl", "-c", file], args].concat()).await
     }
 
+    /// Changes one of Patroni's dynamic settings, like `ttl`; `null` takes it away.
+    pub async fn configure(&self, key: &str, value: &str) -> anyhow::Result<()> {
+        let setting = format!("{key}={value}");
+        self.patronictl(&["edit-config", "my_cluster", "--force", "-s", &setting]).await.map(drop)
+    }
+
     /// Asks for a switchover away from `leader`, and returns when Patroni says that it is done.
     pub async fn switchover(&self, leader: &str) -> anyhow::Result<String> {
         let candidate = other(leader);
@@ -190,10 +238,15 @@ pub fn other(member: &str) -> &'static str {
     if member == "postgresql0" { "postgresql1" } else { "postgresql0" }
 }
 
-/// A session with a server of the stack on this machine's `port`.
+/// A superuser's session with a server of the stack on this machine's `port`.
 pub async fn session(port: u16) -> anyhow::Result<Client> {
+    session_as(port, "postgres").await
+}
+
+/// A session of `user`, whose password is the same as the name.
+pub async fn session_as(port: u16, user: &str) -> anyhow::Result<Client> {
     let mut config = Config::new();
-    config.host("127.0.0.1").port(port).user("postgres").password("postgres").dbname("postgres");
+    config.host("127.0.0.1").port(port).user(user).password(user).dbname("postgres");
     config.connect_timeout(Duration::from_secs(2)).application_name("warden-e2e");
     let connecting = tokio::time::timeout(Duration::from_secs(3), config.connect(NoTls));
     let (client, connection) = connecting.await.context("no session within 3 s")??;
@@ -234,16 +287,24 @@ async fn remove_project(project: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ports that nobody listens on now. They are given back before they are used; a clash fails `compose/up` loudly.
+/// Five ports that nobody listens on now, below those that the kernel gives to clients: a node that is started again
+/// would find its port taken by one of the writers, and a writer that knocks at a closed port be connected to itself.
+/// Each call begins where the last one ended, so stacks that come up at once do not meet.
 fn free_ports() -> anyhow::Result<Ports> {
-    let held: Vec<TcpListener> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    let ports: Vec<u16> = held.iter().map(|held| Ok(held.local_addr()?.port())).collect::<std::io::Result<_>>()?;
-    match ports.as_slice() {
-        [master, slave, proxy, stats, prometheus] => {
-            Ok(Ports { master: *master, slave: *slave, proxy: *proxy, stats: *stats, prometheus: *prometheus })
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let seed = std::process::id().wrapping_mul(97);
+    let mut found = Vec::new();
+    for _ in 0..PORTS.len() {
+        let nth = seed.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % u32::from(PORTS.end - PORTS.start);
+        let port = PORTS.start + u16::try_from(nth)?;
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            found.push(port);
         }
-        _ => anyhow::bail!("five ports were wanted"),
+        if let [master, slave, proxy, stats, prometheus] = *found.as_slice() {
+            return Ok(Ports { master, slave, proxy, stats, prometheus });
+        }
     }
+    anyhow::bail!("not five of the ports {PORTS:?} are free")
 }
 
 /// Waits until a TCP port on this machine accepts a PostgreSQL session.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How long agents have to come to the truth once the cluster itself is well again.
-pub const SETTLE: Duration = Duration::from_secs(120);
+pub const SETTLE: Duration = Duration::from_secs(300);
 
 /// A server as it says itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

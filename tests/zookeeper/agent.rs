@@ -192,7 +192,7 @@ impl Agent {
         for _ in 0..passes {
             let mark = self.mark();
             let synced = |update: &Update| matches!(update, Update::Synced { .. }).then_some(());
-            self.wait(mark, "a whole pass", Duration::from_secs(5), synced).await?;
+            self.wait(mark, "a whole pass", Duration::from_secs(30), synced).await?;
         }
         Ok(())
     }

@@ -10,10 +10,11 @@ use tokio::time::sleep;
 use warden::watch::zookeeper::Node;
 use warden_e2e::wait::until;
 
-/// What happened while the connection was away is known this soon after it could be had again.
-const SOON: Duration = Duration::from_secs(3);
+/// What happened while the connection was away is known once it can be had again: within seconds, but the machine may
+/// be busy with others.
+const SOON: Duration = Duration::from_secs(30);
 
-const LONG: Duration = Duration::from_secs(10);
+const LONG: Duration = Duration::from_secs(60);
 
 /// Fails for a client that lets the library reconnect: the session survives, every watch is silently lost, and
 /// nobody is told.
@@ -53,7 +54,7 @@ async fn broken(scope: &str, hurt: fn(&Relay)) -> anyhow::Result<()> {
     ensure!(stat.ephemeral_owner == first.id, "this test is about a session that survives on the server");
     relay.greet(Greeting::Forward);
 
-    agent.lost(mark, Duration::ZERO).await?;
+    agent.lost(mark, LONG).await?;
     let second = agent.connected(mark, SOON).await?;
     ensure!(second.id != first.id, "a new connection in the old session, without its watches");
     let member = |name: &str| Node::Member(name.to_owned());
@@ -128,7 +129,7 @@ pub async fn hung() -> anyhow::Result<()> {
     let mark = agent.mark();
     relay.greet(Greeting::Hold);
     relay.hold();
-    agent.lost(mark, Duration::from_secs(4)).await?;
+    agent.lost(mark, LONG).await?;
     until("the server gives the session up", LONG, || async {
         ensure!(raw.get(&names.agent()).await?.is_none(), "our znode is still there");
         Ok(())

@@ -13,11 +13,11 @@ use warden::watch::zookeeper::{self, EndReason, Node, Update};
 use warden_e2e::wait::until;
 use zookeeper_async::ZkError;
 
-const SOON: Duration = Duration::from_secs(3);
-const LONG: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(60);
 
 /// A shutdown takes no longer, whatever the network does.
-const SHUTDOWN: Duration = Duration::from_secs(1);
+const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// Fails for a client that takes a given-up write for one that was not made: the old session's write, held
 /// back on the way, overwrites what the new session has published since.
@@ -33,7 +33,7 @@ pub async fn late_write() -> anyhow::Result<()> {
     let mark = agent.mark();
     relay.hold();
     agent.handle.publish(said("given up"));
-    agent.lost(mark, Duration::from_secs(5)).await?;
+    agent.lost(mark, LONG).await?;
     agent.handle.publish(said("last"));
     let second = agent.connected(mark, LONG).await?;
     let published = until("the last record", LONG, || async {
@@ -111,7 +111,7 @@ pub async fn old_word() -> anyhow::Result<()> {
     let (names, raw) = (Names::new("oldword"), Raw::connect(server.address).await?);
     let other = format!("{}/agents/frozen", names.own());
     raw.create_ephemeral(&other, &record("10.0.0.2:8009", "last word")).await?;
-    let silence = Duration::from_secs(4);
+    let silence = Duration::from_secs(8);
     tokio::time::sleep(silence).await;
     let agent = Agent::spawn(names.settings(&[server.host()]));
     let dated = |update: &Update| match update {

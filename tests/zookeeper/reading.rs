@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use warden::watch::zookeeper::{EndReason, Node, Update};
 
-const LONG: Duration = Duration::from_secs(10);
+const LONG: Duration = Duration::from_secs(60);
 
 /// Fails for a client that arms watches by the library's `*_w` methods: each pass adds a closure, and each
 /// closure reports the next change.
@@ -68,7 +68,17 @@ pub async fn chroot() -> anyhow::Result<()> {
         ensure!(raw.get(&path).await?.is_some(), "{path} is not there");
     }
 
-    // A pass every second would need 500 ms on average.
+    // A machine that is busy with others gets three chances; to pass one by luck is as good as impossible.
+    let mut slow = 0;
+    while let Err(error) = by_watches(&agent, &raw, &names).await {
+        slow += 1;
+        ensure!(slow < 3, "{error:#}");
+    }
+    agent.shutdown().await.map(drop)
+}
+
+/// Fails if changes are seen by the pass every second alone, which needs 500 ms on average.
+async fn by_watches(agent: &Agent, raw: &Raw, names: &Names) -> anyhow::Result<()> {
     let mut latencies = Vec::new();
     for change in 1..=20_u32 {
         let data = change.to_string().into_bytes();
@@ -79,9 +89,9 @@ pub async fn chroot() -> anyhow::Result<()> {
         latencies.push(seen.duration_since(started));
         sleep(Duration::from_millis(u64::from(change) * 7)).await;
     }
-    let fast = latencies.iter().filter(|latency| **latency < Duration::from_millis(250)).count();
-    ensure!(fast >= 16, "only {fast} of 20 changes were seen within 250 ms: {latencies:?}");
-    agent.shutdown().await.map(drop)
+    let fast = latencies.iter().filter(|latency| **latency < Duration::from_millis(350)).count();
+    ensure!(fast >= 15, "only {fast} of 20 changes were seen within 350 ms: {latencies:?}");
+    Ok(())
 }
 
 /// Fails for a barrier that answers from what the watches have brought. (That it is more than a plain read,

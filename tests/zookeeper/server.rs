@@ -27,7 +27,7 @@ pub const SHARED: &str = "WARDENTEST_ZK_SHARED";
 pub const RUN: &str = "WARDENTEST_ZK_RUN";
 
 /// A server is up in 3 s; the limit is for a machine that is busy with others.
-const UP: Duration = Duration::from_secs(45);
+const UP: Duration = Duration::from_secs(120);
 
 /// No server is started any more.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);

@@ -1,0 +1,201 @@
+//! `tests/bench leadership`: the faults, many times each, with Warden and without on the same stack, and how long
+//! clients waited. Every run is a line of JSON in `tests/out/leadership.jsonl` as soon as it is done.
+
+// serde_json answers null where an index leads nowhere; nothing else is indexed in here.
+#![allow(clippy::indexing_slicing)]
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use warden_e2e::faults::{Fault, Leader};
+use warden_e2e::measure::{FIGURES, figures, table};
+use warden_e2e::stack::{self, Flavor, NODES, Stack, session};
+use warden_e2e::trial::{self, Observed};
+use warden_e2e::writers::Commit;
+use warden_e2e::{history, truth};
+
+/// Of the benchmark's own compose project, unless `WARDEN_TEST_PREFIX` says otherwise.
+const PROJECT: &str = "wardenbench";
+
+const MEASURED: [Fault; 5] = [Fault::Freeze, Fault::Crash, Fault::Switchover, Fault::Postmaster, Fault::Pause];
+
+/// So many runs may fail one after the other.
+const FAILURES: usize = 3;
+
+fn main() -> anyhow::Result<()> {
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let go_on = arguments.iter().any(|argument| argument == "--continue");
+    arguments.retain(|argument| argument != "--continue");
+    let faults: Vec<Fault> = match arguments.as_slice() {
+        [] => MEASURED.to_vec(),
+        names => names.iter().map(|name| Fault::named(name)).collect::<anyhow::Result<_>>()?,
+    };
+    for fault in &faults {
+        ensure!(MEASURED.contains(fault), "{fault} is not one of {}", MEASURED.map(Fault::name).join(", "));
+    }
+    let runs = match std::env::var("WARDEN_BENCH_RUNS") {
+        Ok(text) => text.parse().with_context(|| format!("WARDEN_BENCH_RUNS is {text:?} and not a number"))?,
+        Err(_) => 30,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let project = std::env::var("WARDEN_TEST_PREFIX").unwrap_or_else(|_| PROJECT.to_owned()) + "-l";
+        stack::remove_stale(&project).await?;
+        let file = File::open(go_on)?;
+        let outcome = Bench { project: project.clone(), file, stack: None, mode: None }.all(&faults, runs).await;
+        stack::remove_stale(&project).await?;
+        let file = outcome?;
+        for figure in FIGURES.iter().filter(|figure| faults.contains(&figure.fault)) {
+            print!("{}", table(figure, &file.lines));
+        }
+        Ok(())
+    })
+}
+
+/// What has been measured.
+struct File {
+    path: PathBuf,
+    lines: Vec<Value>,
+}
+
+impl File {
+    /// With what is in it, or empty; then what was in it is kept under another name.
+    fn open(go_on: bool) -> anyhow::Result<Self> {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("out");
+        std::fs::create_dir_all(&directory)?;
+        let path = directory.join("leadership.jsonl");
+        let mut lines = Vec::new();
+        if path.exists() && go_on {
+            for line in std::fs::read_to_string(&path)?.lines() {
+                // A line that was cut short is measured again.
+                lines.extend(serde_json::from_str(line).ok());
+            }
+        } else if path.exists() {
+            std::fs::rename(&path, directory.join("leadership.jsonl.before"))?;
+        }
+        Ok(Self { path, lines })
+    }
+
+    fn done(&self, fault: Fault, with: bool) -> usize {
+        self.lines.iter().filter(|line| line["fault"] == fault.name() && line["with"] == with).count()
+    }
+
+    fn add(&mut self, line: Value) -> anyhow::Result<()> {
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&self.path)?;
+        writeln!(file, "{line}")?;
+        self.lines.push(line);
+        Ok(())
+    }
+}
+
+struct Bench {
+    project: String,
+    file: File,
+    stack: Option<Stack>,
+    /// What its agents do.
+    mode: Option<bool>,
+}
+
+impl Bench {
+    async fn all(mut self, faults: &[Fault], runs: usize) -> anyhow::Result<File> {
+        for fault in faults {
+            // With and without in turns of ten, so that a machine that is busier now and then is so for both.
+            for upto in (0..runs).step_by(10).map(|from| (from + 10).min(runs)) {
+                for with in [true, false] {
+                    while self.file.done(*fault, with) < upto {
+                        self.next(*fault, with, runs).await?;
+                    }
+                }
+            }
+        }
+        Ok(self.file)
+    }
+
+    /// One more run; one that fails is done again on a new stack.
+    async fn next(&mut self, fault: Fault, with: bool, runs: usize) -> anyhow::Result<()> {
+        let mut failed = 0;
+        loop {
+            let number = self.file.done(fault, with) + 1;
+            let started = Instant::now();
+            match self.run(fault, with).await {
+                Ok(mut line) => {
+                    line["fault"] = json!(fault.name());
+                    line["with"] = json!(with);
+                    let with = if with { "with" } else { "without" };
+                    println!("{fault} {with} {number}/{runs}, {:.0?}: {}", started.elapsed(), line["figures"]);
+                    return self.file.add(line);
+                }
+                Err(error) => {
+                    failed += 1;
+                    println!("{fault} {number}/{runs} failed: {error:#}");
+                    if failed == FAILURES {
+                        return Err(error);
+                    }
+                    self.stack = None;
+                    stack::remove_stale(&self.project).await?;
+                }
+            }
+        }
+    }
+
+    async fn run(&mut self, fault: Fault, with: bool) -> anyhow::Result<Value> {
+        let stack = match &self.stack {
+            Some(stack) => stack.clone(),
+            None => {
+                let stack = Stack::up(&self.project, Flavor::Single).await?;
+                self.mode = None;
+                self.stack.insert(stack).clone()
+            }
+        };
+        if self.mode != Some(with) {
+            truth::all_well(&stack).await?;
+            stack.mode(if with { "enforce" } else { "observe" }).await?;
+            self.mode = Some(with);
+            // An agent that has just been started fences only what it has seen take writes.
+            truth::all_well(&stack).await?;
+            sleep(Duration::from_secs(5)).await;
+        }
+        let goes_on = matches!(fault, Fault::Freeze | Fault::Pause);
+        let leader = Leader::find(&stack).await?;
+        let commit = if goes_on { Commit::Local } else { Commit::Synchronous };
+        let observed = Observed::start(&stack, commit).await?;
+        sleep(Duration::from_secs(2)).await;
+        let synchronous =
+            (fault == Fault::Switchover).then(|| tokio::spawn(synchronous(stack.clone(), leader.service)));
+        let outcome = trial::with(&stack, fault, leader, observed).await?;
+        let synchronous = match synchronous {
+            Some(watching) => found(watching).await?,
+            None => None,
+        };
+        let zoo = stack.zookeepers().into_iter().next().context("no ZooKeeper")?;
+        Ok(figures(&outcome, fault, &history::reigns(&zoo).await?, synchronous))
+    }
+}
+
+async fn found(watching: JoinHandle<Option<Instant>>) -> anyhow::Result<Option<Instant>> {
+    Ok(timeout(Duration::from_secs(120), watching).await.context("no synchronous standby after the switchover")??)
+}
+
+/// When the node that does not lead now leads and has a synchronous standby.
+async fn synchronous(stack: Stack, leads: &'static str) -> Option<Instant> {
+    let (node, _) = NODES.into_iter().find(|(node, _)| *node != leads)?;
+    let question = "SELECT count(*) FROM pg_stat_replication \
+                    WHERE sync_state IN ('sync', 'quorum') AND NOT pg_is_in_recovery()";
+    let mut client = None;
+    loop {
+        sleep(Duration::from_millis(50)).await;
+        if client.is_none() {
+            client = session(stack.node_port(node)).await.ok();
+        }
+        let Some(open) = &client else { continue };
+        match timeout(Duration::from_secs(2), open.query_one(question, &[])).await {
+            Ok(Ok(row)) if row.get::<_, i64>(0) > 0 => return Some(Instant::now()),
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => client = None,
+        }
+    }
+}

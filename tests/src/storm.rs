@@ -1,0 +1,104 @@
+//! More clients than a server has room for, that come and go; and every session terminated. What a superuser needs to
+//! fence has to get through all the same.
+
+use crate::faults::Leader;
+use crate::stack::{Stack, session, session_as};
+use crate::wait;
+use anyhow::{Context, ensure};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+/// PostgreSQL has room for 97 that are not superusers.
+const CLIENTS: u64 = 120;
+
+/// The clients are ordinary users. Password and name are the same.
+const USER: &str = "writer";
+
+/// Clients at work; they go when this is dropped.
+#[derive(Debug)]
+pub struct Storm {
+    refused: Arc<AtomicU64>,
+    _clients: JoinSet<()>,
+}
+
+impl Storm {
+    /// Clients come to the server of a node, stay for some seconds, and come again. Writers have to have been there
+    /// before: they make the user.
+    pub fn start(stack: &Stack, service: &str) -> Self {
+        let port = stack.node_port(service);
+        let refused = Arc::new(AtomicU64::new(0));
+        let mut clients = JoinSet::new();
+        for nth in 0..CLIENTS {
+            clients.spawn(client(port, nth, Arc::clone(&refused)));
+        }
+        Self { refused, _clients: clients }
+    }
+
+    /// Waits until there is no room.
+    pub async fn until_full(&self) -> anyhow::Result<()> {
+        wait::until("the server refuses clients for want of room", Duration::from_secs(120), || async {
+            let refused = self.refused.load(Ordering::Relaxed);
+            ensure!(refused >= 20, "{refused} were refused");
+            Ok(())
+        })
+        .await
+    }
+}
+
+async fn client(port: u16, nth: u64, refused: Arc<AtomicU64>) {
+    // Not all at once: what is wanted is a server without room, not a machine without time.
+    sleep(Duration::from_millis(nth * 25)).await;
+    loop {
+        match session_as(port, USER).await {
+            Ok(session) => {
+                // Ends early when the session is terminated.
+                let stay = Duration::from_millis(3000 + nth * 37 % 2000);
+                drop(
+                    timeout(stay, async {
+                        while !session.is_closed() {
+                            sleep(Duration::from_millis(200)).await;
+                        }
+                    })
+                    .await,
+                );
+            }
+            Err(_) => {
+                refused.fetch_add(1, Ordering::Relaxed);
+                sleep(Duration::from_millis(500 + nth * 13 % 500)).await;
+            }
+        }
+    }
+}
+
+/// `pg_terminate_backend` of every client's session of a node's server: the agents', Patroni's, the writers'.
+pub async fn terminate_everybody(stack: &Stack, service: &str) -> anyhow::Result<()> {
+    let port = stack.node_port(service);
+    // In a storm even a superuser may have to come twice.
+    let client = wait::until("a superuser's session", Duration::from_secs(60), || session(port)).await?;
+    let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                     WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    let terminated =
+        timeout(Duration::from_secs(60), client.query_one(terminate, &[])).await.context("no answer")??;
+    let terminated: i64 = terminated.get(0);
+    ensure!(terminated > 0, "there was nobody");
+    Ok(())
+}
+
+/// Waits until the agent beside the leader has its session for a fence again, by its metrics.
+pub async fn until_ready_to_fence(stack: &Stack, leader: &Leader) -> anyhow::Result<()> {
+    let agent = leader.agent.clone();
+    let url = format!("http://{}:8010/metrics", agent.ip().await?);
+    let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build()?;
+    let what = format!("the agent of {} has its session again on {}", leader.member, stack.project);
+    wait::until(&what, Duration::from_secs(120), || async {
+        let text = http.get(&url).send().await?.text().await?;
+        let ready =
+            text.lines().find(|line| line.starts_with("warden_fence_session_ready")).context("no such metric")?;
+        ensure!(ready.ends_with(" 1"), "{ready}");
+        Ok(())
+    })
+    .await
+}

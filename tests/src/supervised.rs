@@ -1,0 +1,51 @@
+//! The stack with Patroni under a supervisor, as systemd would be: a shell is the container's process, starts Patroni
+//! again when it has died, and PostgreSQL outlives it. That Patroni is process 1 can then not be said to Warden, and
+//! there is no release.
+
+use crate::docker::Container;
+use anyhow::ensure;
+use std::path::{Path, PathBuf};
+
+/// While this file is there Patroni is not started again.
+const STAY_DOWN: &str = "/tmp/stay-down";
+
+/// The supervisor. SIGTERM goes to Patroni, which stops its server; whoever outlives it would be killed with the
+/// container.
+const SUPERVISOR: &str = r#"trap 'kill -TERM "$$child" 2>/dev/null; ended=1' TERM
+while [ -z "$$ended" ]; do
+  if [ -e STAY_DOWN ]; then sleep 0.2; continue; fi
+  flock --no-fork --timeout 5 /var/run/postgresql/patroni.alive patroni FILE & child=$$!
+  while kill -0 "$$child" 2>/dev/null; do wait "$$child"; done
+  [ -n "$$ended" ] || sleep 0.5
+done"#;
+
+/// Writes configuration below `directory`; returns the compose file that makes it so.
+pub async fn prepare(root: &Path, directory: &Path) -> anyhow::Result<PathBuf> {
+    tokio::fs::create_dir_all(directory).await?;
+    let mut text = String::from("services:\n");
+    for (node, file) in [("pg-master", "/postgres0.yml"), ("pg-slave", "/postgres1.yml")] {
+        let warden = tokio::fs::read_to_string(root.join(format!("compose/warden/{node}.yml"))).await?;
+        let (with, without) = ("release:\n  enabled: true\n", "release:\n  enabled: false\n");
+        let pid_1 = "  patroni_is_pid_1: true\n";
+        ensure!(warden.contains(with) && warden.contains(pid_1), "the release is configured otherwise by now");
+        let mine = directory.join(format!("{node}.yml"));
+        tokio::fs::write(&mine, warden.replace(with, without).replace(pid_1, "")).await?;
+        let mount = format!("    volumes: ['{}:/etc/warden/warden.yml:ro']\n", mine.display());
+        let script = SUPERVISOR.replace("STAY_DOWN", STAY_DOWN).replace("FILE", file).replace('\n', "\n        ");
+        text += &format!("  {node}:\n    command:\n      - bash\n      - -c\n      - |\n        {script}\n{mount}");
+        text += &format!("  warden-{node}:\n{mount}");
+    }
+    let path = directory.join("supervised.yml");
+    tokio::fs::write(&path, text).await?;
+    Ok(path)
+}
+
+/// From now on a Patroni that has died stays dead, until [`may_start`].
+pub async fn stay_down(node: &Container) -> anyhow::Result<()> {
+    node.exec(&["touch", STAY_DOWN]).await.map(drop)
+}
+
+/// It is started again.
+pub async fn may_start(node: &Container) -> anyhow::Result<()> {
+    node.exec(&["rm", "-f", STAY_DOWN]).await.map(drop)
+}
