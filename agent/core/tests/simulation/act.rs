@@ -21,7 +21,7 @@ pub fn number(member: &MemberName) -> usize {
 impl World {
     pub fn begin_fence(&mut self, node: usize, order: Box<Order>) {
         tell!(self, "agent of {}: fence {} by {:?}, {}", letter(node), order.member, order.rule, order.reason);
-        let unguarded = self.mutation == Mutation::Unguarded;
+        let unguarded = self.mutation.is_rash();
         let guard = order.guard.clone();
         let act = self.new_act(node, Act::Fence(order));
         match guard {

@@ -61,10 +61,10 @@ pub const MUTATIONS: &[(Mutation, &[What])] = &[
     (Mutation::NoMargin, &[What::KillPatroni, What::CutAgent, What::DrowsyAgent]),
     (Mutation::NoAway, &[What::SlowRest, What::Ttl(20_000), What::Ttl(30_000), What::Ttl(40_000)]),
     (Mutation::LockNeedNotBeHeld, &[What::WithoutFlock, What::Ttl(20_000), What::Ttl(30_000), What::Ttl(40_000)]),
-    (Mutation::LockBelievedForEver, &[What::KillPatroni, What::PauseAgent, What::Ttl(20_000), What::Ttl(30_000)]),
+    (Mutation::LockBelievedForEver, &[What::KillPatroni, What::PauseAgent, What::RestartPatroni, What::CutAgent]),
     (Mutation::IgnoresFailsafe, &[What::Failsafe, What::ZooKeeperDown, What::HungRest]),
     (Mutation::SilenceIsProof, &[What::PauseNode]),
-    (Mutation::ForgetsOldTtl, &[What::Ttl(20_000), What::Ttl(40_000), What::KillPatroni, What::CutAgent]),
+    (Mutation::ForgetsOldTtl, &[What::Ttl(40_000), What::KillPatroni, What::CutAgent]),
     (Mutation::LeaseForEver, &[What::KillPatroni, What::FreezePatroni, What::CutAgent]),
     (Mutation::ReleaseWithoutSocket, &[What::KillPatroni, What::KillPostmaster]),
     (Mutation::ReleaseWithoutLock, &[What::KillPatroni, What::KillPostmaster]),
@@ -72,6 +72,11 @@ pub const MUTATIONS: &[(Mutation, &[What])] = &[
 ];
 
 impl Mutation {
+    /// The hands do not look again before a fence: where a wrong belief has to show, the look behind it must not hide it.
+    pub fn is_rash(self) -> bool {
+        matches!(self, Self::Unguarded | Self::LockBelievedForEver)
+    }
+
     /// The hands trust the plan: they do not look at lock and socket again.
     pub fn trusts(self) -> bool {
         matches!(self, Self::Unguarded | Self::ReleaseWithoutSocket | Self::ReleaseWithoutLock)
