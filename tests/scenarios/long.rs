@@ -138,6 +138,7 @@ async fn take(stack: &Stack, turn: Turn) -> anyhow::Result<usize> {
         Turn::Quiet(time) => sleep(time).await,
     }
     let (_, report, lines, _) = observed.end(stack).await?;
+    eprintln!("      {report}");
     report.nothing_lost_and_no_two_primaries()?;
     let fences = fences::carried_out(&lines);
     kept(fences.is_empty(), || format!("somebody was fenced: {fences:#?}"))?;
