@@ -131,7 +131,7 @@ async fn take(stack: &Stack, turn: Turn) -> anyhow::Result<usize> {
             stack.configure("pause", "null").await?;
         }
         Turn::Ttl => {
-            stack.configure("ttl", "45").await?;
+            stack.configure("ttl", "40").await?;
             sleep(Duration::from_secs(3)).await;
             stack.configure("ttl", "30").await?;
         }
