@@ -32,6 +32,7 @@ pub(crate) async fn frozen_in_a_storm_of_connections(stack: &Stack) -> anyhow::R
     let outcome = trial::with(stack, Fault::Freeze, leader, observed).await;
     drop(storm);
     let outcome = outcome?;
+    eprintln!("      {}", outcome.report);
     outcome.report.nothing_lost_and_no_two_primaries()?;
     outcome.somebody_fenced()
 }

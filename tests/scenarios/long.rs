@@ -131,13 +131,14 @@ async fn take(stack: &Stack, turn: Turn) -> anyhow::Result<usize> {
             stack.configure("pause", "null").await?;
         }
         Turn::Ttl => {
-            stack.configure("ttl", "45").await?;
+            stack.configure("ttl", "40").await?;
             sleep(Duration::from_secs(3)).await;
             stack.configure("ttl", "30").await?;
         }
         Turn::Quiet(time) => sleep(time).await,
     }
     let (_, report, lines, _) = observed.end(stack).await?;
+    eprintln!("      {report}");
     report.nothing_lost_and_no_two_primaries()?;
     let fences = fences::carried_out(&lines);
     kept(fences.is_empty(), || format!("somebody was fenced: {fences:#?}"))?;

@@ -21,6 +21,7 @@ where
     let done = fault().await;
     let (_, report, lines, _) = observed.end(stack).await?;
     done?;
+    eprintln!("      {report}");
     report.nothing_lost_and_no_two_primaries()?;
     // Observed::end has looked for fences of a leader. Here even one of somebody who leads no more would be strange:
     // its Patroni was well all the time.

@@ -267,8 +267,13 @@ pub async fn remove_stale(prefix: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// By label and not by compose file, so that it works whatever the files say by now.
+/// Docker says of a network now and then that it is in use when the last container has just gone.
 async fn remove_project(project: &str) -> anyhow::Result<()> {
+    wait::until(&format!("{project} is removed"), Duration::from_secs(120), || remove_what_is_left(project)).await
+}
+
+/// By label and not by compose file, so that it works whatever the files say by now.
+async fn remove_what_is_left(project: &str) -> anyhow::Result<()> {
     let filter = format!("label=com.docker.compose.project={project}");
     let lists: [(&[&str], &[&str]); 3] = [
         (&["ps", "-aq", "--filter", &filter], &["rm", "-f", "-v"]),

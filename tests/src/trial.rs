@@ -97,7 +97,6 @@ impl Observed {
         })
         .await?;
         let report = writers.stop(stack).await?;
-        eprintln!("      {report}");
         let lines = fences::lines_since(stack, since).await?;
         fences::none_of_a_leader(stack, &lines).await?;
         Ok((led, report, lines, samples))
@@ -111,7 +110,9 @@ pub async fn run(stack: &Stack, fault: Fault, commit: Commit) -> anyhow::Result<
     let observed = Observed::start(stack, commit).await?;
     // Some rows on each route.
     sleep(Duration::from_secs(2)).await;
-    with(stack, fault, leader, observed).await
+    let outcome = with(stack, fault, leader, observed).await?;
+    eprintln!("      {fault}: {}", outcome.report);
+    Ok(outcome)
 }
 
 /// The same with writers that are at work already.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use std::time::{Duration, Instant};
-use tokio::time::{interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use warden_e2e::faults::{Fault, Leader};
 use warden_e2e::fences;
 use warden_e2e::stack::{NODES, Stack};
@@ -14,6 +14,12 @@ const SHOWN: [Fault; 5] = [Fault::Freeze, Fault::Crash, Fault::Postmaster, Fault
 
 /// Between two lines.
 const LINE: Duration = Duration::from_secs(1);
+
+/// So long lines are printed at least: a frozen Patroni loses its key after ttl.
+const LEAST: Duration = Duration::from_secs(40);
+
+/// And until writes have gone through the proxy in so many lines, to one node only.
+const QUIET: usize = 5;
 
 fn main() -> anyhow::Result<()> {
     let name = std::env::args().nth(1).context("usage: warden-demo FAULT")?;
@@ -31,8 +37,8 @@ async fn demonstrate(fault: Fault) -> anyhow::Result<()> {
     let goes_on = matches!(fault, Fault::Freeze | Fault::Pause);
     let observed = Observed::start(&stack, if goes_on { Commit::Local } else { Commit::Synchronous }).await?;
     println!("  writers at work: through the proxy, and straight at each node; {} leads\n", leader.member);
-    println!("           rows acknowledged in this second");
-    println!("           pg-master  pg-slave   proxy");
+    println!("            rows acknowledged in this second");
+    println!("            pg-master  pg-slave   proxy");
     let pulse = observed.writers().pulse();
     let progress = tokio::spawn(progress(pulse, Instant::now()));
     sleep(Duration::from_millis(3100)).await;
@@ -47,16 +53,22 @@ async fn progress(pulse: Pulse, begun: Instant) {
     let routes = [Route::Node(NODES[0].0), Route::Node(NODES[1].0), Route::Proxy];
     let mut before = routes.map(|route| pulse.acknowledged(route));
     let mut tick = interval(LINE);
+    // A line is about the second before it, also after one that came late.
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.tick().await;
-    loop {
+    // Once all has been as it should be for a while the rest is waiting.
+    let mut quiet = 0;
+    while begun.elapsed() < LEAST || quiet < QUIET {
         tick.tick().await;
         let now = routes.map(|route| pulse.acknowledged(route));
         let [master, slave, proxy] = [0, 1, 2]
             .map(|nth: usize| now.get(nth).copied().unwrap_or_default() - before.get(nth).copied().unwrap_or_default());
         let both = if master > 0 && slave > 0 { "   both take writes" } else { "" };
-        println!("    {:4.0} s {master:10} {slave:9} {proxy:7}{both}", begun.elapsed().as_secs_f64());
+        println!("    {:5.1} s {master:9} {slave:9} {proxy:7}{both}", begun.elapsed().as_secs_f64());
         before = now;
+        quiet = if proxy > 0 && both.is_empty() { quiet + 1 } else { 0 };
     }
+    println!("      ...  and so on, until the cluster is whole again");
 }
 
 fn tell(outcome: &Outcome) {
