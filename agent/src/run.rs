@@ -14,17 +14,21 @@
 //! | upkeep        | verifies, announces                                    | steps                | events            |
 //! | fence         | stops servers; keeps a session warm for it             | steps                | events            |
 //! | lead          | releases the leader key, nudges Patroni                | steps                | events            |
+//! | records       | writes fence records and the audit trail               | (its own queue)      |                   |
 //! | http          | the API, a task for each connection, at most 64        |                      | queries           |
 //!
 //! Channels, all bounded: `events` (watchers wait while it is full), `updates` (the ZooKeeper client's),
 //! `queries` (HTTP waits, with a limit), `steps` (one for each actor; the loop drops a step that does not fit: the
-//! next decision makes it again), `targets` (latest value only). Within the ZooKeeper client: `requests` (16), the
+//! next decision makes it again), `records` (one record for each member, the newest, and 64 entries of the audit trail;
+//! nobody waits for it), `targets` (latest value only). Within the ZooKeeper client: `requests` (16), the
 //! present epoch, what is to be published and the session timeout (latest value only), and the states that its
 //! library goes through, which end the epoch at the first that is not `Connected`.
 //!
 //! One thread is enough: nothing here computes, and what may block in the kernel has a thread of its own.
 //! It also keeps the agent small beside the database it stands next to.
 
+use crate::act::proof::Proof;
+use crate::act::records::Records;
 use crate::act::{self, Actors};
 use crate::clock::Clock;
 use crate::config::{Config, FencingMode};
@@ -137,9 +141,10 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
             members::watch(local, superuser, client, targets.clone(), Arc::clone(&probe), events.clone())
         });
     }
+    let held = alive_lock::Held::default();
     if let Some(path) = config.node.as_ref().and_then(|node| node.alive_lock.clone()) {
-        let events = events_in.clone();
-        tasks.keep("alive-lock", move || alive_lock::watch(path.clone(), events.clone()));
+        let (held, events) = (held.clone(), events_in.clone());
+        tasks.keep("alive-lock", move || alive_lock::watch(path.clone(), held.clone(), events.clone()));
     }
     if let Some(config) = config.haproxy.clone() {
         let (targets, events) = (targets.clone(), events_in.clone());
@@ -148,11 +153,18 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
             async { Ok(watch.await?) }
         });
     }
-    keep_actors(&tasks, &config, steps, &zookeeper, &client, &targets, &probe, &events_in);
+    keep_records(&tasks, &actors.records, &zookeeper);
+    let proof = Proof {
+        socket: config.node.as_ref().and_then(|node| Some((node.socket_dir.clone()?, node.port))),
+        alive_lock: config.node.as_ref().and_then(|node| node.alive_lock.clone()),
+        held,
+    };
+    keep_actors(&tasks, &config, steps, &actors.records, proof, &zookeeper, &client, &targets, &probe, &events_in);
     {
         let api = Api {
             queries: queries_in,
             zookeeper: zookeeper.clone(),
+            records: actors.records.clone(),
             last_read: http::LastRead::default(),
             clock,
             metrics: metrics.clone(),
@@ -219,7 +231,8 @@ fn queues() -> (Actors, Steps) {
     let (upkeep_in, upkeep) = mpsc::channel(act::QUEUE);
     let (fence_in, fence) = mpsc::channel(act::QUEUE);
     let (lead_in, lead) = mpsc::channel(act::QUEUE);
-    (Actors { upkeep: upkeep_in, fence: fence_in, lead: lead_in }, Steps { upkeep, fence, lead })
+    let records = Records::default();
+    (Actors { upkeep: upkeep_in, fence: fence_in, lead: lead_in, records }, Steps { upkeep, fence, lead })
 }
 
 #[expect(clippy::too_many_arguments)] // all that the actors stand on, named once
@@ -227,6 +240,8 @@ fn keep_actors(
     tasks: &Supervisor,
     config: &Config,
     steps: Steps,
+    records: &Records,
+    proof: Proof,
     zookeeper: &zookeeper::Handle,
     client: &PatroniClient,
     targets: &latest::Receiver<Targets>,
@@ -254,6 +269,7 @@ fn keep_actors(
             local,
             login: config.superuser.clone(),
             zookeeper: zookeeper.clone(),
+            records: records.clone(),
             targets: targets.clone(),
             events: events.clone(),
             agent: config.name.clone(),
@@ -266,6 +282,8 @@ fn keep_actors(
     }
     let actor = Arc::new(act::lead::Lead {
         zookeeper: zookeeper.clone(),
+        proof,
+        records: records.clone(),
         client: client.clone(),
         api: config.node.as_ref().map(|node| node.api.clone()),
         probe: Arc::clone(probe),
@@ -276,6 +294,15 @@ fn keep_actors(
     tasks.keep("lead", move || {
         let (steps, actor) = (Arc::clone(&steps), Arc::clone(&actor));
         async move { act::lead::run(&mut *steps.lock().await, &actor).await }
+    });
+}
+
+fn keep_records(tasks: &Supervisor, records: &Records, zookeeper: &zookeeper::Handle) {
+    // The queue outlives a failure of the actor: what was to be written is not lost.
+    let (records, zookeeper) = (records.clone(), zookeeper.clone());
+    tasks.keep("records", move || {
+        let (records, zookeeper) = (records.clone(), zookeeper.clone());
+        async move { act::records::run(&records, &zookeeper).await }
     });
 }
 

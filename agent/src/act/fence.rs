@@ -9,8 +9,8 @@
 //! the first thing that it does when it wakes. It carries its own time limit, so that one that is no longer wanted
 //! does nothing.
 
+use super::records::Records;
 use crate::config::Superuser;
-use crate::fence_record;
 use crate::watch::Events;
 use crate::watch::postgres::{self, Place};
 use crate::watch::zookeeper::Handle as ZooKeeper;
@@ -46,17 +46,16 @@ const SILENT: Duration = Duration::from_millis(700);
 /// Pause before the warm session is tried again.
 const RECONNECT: Duration = Duration::from_millis(500);
 
-/// How long a record is tried to be written, while ZooKeeper is away.
-const RECORD: Duration = Duration::from_secs(120);
-
 /// What the actor needs.
 pub struct Fencer {
     /// The local server, if there is one; the warm session is with it.
     pub local: Option<(MemberName, Place)>,
     /// Superuser.
     pub login: Option<Superuser>,
-    /// For the look right before acting, and the record.
+    /// For the look right before acting.
     pub zookeeper: ZooKeeper,
+    /// For the record.
+    pub records: Records,
     /// Where the other members are.
     pub targets: latest::Receiver<Targets>,
     /// For what came of it.
@@ -113,7 +112,7 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Fencer) -> anyhow::R
                 continue;
             }
         };
-        let Some(Step { action, reason }) = step else { return Ok(()) };
+        let Some(Step { action, reason: _ }) = step else { return Ok(()) };
         match action {
             Action::Fence(order) => {
                 let outcome = fencer.fence(&order, &mut warm).await;
@@ -124,10 +123,6 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Fencer) -> anyhow::R
                 fencer.report(&order, outcome).await?;
             }
             Action::ObserveFence(order) => fencer.report(&order, FenceOutcome::Observed).await?,
-            Action::CloseFence(member) => match fencer.zookeeper.fence_record(member.as_str(), None, CONNECT).await {
-                Ok(()) => tracing::info!(member = member.as_str(), reason, "fence closed"),
-                Err(why) => tracing::warn!(member = member.as_str(), why, "the fence record could not be removed"),
-            },
             // `Actors::hand_over` sends nothing else here.
             other => tracing::error!(action = ?other, "this actor does not do such things"),
         }
@@ -187,12 +182,12 @@ impl Fencer {
         self.tell(Event::Fence(FenceReport { member: order.member.clone(), rule: order.rule, outcome })).await
     }
 
-    /// Writes the record, in a task of its own: a fence does not wait for ZooKeeper, which may be away.
+    /// Has the record written: a fence does not wait for ZooKeeper, which may be away.
     fn record(&self, order: &Order, confirmed: bool) {
         let now = UnixMillis(Timestamp::now().as_millisecond());
         // What a person asked for stays theirs.
         let by = if let Guard::Asked { by } = &order.guard { by } else { &self.agent };
-        let record = FenceRecord {
+        self.records.put(FenceRecord {
             member: order.member.clone(),
             rule: order.rule,
             reason: order.reason.clone(),
@@ -200,19 +195,6 @@ impl Fencer {
             ordered: now,
             confirmed: confirmed.then_some(now),
             facts: order.facts.clone(),
-        };
-        let zookeeper = self.zookeeper.clone();
-        tokio::spawn(async move {
-            let started = Instant::now();
-            while let Err(why) =
-                zookeeper.fence_record(record.member.as_str(), Some(fence_record::write(&record)), CONNECT).await
-            {
-                if started.elapsed() > RECORD {
-                    tracing::error!(member = %record.member, why, "the fence record could not be written");
-                    return;
-                }
-                sleep(CONNECT).await;
-            }
         });
     }
 

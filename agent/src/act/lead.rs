@@ -1,25 +1,37 @@
 //! Releases the leader key of a dead neighbour, wakes a living one, and asks the local PostgreSQL out of turn.
 
-use crate::fence_record;
+use super::proof::Proof;
+use super::records::Records;
 use crate::watch::Events;
 use crate::watch::patroni::PatroniClient;
-use crate::watch::zookeeper::{Handle as ZooKeeper, Holds, Released};
+use crate::watch::znodes;
+use crate::watch::zookeeper::{Barrier, Handle as ZooKeeper, Holds, Released};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout;
 use warden_core::decide::{Action, Step};
 use warden_core::event::{Event, FenceRecord, ReleaseReport, Rule};
+use warden_core::fact::Reading;
 use warden_core::release::Release;
 use warden_core::types::UnixMillis;
 
-/// A release is three round trips to ZooKeeper: whatever takes this long is in trouble.
-const RELEASE: Duration = Duration::from_secs(2);
+/// How long the barrier read may take, and the deletion.
+const BARRIER: Duration = Duration::from_secs(2);
+
+/// What was looked at is good for this long: a few round trips to ZooKeeper. A Patroni that is started meanwhile takes
+/// longer to create a key of its own.
+const PROVED: Duration = Duration::from_millis(500);
 
 /// What the actor needs.
 pub struct Lead {
     /// For the release.
     pub zookeeper: ZooKeeper,
+    /// For the look right before acting.
+    pub proof: Proof,
+    /// For the record of a crashed leader.
+    pub records: Records,
     /// For the nudge.
     pub client: PatroniClient,
     /// Where the local Patroni answers.
@@ -60,9 +72,24 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, lead: &Lead) -> anyhow::Resul
 }
 
 impl Lead {
+    /// In this order: a barrier read; behind it, because it may have taken its time, a look at the world; the record;
+    /// the key.
     async fn release(&self, release: &Release) -> ReleaseReport {
         let asked = Instant::now();
-        let holds = Holds { holder: release.member.to_string(), czxid: release.czxid.0, owner: release.owner.0 };
+        let member = release.member.as_str();
+        let (czxid, reason) = (format!("{:#x}", release.czxid.0), release.reason.as_str());
+        let withdrawn = |why: String| {
+            tracing::warn!(member, czxid, reason, why, "leader key not released");
+            ReleaseReport::Withdrawn(why)
+        };
+        let session = match still_held(release, self.zookeeper.barrier(BARRIER).await) {
+            Ok(session) => session,
+            Err(why) => return withdrawn(why),
+        };
+        let looked = Instant::now();
+        if let Err(why) = self.proof.gone(release.handover_to.is_none()).await {
+            return withdrawn(why);
+        }
         // The record is read by the candidate's gate, so it is there before the key is not.
         let now = UnixMillis(Timestamp::now().as_millisecond());
         let record = FenceRecord {
@@ -74,27 +101,93 @@ impl Lead {
             confirmed: Some(now),
             facts: release.facts.clone(),
         };
-        let written = self.zookeeper.fence_record(release.member.as_str(), Some(fence_record::write(&record)), RELEASE);
-        if let Err(why) = written.await {
-            tracing::warn!(why, "the fence record could not be written; the key is not released");
+        let written = timeout(PROVED, self.records.put_now(&self.zookeeper, record)).await;
+        if let Err(why) = written.unwrap_or_else(|_| Err("ZooKeeper is too slow".to_owned())) {
+            tracing::warn!(member, why, "the fence record could not be written; the key is not released");
+            self.records.remove(release.member.clone());
             return ReleaseReport::Failed(why);
         }
-        let member = release.member.as_str();
-        let (czxid, reason) = (format!("{:#x}", release.czxid.0), release.reason.as_str());
-        match self.zookeeper.release(holds, RELEASE).await {
+        let holds = Holds {
+            holder: release.member.to_string(),
+            czxid: release.czxid.0,
+            owner: release.owner.0,
+            session,
+            not_after: looked + PROVED,
+        };
+        match self.zookeeper.release(holds, BARRIER).await {
             Released::Done => {
                 let took = asked.elapsed();
                 tracing::warn!(member, czxid, reason, took_ms = took.as_millis(), "leader key released");
                 ReleaseReport::Done { took }
             }
             Released::Changed(why) => {
-                tracing::warn!(member, czxid, why, "leader key not released: it is not what it was");
-                ReleaseReport::Withdrawn(why)
+                // What it says was so, but may not be any more.
+                self.records.remove(release.member.clone());
+                withdrawn(why)
             }
             Released::Failed(why) => {
                 tracing::error!(member, czxid, why, "the leader key could not be released");
                 ReleaseReport::Failed(why)
             }
+        }
+    }
+}
+
+/// The session in which a barrier read says that the key is still the one to be released, and that the cluster is not
+/// paused. The error says what it is instead.
+fn still_held(release: &Release, read: Barrier) -> Result<i64, String> {
+    let (leader, config, session) = match read {
+        Barrier::Verified { leader, config, session, .. } => (leader, config, session),
+        Barrier::Unknown { why } => return Err(format!("it cannot be verified: {why}")),
+    };
+    match znodes::config_of(config.as_ref()) {
+        Reading::Present(config) if !config.pause => {}
+        Reading::Present(_) => return Err("the cluster is in maintenance mode".to_owned()),
+        _ => return Err("Patroni's configuration cannot be read".to_owned()),
+    }
+    let Some(found) = leader else { return Err("nobody holds the leader key".to_owned()) };
+    let same = found.data == release.member.as_str().as_bytes()
+        && (found.czxid, found.owner) == (release.czxid.0, release.owner.0);
+    same.then_some(session).ok_or_else(|| {
+        let holder = String::from_utf8_lossy(&found.data).into_owned();
+        format!("{holder} holds the leader key, with czxid {:#x}", found.czxid)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::watch::zookeeper::Znode;
+    use warden_core::types::{SessionId, Zxid};
+
+    fn znode(data: &str, czxid: i64, owner: i64) -> Option<Znode> {
+        let data = data.as_bytes().to_vec();
+        Some(Znode { data, czxid, mzxid: czxid, version: 0, owner, ctime_ms: 0, mtime_ms: 0 })
+    }
+
+    fn verdict(leader: Option<Znode>, config: Option<Znode>) -> Result<i64, String> {
+        let release = Release {
+            member: "a".into(),
+            czxid: Zxid(7),
+            owner: SessionId(8),
+            reason: String::new(),
+            handover_to: None,
+            facts: Vec::new(),
+        };
+        let now = Instant::now();
+        still_held(&release, Barrier::Verified { leader, config, session: 9, started: now, finished: now })
+    }
+
+    #[test]
+    fn only_the_very_key_that_was_judged_is_released_and_never_in_maintenance_mode() {
+        let config = || znode("{}", 1, 0);
+        assert_eq!(verdict(znode("a", 7, 8), config()), Ok(9));
+        // Created anew by the same member, by another session, another's, gone.
+        for leader in [znode("a", 17, 8), znode("a", 7, 18), znode("b", 7, 8), None] {
+            assert!(verdict(leader.clone(), config()).is_err(), "{leader:?}");
+        }
+        for config in [znode(r#"{"pause": true}"#, 1, 0), znode("{", 1, 0), None] {
+            assert!(verdict(znode("a", 7, 8), config.clone()).is_err(), "{config:?}");
         }
     }
 }

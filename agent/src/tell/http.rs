@@ -7,11 +7,12 @@
 use super::log::LogControl;
 use super::metrics::Metrics;
 use super::state;
+use crate::act::records::Records;
 use crate::clock::Clock;
 use crate::fence_record;
 use crate::secret::Secret;
 use crate::watch::znodes;
-use crate::watch::zookeeper::Handle as ZooKeeper;
+use crate::watch::zookeeper::{Expect, Handle as ZooKeeper};
 use axum::Json;
 use axum::Router;
 use axum::body::Body;
@@ -74,6 +75,8 @@ pub struct Api {
     pub queries: mpsc::Sender<Query>,
     /// For the linearizable read.
     pub zookeeper: ZooKeeper,
+    /// What waits to be written down.
+    pub records: Records,
     /// The last such read, and when it was started.
     pub last_read: LastRead,
     /// The agent's clock.
@@ -291,8 +294,10 @@ async fn fence(State(api): State<Api>, headers: HeaderMap, body: Body) -> Respon
         facts: Vec::new(),
     };
     tracing::warn!(member = member.as_str(), reason = record.reason, "a fence was asked for over HTTP");
-    match api.zookeeper.fence_record(member.as_str(), Some(fence_record::write(&record)), BARRIER).await {
-        Ok(()) => Json(serde_json::json!({ "member": member.as_str() })).into_response(),
+    api.records.forget(&member);
+    let record = fence_record::write(&record);
+    match api.zookeeper.write_record(member.as_str(), Some(record), Expect::Anything, BARRIER).await {
+        Ok(_) => Json(serde_json::json!({ "member": member.as_str() })).into_response(),
         Err(why) => problem(StatusCode::SERVICE_UNAVAILABLE, &format!("the fence could not be put down: {why}")),
     }
 }
@@ -303,12 +308,14 @@ async fn unfence(State(api): State<Api>, headers: HeaderMap, Path(member): Path<
         return problem(status, message);
     }
     let Some(view) = api.ask(None).await else { return problem(StatusCode::SERVICE_UNAVAILABLE, STUCK) };
-    if !view.leadership.records.contains_key(&MemberName::from(member.as_str())) {
+    let name = MemberName::from(member.as_str());
+    if !view.leadership.records.contains_key(&name) {
         return problem(StatusCode::NOT_FOUND, &format!("{member} is not fenced"));
     }
     tracing::warn!(member, "a fence was taken back over HTTP");
-    match api.zookeeper.fence_record(&member, None, BARRIER).await {
-        Ok(()) => Json(serde_json::json!({ "member": member })).into_response(),
+    api.records.forget(&name);
+    match api.zookeeper.write_record(&member, None, Expect::Anything, BARRIER).await {
+        Ok(_) => Json(serde_json::json!({ "member": member })).into_response(),
         Err(why) => problem(StatusCode::SERVICE_UNAVAILABLE, &format!("the fence could not be taken back: {why}")),
     }
 }

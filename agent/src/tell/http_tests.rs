@@ -57,6 +57,7 @@ impl Server {
         let api = Api {
             queries,
             zookeeper,
+            records: crate::act::records::Records::default(),
             last_read: LastRead::default(),
             clock,
             metrics,

@@ -51,6 +51,11 @@ pub fn barrier(raw: RawBarrier, asked: std::time::Instant, clock: &Clock) -> Obs
     }
 }
 
+/// Patroni's dynamic configuration, as a raw read has it.
+pub fn config_of(value: Option<&Raw>) -> Reading<ClusterConfig> {
+    json(value, config)
+}
+
 fn znode(node: Node, value: Option<&Raw>) -> Event {
     let znode = match node {
         Node::Leader => Znode::Leader(leader(value)),
