@@ -12,8 +12,8 @@
 //! | alive-lock    | the local Patroni's lock; a thread waits on it         |                      | events            |
 //! | haproxy       | the local HAProxy's servers                            | targets              | events            |
 //! | upkeep        | verifies, announces                                    | steps                | events            |
-//! | fence         | stops servers; keeps a session warm for it             | steps                | events            |
-//! | lead          | releases the leader key, nudges Patroni                | steps                | events            |
+//! | fence         | stops servers, a task for each; keeps a session warm   | steps                | events, records   |
+//! | lead          | releases the leader key, nudges Patroni                | steps                | events, records   |
 //! | records       | writes fence records and the audit trail               | (its own queue)      |                   |
 //! | http          | the API, a task for each connection, at most 64        |                      | queries           |
 //!
@@ -269,6 +269,8 @@ fn keep_actors(
             local,
             login: config.superuser.clone(),
             zookeeper: zookeeper.clone(),
+            client: client.clone(),
+            api: config.node.as_ref().map(|node| node.api.clone()),
             records: records.clone(),
             targets: targets.clone(),
             events: events.clone(),

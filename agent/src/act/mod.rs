@@ -5,10 +5,13 @@
 //! releases, nudges and asks out of turn, `records` writes down what was done.
 
 pub mod fence;
+pub mod ladder;
 pub mod lead;
+pub mod postmaster;
 pub mod proof;
 pub mod records;
 pub mod upkeep;
+pub mod warm;
 
 use crate::clock::Clock;
 use tokio::sync::mpsc;

@@ -8,7 +8,7 @@
 //! without Warden it would be too.
 
 use super::{Failure, client, load, runtime, status};
-use crate::act::fence::{OldPrimary, stop_old_primary};
+use crate::act::ladder::{OldPrimary, stop_old_primary};
 use crate::config::{Config, FencingMode, Superuser};
 use crate::tell::state::{Member, State};
 use crate::watch::postgres::Place;
@@ -120,14 +120,14 @@ async fn wait_for(member: &Member, state: &State, config: &Config, own: &str, lo
     if let Some(fence) = fence {
         // A record can be left over from an earlier fence, whose agent died before it could close it: one that takes
         // writes says so at once. A dead node does not answer, and is not waited for.
-        let asked = stop_old_primary(&place, login, state.cluster.system_identifier.as_deref());
+        let asked = stop_old_primary(&place, login, state.cluster.system_identifier.as_deref(), true);
         if !matches!(timeout(KNOCK, asked).await, Ok(Err(OldPrimary::Writable(_)))) {
             eprintln!("warden gate: {name} is fenced ({}: {})", fence.rule, fence.reason);
             return Ok(());
         }
     }
     loop {
-        match stop_old_primary(&place, login, state.cluster.system_identifier.as_deref()).await {
+        match stop_old_primary(&place, login, state.cluster.system_identifier.as_deref(), true).await {
             Ok(by) => {
                 if started.elapsed() > Duration::from_millis(100) {
                     eprintln!("warden gate: {name}: {by}, after {} ms", started.elapsed().as_millis());
@@ -138,7 +138,7 @@ async fn wait_for(member: &Member, state: &State, config: &Config, own: &str, lo
                 eprintln!("warden gate: {name} cannot be reached for {} s: its lease is over", UNREACHABLE.as_secs());
                 return Ok(());
             }
-            Err(OldPrimary::Silent) => {}
+            Err(OldPrimary::Silent | OldPrimary::Stopping) => {}
             Err(OldPrimary::Writable(why)) => {
                 eprintln!("warden gate: {name} may still take writes: {why}");
                 if started.elapsed() >= UNREACHABLE * 2 {
