@@ -52,7 +52,9 @@ enum Door {
     Shut(Shut),
     /// The server refuses ours (a wrong password, too many sessions): it may take others.
     Locked(String),
-    /// Neither.
+    /// It broke off: the server may be ending in this very moment, and the next one tells.
+    Broken,
+    /// None of these.
     Silent,
 }
 
@@ -82,6 +84,7 @@ async fn knock(place: &Place, login: &Superuser, limit: Duration) -> Door {
     config.application_name("warden-fence");
     match timeout(limit, postgres::connect(&config, place.sslmode(login))).await {
         Ok(Ok(session)) => Door::Open(Box::new(session)),
+        Ok(Err(error)) if postgres::broke_off(&error) => Door::Broken,
         Ok(Err(error)) => match postgres::answer_of_error(&error) {
             PostgresAnswer::Refused(why) => Door::Shut(shut(&why)),
             PostgresAnswer::Gone(_) => Door::Shut(Shut::Nobody),
@@ -99,6 +102,7 @@ pub async fn warm_up(place: &Place, login: &Superuser) -> Result<Warm, String> {
         Door::Shut(Shut::Nobody) => Err("nobody listens".to_owned()),
         Door::Shut(_) => Err("the server takes no sessions".to_owned()),
         Door::Locked(why) => Err(why),
+        Door::Broken => Err("the session broke off".to_owned()),
         Door::Silent => Err(format!("no session within {} s", CONNECT.as_secs())),
     }
 }
@@ -117,7 +121,7 @@ async fn verify(server: &Server<'_>) -> Verified {
     let started = Instant::now();
     while started.elapsed() < STEP {
         match knock(server.place, server.login, SILENT).await {
-            Door::Locked(_) => {}
+            Door::Locked(_) | Door::Broken => {}
             Door::Shut(shut) => return Verified::Refused(shut),
             Door::Silent => return Verified::Silent,
             Door::Open(session) => {
@@ -214,12 +218,12 @@ async fn by_process(server: &Server<'_>, session: &mut Option<Warm>, started: In
             tracing::warn!(why, by, "the postmaster");
             return None;
         }
-        let seen = verify(server).await;
         if signal == Signal::KILL && !postmaster.leaves_nobody(STEP).await {
             return Some(FenceOutcome::Failed(
-                "its postmaster is killed, but not all of its processes have ended".into(),
+                "its postmaster is killed, but not all of its processes have ended".to_owned(),
             ));
         }
+        let seen = verify(server).await;
         if seen == Verified::Silent {
             // Nothing lies in front of it: the next signal.
             continue;
@@ -251,6 +255,7 @@ async fn by_session(server: &Server<'_>, mut session: Option<Warm>, started: Ins
                     Door::Shut(_) => {
                         return (FenceOutcome::Confirmed { by: "refused already", took: started.elapsed() }, None);
                     }
+                    Door::Broken => Err("a session broke off while it was opened".to_owned()),
                     Door::Silent => Err("the server is silent, and there was no warm session".to_owned()),
                 },
             };
@@ -287,12 +292,11 @@ async fn by_session(server: &Server<'_>, mut session: Option<Warm>, started: Ins
                     }
                     trouble = format!("{by}: {why}");
                 }
-                Err(why) => {
-                    trouble = format!("{by}: {why}");
-                    if verify_once(server).await == Some(true) {
-                        return (FenceOutcome::Confirmed { by: "recovery", took: started.elapsed() }, session);
-                    }
-                }
+                // It may have been heard all the same: the shutdown ends what gave the order, in the middle of it too.
+                Err(why) => match settled(verify(server).await, by, started, &mut session).await {
+                    Ok(outcome) => return (outcome, session.filter(|session| !session.is_over())),
+                    Err(_) => trouble = format!("{by}: {why}"),
+                },
             }
             if let Some(session) = &mut session {
                 // It answers, so nothing lies in front of it.
@@ -309,14 +313,6 @@ async fn refusal(sent: JoinHandle<Result<(), String>>) -> String {
     match sent.await {
         Ok(Err(why)) => why,
         _ => std::future::pending().await,
-    }
-}
-
-/// Whether the server is in recovery; `None` where it does not say.
-async fn verify_once(server: &Server<'_>) -> Option<bool> {
-    match knock(server.place, server.login, SILENT).await {
-        Door::Open(session) => who_is_there(*session).await.map(|(in_recovery, _)| in_recovery),
-        _ => None,
     }
 }
 
@@ -343,7 +339,7 @@ pub async fn stop_old_primary(
         Door::Shut(Shut::Nobody) => return Ok("nobody listens there"),
         Door::Shut(Shut::NotOpen) => return Ok("it lets nobody in: it is starting, or a standby"),
         Door::Shut(Shut::Stopping) => return Err(OldPrimary::Stopping),
-        Door::Silent => return Err(OldPrimary::Silent),
+        Door::Silent | Door::Broken => return Err(OldPrimary::Silent),
         Door::Locked(why) => return Err(OldPrimary::Writable(why)),
         Door::Open(session) => match who_is_there(*session).await {
             Some((true, _)) => return Ok("it is in recovery"),
@@ -399,22 +395,5 @@ async fn who_is_there((client, driver): (Client, postgres::Driver)) -> Option<(b
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_that_is_shutting_down_has_not_stopped_and_one_that_lets_nobody_in_yet_is_no_primary() {
-        for (refusal, expected) in [
-            ("nobody listens", Shut::Nobody),
-            ("the database system is starting up", Shut::NotOpen),
-            ("the database system is in recovery mode", Shut::NotOpen),
-            ("the database system is not yet accepting connections", Shut::NotOpen),
-            ("the database system is not accepting connections", Shut::NotOpen),
-            ("the database system is shutting down", Shut::Stopping),
-            // In another language it may be anything.
-            ("das Datenbanksystem startet", Shut::Stopping),
-        ] {
-            assert_eq!(shut(refusal), expected, "{refusal}");
-        }
-    }
-}
+#[path = "ladder_tests.rs"]
+mod tests;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use warden_core::decide::FENCE_RENEWED;
 use warden_core::types::Timeline;
@@ -135,6 +136,9 @@ impl Warm {
                 Ok(_) => Ok(()),
                 // That it ends the session is the purpose.
                 Err(error) if error.is_closed() || error.as_db_error().is_none() => Ok(()),
+                Err(error) if matches!(error.code(), Some(&SqlState::ADMIN_SHUTDOWN | &SqlState::CRASH_SHUTDOWN)) => {
+                    Ok(())
+                }
                 Err(error) => Err(error.to_string()),
             }
         })
