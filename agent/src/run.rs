@@ -159,7 +159,19 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
         alive_lock: config.node.as_ref().and_then(|node| node.alive_lock.clone()),
         held,
     };
-    keep_actors(&tasks, &config, steps, &actors.records, proof, &zookeeper, &client, &targets, &probe, &events_in);
+    keep_actors(
+        &tasks,
+        &config,
+        steps,
+        &actors.records,
+        proof,
+        &metrics,
+        &zookeeper,
+        &client,
+        &targets,
+        &probe,
+        &events_in,
+    );
     {
         let api = Api {
             queries: queries_in,
@@ -242,6 +254,7 @@ fn keep_actors(
     steps: Steps,
     records: &Records,
     proof: Proof,
+    metrics: &Metrics,
     zookeeper: &zookeeper::Handle,
     client: &PatroniClient,
     targets: &latest::Receiver<Targets>,
@@ -291,6 +304,8 @@ fn keep_actors(
         probe: Arc::clone(probe),
         events: events.clone(),
         agent: config.name.clone(),
+        observe: config.fencing.mode == FencingMode::Observe,
+        metrics: metrics.clone(),
     });
     let steps = Arc::new(Mutex::new(lead));
     tasks.keep("lead", move || {

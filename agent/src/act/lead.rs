@@ -2,6 +2,8 @@
 
 use super::proof::Proof;
 use super::records::Records;
+use crate::audit::Entry;
+use crate::tell::metrics::Metrics;
 use crate::watch::Events;
 use crate::watch::patroni::PatroniClient;
 use crate::watch::znodes;
@@ -14,8 +16,9 @@ use tokio::time::timeout;
 use warden_core::decide::{Action, Step};
 use warden_core::event::{Event, FenceRecord, ReleaseReport, Rule};
 use warden_core::fact::Reading;
+use warden_core::nudge::EPISODE;
 use warden_core::release::Release;
-use warden_core::types::UnixMillis;
+use warden_core::types::{UnixMillis, Zxid};
 
 /// How long the barrier read may take, and the deletion.
 const BARRIER: Duration = Duration::from_secs(2);
@@ -42,15 +45,52 @@ pub struct Lead {
     pub events: Events,
     /// Our own name, for the record.
     pub agent: String,
+    /// It is only said what would be done.
+    pub observe: bool,
+    /// For what would have been done.
+    pub metrics: Metrics,
 }
 
 /// Carries out steps, one after the other, until the loop is gone.
 pub async fn run(steps: &mut mpsc::Receiver<Step>, lead: &Lead) -> anyhow::Result<()> {
+    // What was last said of a release, and when last of a nudge that would have been made: once for each key and
+    // outcome, and once for each episode.
+    let mut said: Option<(Zxid, String)> = None;
+    let mut nudged: Option<Instant> = None;
     while let Some(Step { action, reason }) = steps.recv().await {
         match action {
             Action::Probe => lead.probe.notify_one(),
+            Action::Release(release) if lead.observe => {
+                let news = Some((release.czxid, release.reason.clone()));
+                if said != news {
+                    let (member, reason) = (release.member.as_str(), release.reason.as_str());
+                    tracing::warn!(member, reason, "the leader key would be released (fencing.mode is observe)");
+                    lead.metrics.count_observed_release();
+                    let entry = Entry { outcome: "observed".to_owned(), ..lead.entry(&release) };
+                    lead.records.audit(entry.write());
+                    said = news;
+                }
+            }
+            Action::Nudge if lead.observe => {
+                if nudged.is_none_or(|at: Instant| at.elapsed() >= EPISODE) {
+                    tracing::warn!(reason, "Patroni would be nudged (fencing.mode is observe)");
+                    lead.metrics.count_observed_nudge();
+                }
+                nudged = Some(Instant::now());
+            }
             Action::Release(release) => {
                 let report = lead.release(&release).await;
+                let outcome = match &report {
+                    ReleaseReport::Done { took } => format!("done: after {} ms", took.as_millis()),
+                    ReleaseReport::Withdrawn(why) => format!("withdrawn: {why}"),
+                    ReleaseReport::Failed(why) => format!("failed: {why}"),
+                };
+                // One that is tried again and again is one entry, until something else comes of it.
+                let news = Some((release.czxid, outcome.clone()));
+                if said != news {
+                    lead.records.audit(Entry { outcome, ..lead.entry(&release) }.write());
+                    said = news;
+                }
                 lead.events.send(lead.events.clock.now(), Event::Release(report)).await?;
             }
             Action::Nudge => {
@@ -72,6 +112,16 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, lead: &Lead) -> anyhow::Resul
 }
 
 impl Lead {
+    /// The entry of the audit trail for a release.
+    fn entry(&self, release: &Release) -> Entry {
+        let action = if release.handover_to.is_some() { "handover" } else { "release" };
+        Entry {
+            rule: Some(action.to_owned()),
+            facts: release.facts.iter().cloned().collect(),
+            ..Entry::new(&self.agent, action, release.member.as_str(), &release.reason)
+        }
+    }
+
     /// In this order: a barrier read; behind it, because it may have taken its time, a look at the world; the record;
     /// the key.
     async fn release(&self, release: &Release) -> ReleaseReport {
@@ -158,24 +208,68 @@ fn still_held(release: &Release, read: Barrier) -> Result<i64, String> {
 mod tests {
     use super::*;
     use crate::watch::zookeeper::Znode;
-    use warden_core::types::{SessionId, Zxid};
+    use warden_core::types::SessionId;
 
     fn znode(data: &str, czxid: i64, owner: i64) -> Option<Znode> {
         let data = data.as_bytes().to_vec();
         Some(Znode { data, czxid, mzxid: czxid, version: 0, owner, ctime_ms: 0, mtime_ms: 0 })
     }
 
-    fn verdict(leader: Option<Znode>, config: Option<Znode>) -> Result<i64, String> {
-        let release = Release {
+    fn release() -> Release {
+        Release {
             member: "a".into(),
             czxid: Zxid(7),
             owner: SessionId(8),
-            reason: String::new(),
+            reason: "it is gone".to_owned(),
             handover_to: None,
             facts: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn where_it_is_only_observed_the_key_is_not_even_looked_at_and_it_is_said_once() {
+        let (sender, mut events) = mpsc::channel(8);
+        let (updates, _) = mpsc::channel(8);
+        let (steps_in, mut steps) = mpsc::channel(8);
+        let settings = crate::watch::zookeeper::Settings {
+            hosts: vec!["127.0.0.1:1".to_owned()],
+            chroot: String::new(),
+            tree: "/service/s".to_owned(),
+            own: "/warden/s".to_owned(),
+            agent: "a".to_owned(),
+            auth: Vec::new(),
+            session_timeout: Duration::from_secs(30),
         };
+        let clock = crate::clock::Clock::start();
+        let metrics = Metrics::new().unwrap();
+        let lead = Lead {
+            zookeeper: crate::watch::zookeeper::spawn(settings, updates),
+            proof: Proof { socket: None, alive_lock: None, held: crate::watch::alive_lock::Held::default() },
+            records: Records::default(),
+            client: PatroniClient::new(&crate::config::PatroniConfig::default(), "s").unwrap(),
+            api: None,
+            probe: Arc::default(),
+            events: Events::new(sender, clock),
+            agent: "a".to_owned(),
+            observe: true,
+            metrics: metrics.clone(),
+        };
+        for action in [Action::Release(Box::new(release())), Action::Release(Box::new(release())), Action::Nudge] {
+            steps_in.send(Step { action, reason: String::new() }).await.unwrap();
+        }
+        drop(steps_in);
+        run(&mut steps, &lead).await.unwrap();
+        assert!(events.try_recv().is_err(), "nothing came of it, because nothing was done");
+        let view = warden_core::view::View::new(crate::tell::fixtures::identity(&["node"]));
+        let text = String::from_utf8(metrics.render(&view, clock.now()).unwrap()).unwrap();
+        for line in ["warden_releases_total{outcome=\"observed\"} 1", "warden_nudges_total{outcome=\"observed\"} 1"] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
+    }
+
+    fn verdict(leader: Option<Znode>, config: Option<Znode>) -> Result<i64, String> {
         let now = Instant::now();
-        still_held(&release, Barrier::Verified { leader, config, session: 9, started: now, finished: now })
+        still_held(&release(), Barrier::Verified { leader, config, session: 9, started: now, finished: now })
     }
 
     #[test]

@@ -26,7 +26,9 @@ pub(super) fn render(state: &State, colour: bool) -> String {
     let mut out = String::new();
     let at = state.at.get(..19).unwrap_or(&state.at).replace('T', " ");
     let by = match &state.agent {
-        Some(agent) => format!("seen by agent {}", agent.name),
+        // What it is unless somebody chose otherwise need not be said.
+        Some(agent) if matches!(agent.fencing_mode.as_str(), "" | "enforce") => format!("seen by agent {}", agent.name),
+        Some(agent) => format!("seen by agent {}, fencing.mode is {}", agent.name, agent.fencing_mode),
         None => "seen without an agent".to_owned(),
     };
     line(&mut out, "Cluster", &format!("{}, {at} UTC, {by}", state.scope));

@@ -42,7 +42,12 @@ fn healthy() -> State {
     State {
         scope: "my_cluster".to_owned(),
         source: "agent".to_owned(),
-        agent: Some(About { name: "pg-master".to_owned(), roles: vec![], version: "0.1.0".to_owned() }),
+        agent: Some(About {
+            name: "pg-master".to_owned(),
+            roles: vec![],
+            version: "0.1.0".to_owned(),
+            fencing_mode: "enforce".to_owned(),
+        }),
         at: "2025-11-24T11:11:42.123Z".to_owned(),
         leader: Leader {
             name: Some("pg-master".to_owned()),

@@ -13,7 +13,7 @@ pub(super) fn ms(ms: u64) -> Moment {
     Moment::from_millis(ms)
 }
 
-pub(super) fn identity(roles: &[&str]) -> Identity {
+pub(crate) fn identity(roles: &[&str]) -> Identity {
     Identity {
         scope: "my_cluster".to_owned(),
         agent: "a".into(),

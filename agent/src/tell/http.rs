@@ -234,7 +234,9 @@ async fn metrics(State(api): State<Api>) -> Response {
 async fn state_json(State(api): State<Api>) -> Response {
     let (view, asked) = api.verified_view().await;
     match view {
-        Some(view) => Json(state::state(&view, &api.clock, asked, "agent")).into_response(),
+        Some(view) => {
+            Json(state::state(&view, &api.clock, asked, state::Observer::Agent(api.policy.fencing))).into_response()
+        }
         None => problem(StatusCode::SERVICE_UNAVAILABLE, STUCK),
     }
 }

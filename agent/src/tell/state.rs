@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use warden_core::assess::{self, MemberTruth, PROBE_LIMIT, Router};
+use warden_core::decide::Fencing;
 use warden_core::event::{AliveLock, FenceRecord, HaproxyAnswer, LeaderKey, PatroniAnswer};
 use warden_core::fact::Reading;
 use warden_core::types::{Moment, UnixMillis};
@@ -68,6 +69,18 @@ pub struct About {
     pub name: String,
     pub roles: Vec<String>,
     pub version: String,
+    /// `enforce`, `observe`, `off`. An agent of an older version does not say.
+    #[serde(default)]
+    pub fencing_mode: String,
+}
+
+/// Who looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Observer {
+    /// A running agent, and what it makes of the rules of fencing.
+    Agent(Fencing),
+    /// A command, by itself.
+    Direct,
 }
 
 /// Who leads.
@@ -229,18 +242,22 @@ pub struct Warning {
 }
 
 /// The state as `view` has it now, for a request that came in at `asked`.
-pub fn state(view: &View, clock: &Clock, asked: Moment, source: &str) -> State {
+pub fn state(view: &View, clock: &Clock, asked: Moment, observer: Observer) -> State {
     let now = clock.now();
     let identity = &view.identity;
-    let is_agent = source == "agent";
+    let is_agent = observer != Observer::Direct;
     State {
         scope: identity.scope.clone(),
-        source: source.to_owned(),
-        agent: is_agent.then(|| About {
-            name: identity.agent.to_string(),
-            roles: identity.roles.clone(),
-            version: identity.version.clone(),
-        }),
+        source: if is_agent { "agent" } else { "direct" }.to_owned(),
+        agent: match observer {
+            Observer::Agent(fencing) => Some(About {
+                name: identity.agent.to_string(),
+                roles: identity.roles.clone(),
+                version: identity.version.clone(),
+                fencing_mode: fencing_mode(fencing).to_owned(),
+            }),
+            Observer::Direct => None,
+        },
         at: rfc3339(clock.wall(now)),
         leader: leader(view, clock, now, asked),
         members: assess::members(view, now).iter().map(|truth| member(view, truth, now)).collect(),
@@ -432,6 +449,15 @@ fn haproxy(router: &Router<'_>) -> Haproxy {
             })
             .collect(),
         writes_to: router.writes_to().into_iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// As it is written in the configuration.
+pub const fn fencing_mode(fencing: Fencing) -> &'static str {
+    match fencing {
+        Fencing::Enforce => "enforce",
+        Fencing::Observe => "observe",
+        Fencing::Off => "off",
     }
 }
 
