@@ -226,6 +226,7 @@ fn fence() -> FenceRecord {
         ordered: UnixMillis(0),
         confirmed: Some(UnixMillis(1)),
         facts: vec![("leader".to_owned(), "a".to_owned())],
+        written: None,
     }
 }
 

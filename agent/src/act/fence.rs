@@ -277,6 +277,7 @@ impl Fencer {
             ordered: now,
             confirmed: confirmed.then_some(now),
             facts: order.facts.clone(),
+            written: None,
         });
     }
 

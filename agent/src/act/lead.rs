@@ -150,6 +150,7 @@ impl Lead {
             ordered: now,
             confirmed: Some(now),
             facts: release.facts.clone(),
+            written: None,
         };
         let written = timeout(PROVED, self.records.put_now(&self.zookeeper, record)).await;
         if let Err(why) = written.unwrap_or_else(|_| Err("ZooKeeper is too slow".to_owned())) {

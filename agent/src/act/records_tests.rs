@@ -71,6 +71,7 @@ fn record(rule: Rule, ordered: i64, confirmed: Option<i64>) -> FenceRecord {
         ordered: UnixMillis(ordered),
         confirmed: confirmed.map(UnixMillis),
         facts: Vec::new(),
+        written: None,
     }
 }
 

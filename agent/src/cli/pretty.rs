@@ -222,7 +222,7 @@ fn haproxy_text(haproxy: &Haproxy) -> String {
 
 /// The day is left out where it is the day of `at`.
 fn fence_text(fence: &Fence, at: &str) -> String {
-    let Fence { member, rule, reason, by, ordered, confirmed } = fence;
+    let Fence { member, rule, reason, by, ordered, confirmed, written: _, zxid: _ } = fence;
     let confirmed = if confirmed.is_some() { "confirmed" } else { "NOT confirmed" };
     let when = match ordered.as_deref().map(|ordered| (ordered.get(..10), ordered.get(11..19), ordered)) {
         Some((day, Some(time), _)) if day == at.get(..10) => format!(" {time}"),

@@ -105,6 +105,8 @@ fn fence(member: &str, confirmed: bool) -> Fence {
         by: member.to_owned(),
         ordered: Some(now.clone()),
         confirmed: confirmed.then_some(now),
+        written: None,
+        zxid: None,
     }
 }
 
@@ -198,7 +200,7 @@ fn hostile() -> State {
     state.haproxy[0].writes_to = vec![evil()];
     state.zookeeper.server = Some(evil());
     let (ordered, rule) = (Some(evil()), evil());
-    state.fences = vec![Fence { member: evil(), rule, reason: evil(), by: evil(), ordered, confirmed: None }];
+    state.fences = vec![Fence { member: evil(), rule, reason: evil(), by: evil(), ordered, ..fence("x", false) }];
     state.warnings = vec![warning(EVIL)];
     state
 }

@@ -145,6 +145,7 @@ pub(super) fn fence_record(member: &str, rule: Rule) -> Event {
         ordered: UnixMillis(1_000),
         confirmed: Some(UnixMillis(2_000)),
         facts: vec![],
+        written: Some((Zxid(9), UnixMillis(2_100))),
     };
     Event::FenceRecord { member: member.into(), record: Reading::Present(record) }
 }

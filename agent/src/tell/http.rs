@@ -294,6 +294,7 @@ async fn fence(State(api): State<Api>, headers: HeaderMap, body: Body) -> Respon
         ordered: UnixMillis(jiff::Timestamp::now().as_millisecond()),
         confirmed: None,
         facts: Vec::new(),
+        written: None,
     };
     tracing::warn!(member = member.as_str(), reason = record.reason, "a fence was asked for over HTTP");
     api.records.forget(&member);

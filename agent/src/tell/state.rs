@@ -60,6 +60,12 @@ pub struct Fence {
     pub ordered: Option<String>,
     /// When it was confirmed that the server takes no writes; null while it is not.
     pub confirmed: Option<String>,
+    /// When it was written, by ZooKeeper's clock, RFC 3339.
+    #[serde(default)]
+    pub written: Option<String>,
+    /// The transaction that wrote it.
+    #[serde(default)]
+    pub zxid: Option<i64>,
 }
 
 /// Which agent answers.
@@ -425,6 +431,8 @@ fn fences(view: &View) -> Vec<Fence> {
         by: record.by.clone(),
         ordered: wall(record.ordered),
         confirmed: record.confirmed.and_then(wall),
+        written: record.written.and_then(|(_, at)| wall(at)),
+        zxid: record.written.map(|(zxid, _)| zxid.0),
     };
     records.map(fence).collect()
 }
