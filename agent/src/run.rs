@@ -115,7 +115,7 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let (events_in, events) = mpsc::channel(EVENTS);
     let (updates_in, updates) = mpsc::channel(EVENTS);
     let (queries_in, queries) = mpsc::channel(QUERIES);
-    let (actors, steps) = queues();
+    let (actors, steps) = queues(&config.name);
     let probe = Arc::new(Notify::new());
     let (targets_in, targets) = latest::channel(Targets::new());
     let events_in = Events::new(events_in, clock);
@@ -178,6 +178,8 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
             zookeeper: zookeeper.clone(),
             records: actors.records.clone(),
             last_read: http::LastRead::default(),
+            reading_audit: Arc::default(),
+            agent: config.name.clone(),
             clock,
             metrics: metrics.clone(),
             policy: policy(&config),
@@ -239,12 +241,15 @@ struct Steps {
     lead: mpsc::Receiver<Step>,
 }
 
-fn queues() -> (Actors, Steps) {
+fn queues(agent: &str) -> (Actors, Steps) {
     let (upkeep_in, upkeep) = mpsc::channel(act::QUEUE);
     let (fence_in, fence) = mpsc::channel(act::QUEUE);
     let (lead_in, lead) = mpsc::channel(act::QUEUE);
     let records = Records::default();
-    (Actors { upkeep: upkeep_in, fence: fence_in, lead: lead_in, records }, Steps { upkeep, fence, lead })
+    (
+        Actors { upkeep: upkeep_in, fence: fence_in, lead: lead_in, records, agent: agent.to_owned() },
+        Steps { upkeep, fence, lead },
+    )
 }
 
 #[expect(clippy::too_many_arguments)] // all that the actors stand on, named once

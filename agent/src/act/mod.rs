@@ -13,6 +13,7 @@ pub mod records;
 pub mod upkeep;
 pub mod warm;
 
+use crate::audit::Entry;
 use crate::clock::Clock;
 use tokio::sync::mpsc;
 use warden_core::decide::{Action, Step};
@@ -32,6 +33,8 @@ pub struct Actors {
     pub lead: mpsc::Sender<Step>,
     /// To `records`.
     pub records: records::Records,
+    /// Our own name, for the audit trail.
+    pub agent: String,
 }
 
 impl Actors {
@@ -41,6 +44,9 @@ impl Actors {
             Action::CloseFence(member) => {
                 tracing::info!(%member, reason = step.reason, "fence closed");
                 self.records.remove(member.clone());
+                let outcome = "done".to_owned();
+                let entry = Entry { outcome, ..Entry::new(&self.agent, "close", member.as_str(), &step.reason) };
+                self.records.audit(entry.write());
                 return Ok(());
             }
             Action::Verify | Action::Announce(_) | Action::UseSessionTimeout(_) => &self.upkeep,

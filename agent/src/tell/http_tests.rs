@@ -58,6 +58,8 @@ impl Server {
             queries,
             zookeeper,
             records: crate::act::records::Records::default(),
+            reading_audit: Arc::default(),
+            agent: "a".to_owned(),
             last_read: LastRead::default(),
             clock,
             metrics,
