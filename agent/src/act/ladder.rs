@@ -327,25 +327,25 @@ pub async fn after_waking(server: &Server<'_>, since: Instant) -> Option<FenceOu
 }
 
 /// Stops a server that somebody else should have stopped already, for the gate: the candidate holds the leader key.
-/// `Ok` says by what it is known that the server takes no writes of the cluster with this system identifier; the error,
-/// why that is not known. `and_fence` is false where it is only to be looked.
+/// `Ok` says by what it is known that the server takes no writes of the cluster with this system identifier, and whether
+/// it was stopped from here; the error, why that is not known. `and_fence` is false where it is only to be looked.
 pub async fn stop_old_primary(
     place: &Place,
     login: &Superuser,
     cluster: Option<&str>,
     and_fence: bool,
-) -> Result<&'static str, OldPrimary> {
+) -> Result<(&'static str, bool), OldPrimary> {
     match knock(place, login, CONNECT).await {
-        Door::Shut(Shut::Nobody) => return Ok("nobody listens there"),
-        Door::Shut(Shut::NotOpen) => return Ok("it lets nobody in: it is starting, or a standby"),
+        Door::Shut(Shut::Nobody) => return Ok(("nobody listens there", false)),
+        Door::Shut(Shut::NotOpen) => return Ok(("it lets nobody in: it is starting, or a standby", false)),
         Door::Shut(Shut::Stopping) => return Err(OldPrimary::Stopping),
         Door::Silent | Door::Broken => return Err(OldPrimary::Silent),
         Door::Locked(why) => return Err(OldPrimary::Writable(why)),
         Door::Open(session) => match who_is_there(*session).await {
-            Some((true, _)) => return Ok("it is in recovery"),
+            Some((true, _)) => return Ok(("it is in recovery", false)),
             // Addresses are given again: what stands there now is not to be stopped for what stood there before.
             Some((false, there)) if cluster.is_some_and(|cluster| cluster != there) => {
-                return Ok("another database stands there");
+                return Ok(("another database stands there", false));
             }
             _ => {}
         },
@@ -355,7 +355,7 @@ pub async fn stop_old_primary(
     }
     let server = Server { place, login, older_than: None };
     match climb(&server, None).await.0 {
-        FenceOutcome::Confirmed { by, .. } => Ok(by),
+        FenceOutcome::Confirmed { by, .. } => Ok((by, true)),
         FenceOutcome::Waiting => Err(OldPrimary::Silent),
         FenceOutcome::Failed(why) | FenceOutcome::Withdrawn(why) => Err(OldPrimary::Writable(why)),
         FenceOutcome::Observed => Err(OldPrimary::Writable("nothing was done".to_owned())),

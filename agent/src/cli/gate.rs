@@ -188,8 +188,8 @@ async fn wait_for(member: &Member, state: &State, config: &Config, own: &str, lo
     };
     loop {
         match stop_old_primary(&place, login, state.cluster.system_identifier.as_deref(), true).await {
-            Ok(by) => {
-                if started.elapsed() > Duration::from_millis(100) {
+            Ok((by, stopped_from_here)) => {
+                if stopped_from_here || started.elapsed() > Duration::from_millis(100) {
                     eprintln!("warden gate: {name}: {by}, after {} ms", started.elapsed().as_millis());
                 }
                 return Ok(());
