@@ -49,6 +49,7 @@ pub fn parse(data: &[u8]) -> Result<FenceRecord, String> {
         ordered: UnixMillis(wire.ordered_ms),
         confirmed: wire.confirmed_ms.map(UnixMillis),
         facts: wire.facts.into_iter().collect(),
+        written: None,
     })
 }
 
@@ -67,6 +68,7 @@ mod tests {
                 ordered: UnixMillis(5),
                 confirmed: (rule == Rule::Lease).then_some(UnixMillis(7)),
                 facts: vec![("czxid".to_owned(), "0x9".to_owned()), ("leader".to_owned(), "b".to_owned())],
+                written: None,
             };
             assert_eq!(parse(&write(&record)).unwrap(), record);
         }

@@ -12,6 +12,7 @@ pub mod watch;
 pub mod cli;
 pub mod config;
 
+pub mod audit;
 pub mod clock;
 pub mod fence_record;
 pub mod record;

@@ -12,19 +12,23 @@
 //! | alive-lock    | the local Patroni's lock; a thread waits on it         |                      | events            |
 //! | haproxy       | the local HAProxy's servers                            | targets              | events            |
 //! | upkeep        | verifies, announces                                    | steps                | events            |
-//! | fence         | stops servers; keeps a session warm for it             | steps                | events            |
-//! | lead          | releases the leader key, nudges Patroni                | steps                | events            |
+//! | fence         | stops servers, a task for each; keeps a session warm   | steps                | events, records   |
+//! | lead          | releases the leader key, nudges Patroni                | steps                | events, records   |
+//! | records       | writes fence records and the audit trail               | (its own queue)      |                   |
 //! | http          | the API, a task for each connection, at most 64        |                      | queries           |
 //!
 //! Channels, all bounded: `events` (watchers wait while it is full), `updates` (the ZooKeeper client's),
 //! `queries` (HTTP waits, with a limit), `steps` (one for each actor; the loop drops a step that does not fit: the
-//! next decision makes it again), `targets` (latest value only). Within the ZooKeeper client: `requests` (16), the
+//! next decision makes it again), `records` (one record for each member, the newest, and 64 entries of the audit trail;
+//! nobody waits for it), `targets` (latest value only). Within the ZooKeeper client: `requests` (16), the
 //! present epoch, what is to be published and the session timeout (latest value only), and the states that its
 //! library goes through, which end the epoch at the first that is not `Connected`.
 //!
 //! One thread is enough: nothing here computes, and what may block in the kernel has a thread of its own.
 //! It also keeps the agent small beside the database it stands next to.
 
+use crate::act::proof::Proof;
+use crate::act::records::Records;
 use crate::act::{self, Actors};
 use crate::clock::Clock;
 use crate::config::{Config, FencingMode};
@@ -111,7 +115,7 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let (events_in, events) = mpsc::channel(EVENTS);
     let (updates_in, updates) = mpsc::channel(EVENTS);
     let (queries_in, queries) = mpsc::channel(QUERIES);
-    let (actors, steps) = queues();
+    let (actors, steps) = queues(&config.name);
     let probe = Arc::new(Notify::new());
     let (targets_in, targets) = latest::channel(Targets::new());
     let events_in = Events::new(events_in, clock);
@@ -137,9 +141,10 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
             members::watch(local, superuser, client, targets.clone(), Arc::clone(&probe), events.clone())
         });
     }
+    let held = alive_lock::Held::default();
     if let Some(path) = config.node.as_ref().and_then(|node| node.alive_lock.clone()) {
-        let events = events_in.clone();
-        tasks.keep("alive-lock", move || alive_lock::watch(path.clone(), events.clone()));
+        let (held, events) = (held.clone(), events_in.clone());
+        tasks.keep("alive-lock", move || alive_lock::watch(path.clone(), held.clone(), events.clone()));
     }
     if let Some(config) = config.haproxy.clone() {
         let (targets, events) = (targets.clone(), events_in.clone());
@@ -148,12 +153,33 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
             async { Ok(watch.await?) }
         });
     }
-    keep_actors(&tasks, &config, steps, &zookeeper, &client, &targets, &probe, &events_in);
+    keep_records(&tasks, &actors.records, &zookeeper);
+    let proof = Proof {
+        socket: config.node.as_ref().and_then(|node| Some((node.socket_dir.clone()?, node.port))),
+        alive_lock: config.node.as_ref().and_then(|node| node.alive_lock.clone()),
+        held,
+    };
+    keep_actors(
+        &tasks,
+        &config,
+        steps,
+        &actors.records,
+        proof,
+        &metrics,
+        &zookeeper,
+        &client,
+        &targets,
+        &probe,
+        &events_in,
+    );
     {
         let api = Api {
             queries: queries_in,
             zookeeper: zookeeper.clone(),
+            records: actors.records.clone(),
             last_read: http::LastRead::default(),
+            reading_audit: Arc::default(),
+            agent: config.name.clone(),
             clock,
             metrics: metrics.clone(),
             policy: policy(&config),
@@ -215,11 +241,15 @@ struct Steps {
     lead: mpsc::Receiver<Step>,
 }
 
-fn queues() -> (Actors, Steps) {
+fn queues(agent: &str) -> (Actors, Steps) {
     let (upkeep_in, upkeep) = mpsc::channel(act::QUEUE);
     let (fence_in, fence) = mpsc::channel(act::QUEUE);
     let (lead_in, lead) = mpsc::channel(act::QUEUE);
-    (Actors { upkeep: upkeep_in, fence: fence_in, lead: lead_in }, Steps { upkeep, fence, lead })
+    let records = Records::default();
+    (
+        Actors { upkeep: upkeep_in, fence: fence_in, lead: lead_in, records, agent: agent.to_owned() },
+        Steps { upkeep, fence, lead },
+    )
 }
 
 #[expect(clippy::too_many_arguments)] // all that the actors stand on, named once
@@ -227,6 +257,9 @@ fn keep_actors(
     tasks: &Supervisor,
     config: &Config,
     steps: Steps,
+    records: &Records,
+    proof: Proof,
+    metrics: &Metrics,
     zookeeper: &zookeeper::Handle,
     client: &PatroniClient,
     targets: &latest::Receiver<Targets>,
@@ -254,6 +287,9 @@ fn keep_actors(
             local,
             login: config.superuser.clone(),
             zookeeper: zookeeper.clone(),
+            client: client.clone(),
+            api: config.node.as_ref().map(|node| node.api.clone()),
+            records: records.clone(),
             targets: targets.clone(),
             events: events.clone(),
             agent: config.name.clone(),
@@ -266,16 +302,29 @@ fn keep_actors(
     }
     let actor = Arc::new(act::lead::Lead {
         zookeeper: zookeeper.clone(),
+        proof,
+        records: records.clone(),
         client: client.clone(),
         api: config.node.as_ref().map(|node| node.api.clone()),
         probe: Arc::clone(probe),
         events: events.clone(),
         agent: config.name.clone(),
+        observe: config.fencing.mode == FencingMode::Observe,
+        metrics: metrics.clone(),
     });
     let steps = Arc::new(Mutex::new(lead));
     tasks.keep("lead", move || {
         let (steps, actor) = (Arc::clone(&steps), Arc::clone(&actor));
         async move { act::lead::run(&mut *steps.lock().await, &actor).await }
+    });
+}
+
+fn keep_records(tasks: &Supervisor, records: &Records, zookeeper: &zookeeper::Handle) {
+    // The queue outlives a failure of the actor: what was to be written is not lost.
+    let (records, zookeeper) = (records.clone(), zookeeper.clone());
+    tasks.keep("records", move || {
+        let (records, zookeeper) = (records.clone(), zookeeper.clone());
+        async move { act::records::run(&records, &zookeeper).await }
     });
 }
 

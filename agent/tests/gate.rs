@@ -34,12 +34,16 @@ fn whatever_is_wrong_with_wardens_configuration_the_candidate_passes_and_the_log
 }
 
 #[test]
-fn where_fencing_is_not_enforced_the_gate_is_open() {
-    for mode in ["observe", "off"] {
-        let yaml = format!(
+fn where_fencing_is_off_the_gate_is_open_and_where_it_is_observed_it_says_what_it_sees() {
+    let yaml = |mode: &str| {
+        format!(
             "scope: s\nname: a\nzookeeper: {{hosts: 127.0.0.1:1}}\nnode: {{api: 127.0.0.1:1}}\nfencing: {{mode: {mode}}}\n"
-        );
-        let output = gate(Some(&yaml));
-        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]), "{mode}");
-    }
+        )
+    };
+    let output = gate(Some(&yaml("off")));
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+    let output = gate(Some(&yaml("observe")));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(told.contains("no superuser to ask others with"), "{told}");
 }

@@ -14,6 +14,7 @@ use warden::clock::Clock;
 use warden::config::Config;
 use warden::tell::metrics::Metrics;
 use warden::tell::state;
+use warden_core::decide::Fencing;
 use warden_core::event::{
     AgentRecord, AliveLock, Archiver, Barrier, Event, FenceOutcome, FenceRecord, FenceReport, FenceSession,
     HaproxyAnswer, HaproxyServer, LeaderKey, Observed, PatroniAnswer, PatroniStatus, PostgresAnswer, ReleaseReport,
@@ -190,7 +191,7 @@ fn every_environment_variable_of_wardens_own_is_documented() {
 #[test]
 fn every_field_of_the_state_is_documented() {
     let (clock, view) = sample();
-    let state = state::state(&view, &clock, clock.now(), "agent");
+    let state = state::state(&view, &clock, clock.now(), state::Observer::Agent(Fencing::Enforce));
     let mut fields = BTreeSet::new();
     flatten("", &serde_json::to_value(&state).unwrap(), &mut fields);
     assert_documented("### State", &fields);
@@ -225,6 +226,7 @@ fn fence() -> FenceRecord {
         ordered: UnixMillis(0),
         confirmed: Some(UnixMillis(1)),
         facts: vec![("leader".to_owned(), "a".to_owned())],
+        written: None,
     }
 }
 

@@ -180,6 +180,8 @@ pub struct FenceRecord {
     pub confirmed: Option<UnixMillis>,
     /// What was believed when it was ordered, name and value.
     pub facts: Vec<(String, String)>,
+    /// The transaction that wrote it, and when that was by ZooKeeper's clock; `None` where it was not read from there.
+    pub written: Option<(Zxid, UnixMillis)>,
 }
 
 /// Why a server is fenced. The names are shown to people and used as metric labels.

@@ -164,6 +164,7 @@ pub(crate) fn fence_record(member: &str, rule: Rule) -> Event {
         ordered: UnixMillis(0),
         confirmed: None,
         facts: Vec::new(),
+        written: None,
     };
     Event::FenceRecord { member: member.into(), record: Reading::Present(record) }
 }

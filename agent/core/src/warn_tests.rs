@@ -328,6 +328,7 @@ fn fence_record(confirmed: Option<i64>) -> Event {
         ordered: UnixMillis(5),
         confirmed: confirmed.map(UnixMillis),
         facts: vec![],
+        written: None,
     };
     Event::FenceRecord { member: "b".into(), record: Reading::Present(record) }
 }

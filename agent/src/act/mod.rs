@@ -1,13 +1,19 @@
 //! The only place that changes the world: our own znodes and ZooKeeper session, fences, the release of a leader key,
 //! nudges. Whatever destroys carries its guard and looks again right before it acts.
 //!
-//! Three actors, so that none waits for another: `upkeep` verifies and announces, `fence` stops servers, `lead`
-//! releases, nudges and asks out of turn.
+//! Four actors, so that none waits for another: `upkeep` verifies and announces, `fence` stops servers, `lead`
+//! releases, nudges and asks out of turn, `records` writes down what was done.
 
 pub mod fence;
+pub mod ladder;
 pub mod lead;
+pub mod postmaster;
+pub mod proof;
+pub mod records;
 pub mod upkeep;
+pub mod warm;
 
+use crate::audit::Entry;
 use crate::clock::Clock;
 use tokio::sync::mpsc;
 use warden_core::decide::{Action, Step};
@@ -17,7 +23,7 @@ use warden_core::event::{Event, Observed, Started};
 pub const QUEUE: usize = 16;
 
 /// The way to the actors.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Actors {
     /// To `upkeep`.
     pub upkeep: mpsc::Sender<Step>,
@@ -25,14 +31,26 @@ pub struct Actors {
     pub fence: mpsc::Sender<Step>,
     /// To `lead`.
     pub lead: mpsc::Sender<Step>,
+    /// To `records`.
+    pub records: records::Records,
+    /// Our own name, for the audit trail.
+    pub agent: String,
 }
 
 impl Actors {
     /// Hands a step to whoever does such things. Fails while that one is busy: the next decision makes it again.
     pub fn hand_over(&self, step: Step) -> Result<(), mpsc::error::TrySendError<Step>> {
         let actor = match &step.action {
+            Action::CloseFence(member) => {
+                tracing::info!(%member, reason = step.reason, "fence closed");
+                self.records.remove(member.clone());
+                let outcome = "done".to_owned();
+                let entry = Entry { outcome, ..Entry::new(&self.agent, "close", member.as_str(), &step.reason) };
+                self.records.audit(entry.write());
+                return Ok(());
+            }
             Action::Verify | Action::Announce(_) | Action::UseSessionTimeout(_) => &self.upkeep,
-            Action::Fence(_) | Action::ObserveFence(_) | Action::CloseFence(_) => &self.fence,
+            Action::Fence(_) | Action::ObserveFence(_) => &self.fence,
             Action::Probe | Action::Release(_) | Action::Nudge => &self.lead,
         };
         actor.try_send(step)

@@ -46,7 +46,7 @@ pub(super) fn plan(config: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn ask(
+pub(super) fn ask(
     config: &Path,
     method: Method,
     path: &str,

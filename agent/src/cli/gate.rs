@@ -1,27 +1,35 @@
 //! `warden gate`: Patroni's `postgresql.pre_promote` hook. The candidate holds the leader key already; it is promoted
 //! when no other member can be taking writes any more.
 //!
-//! Each other member passes by its confirmed fence record, or because its server, asked over TCP, refuses, is in
-//! recovery or is another database; one that answers as writable is fenced from here; one that cannot be reached is
-//! waited for, but not longer than its lease can last. Exit code 0: promote. 5: another server takes writes and could
-//! not be stopped. Where nothing can be found out (no configuration, no agent, no ZooKeeper), the answer is to promote:
-//! without Warden it would be too.
+//! Each other member passes by a fence record that is younger than the candidate's leader key (or that of a release,
+//! written right before the key that it released was deleted), or because its server, asked over TCP, refuses, is in
+//! recovery or is another database; one that answers as writable is fenced from here; one that is shutting down, or
+//! cannot be reached, is waited for, but not longer than its lease can last. Exit code 0: promote. 5: another server
+//! takes writes and could not be stopped. Where nothing can be found out (no configuration, no agent, no ZooKeeper), the
+//! answer is to promote: without Warden it would be too. So it is in maintenance mode, which is a person's own business.
 
 use super::{Failure, client, load, runtime, status};
-use crate::act::fence::{OldPrimary, stop_old_primary};
+use crate::act::ladder::{OldPrimary, stop_old_primary};
 use crate::config::{Config, FencingMode, Superuser};
-use crate::tell::state::{Member, State};
+use crate::tell::state::{Fence, Leader, Member, State};
 use crate::watch::postgres::Place;
+use jiff::Timestamp;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 /// A member that cannot be reached is waited for this long: the leader key was ours only when its lease was over, and
-/// its own agent stops it before that; this is the margin of that rule.
+/// its own agent stops it before that; this is the margin of that rule. One that is shutting down gets the same.
 const UNREACHABLE: Duration = Duration::from_secs(5);
 
-/// A member whose fence is confirmed is asked for no longer than this whether that is still so.
-const KNOCK: Duration = Duration::from_millis(150);
+/// Where it is only said what would be waited for, each member is asked for no longer than this.
+const GLANCE: Duration = Duration::from_millis(150);
+
+/// A release writes its record right before it deletes the key: the candidate's comes within this, or another way.
+const RELEASED: Duration = Duration::from_secs(10);
+
+/// Between two questions.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// All of it takes no longer.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -38,7 +46,7 @@ pub(super) fn main(path: &Path) -> Result<(), Failure> {
             return Ok(());
         }
     };
-    if config.fencing.mode != FencingMode::Enforce {
+    if config.fencing.mode == FencingMode::Off {
         return Ok(());
     }
     let Some(node) = &config.node else {
@@ -72,36 +80,53 @@ async fn pass(config: &Config, own: &str, login: &Superuser) -> Result<(), Strin
         eprintln!("warden gate: nothing can be found out, so not waiting");
         return Ok(());
     };
-    // Whoever is not about to be promoted has nobody to stop: run by hand on a standby, this must not fence its leader.
-    if !holds_the_key(&state, own) {
-        let holder = state.leader.name.as_deref().unwrap_or("nobody");
-        eprintln!("warden gate: {own} does not hold the leader key ({holder} does): nothing to wait for");
+    if let Some(why) = nothing_to_wait_for(&state, own) {
+        eprintln!("warden gate: {why}: nothing to wait for");
         return Ok(());
     }
     let others = state.members.iter().filter(|member| member.name != own);
+    if config.fencing.mode == FencingMode::Observe {
+        let glances = others.map(|member| glance(member, &state, login));
+        futures_util::future::join_all(glances).await;
+        return Ok(());
+    }
     let waits = others.map(|member| wait_for(member, &state, config, own, login));
     futures_util::future::join_all(waits).await.into_iter().collect()
 }
 
-/// A linearizable read says that `own` holds the leader key.
-fn holds_the_key(state: &State, own: &str) -> bool {
-    state.leader.verified && state.leader.name.as_deref() == Some(own)
+/// Why nobody has to be waited for, if so.
+fn nothing_to_wait_for(state: &State, own: &str) -> Option<String> {
+    if state.cluster.pause == Some(true) {
+        return Some("the cluster is in maintenance mode".to_owned());
+    }
+    // Whoever is not about to be promoted has nobody to stop: run by hand on a standby, this must not fence its leader.
+    if state.leader.name.as_deref() != Some(own) {
+        let holder = state.leader.name.as_deref().unwrap_or("nobody");
+        return Some(format!("{own} does not hold the leader key ({holder} does)"));
+    }
+    None
 }
 
-/// The cluster as the agent beside this node sees it, or where that does not answer, as we do.
+/// The cluster as the agent beside this node sees it. Where that does not answer, or has no linearizable read to show
+/// (it may have no ZooKeeper session), as we do.
 async fn look(config: &Config) -> Option<State> {
-    let asked = async { status::ask(&client::http()?, &agent(config)).await };
-    match timeout(AGENT, asked).await {
-        Ok(Ok(state)) => Some(state),
-        _ => {
-            eprintln!("warden gate: the agent beside this node does not answer; asking ZooKeeper");
-            match status::see(config).await {
-                Ok(state) => Some(state),
-                Err(failure) => {
-                    eprintln!("warden gate: {failure}");
-                    None
-                }
-            }
+    let asked = async { status::ask(&client::plain()?, &agent(config)).await };
+    let why = match timeout(AGENT, asked).await {
+        Ok(Ok(state)) if state.zookeeper.connected && state.leader.verified => return Some(state),
+        Ok(Ok(_)) => "knows nothing for certain",
+        _ => "does not answer",
+    };
+    eprintln!("warden gate: the agent beside this node {why}; asking ZooKeeper");
+    match status::see(config).await {
+        // What is not verified may be long past.
+        Ok(state) if state.leader.verified => Some(state),
+        Ok(state) => {
+            eprintln!("warden gate: {}", state.leader.why_unverified.as_deref().unwrap_or("it cannot be verified"));
+            None
+        }
+        Err(failure) => {
+            eprintln!("warden gate: {failure}");
+            None
         }
     }
 }
@@ -111,25 +136,60 @@ fn agent(config: &Config) -> String {
     format!("http://{}", config.http.connect_address)
 }
 
-async fn wait_for(member: &Member, state: &State, config: &Config, own: &str, login: &Superuser) -> Result<(), String> {
-    let name = &member.name;
-    let fence = state.fences.iter().find(|fence| fence.member == *name && fence.confirmed.is_some());
-    let (Some(host), Some(port)) = (&member.host, member.port) else { return Ok(()) };
-    let place = Place::Tcp(host.clone(), port);
-    let started = Instant::now();
-    if let Some(fence) = fence {
-        // A record can be left over from an earlier fence, whose agent died before it could close it: one that takes
-        // writes says so at once. A dead node does not answer, and is not waited for.
-        let asked = stop_old_primary(&place, login, state.cluster.system_identifier.as_deref());
-        if !matches!(timeout(KNOCK, asked).await, Ok(Err(OldPrimary::Writable(_)))) {
-            eprintln!("warden gate: {name} is fenced ({}: {})", fence.rule, fence.reason);
-            return Ok(());
-        }
+/// Whether a record proves that its member has taken no writes since the present key was created. One of an earlier
+/// time proves nothing: whoever wrote it may have died before the server came back, and so could not remove it.
+fn proves(fence: &Fence, leader: &Leader) -> bool {
+    let (Some(_), Some(zxid), Some(czxid)) = (&fence.confirmed, fence.zxid, leader.czxid) else { return false };
+    if zxid > czxid {
+        return true;
     }
+    let time = |text: &Option<String>| text.as_ref()?.parse::<Timestamp>().ok();
+    let (Some(written), Some(created)) = (time(&fence.written), time(&leader.since)) else { return false };
+    // Both by ZooKeeper's clock.
+    let before = created.duration_since(written);
+    fence.rule == "crashed" && !before.is_negative() && before.unsigned_abs() <= RELEASED
+}
+
+/// Where a member's server is to be asked; `None` where its fence is proved, or it has none.
+fn place(member: &Member, state: &State) -> Option<Place> {
+    let name = &member.name;
+    let fence = state.fences.iter().find(|fence| fence.member == *name && proves(fence, &state.leader));
+    if let Some(fence) = fence {
+        eprintln!("warden gate: {name} is fenced ({}: {})", fence.rule, fence.reason);
+        return None;
+    }
+    Some(Place::Tcp(member.host.clone()?, member.port?))
+}
+
+/// Says what would be waited for.
+async fn glance(member: &Member, state: &State, login: &Superuser) {
+    let Some(place) = place(member, state) else { return };
+    let name = &member.name;
+    let asking = stop_old_primary(&place, login, state.cluster.system_identifier.as_deref(), false);
+    let would = match timeout(GLANCE, asking).await {
+        Ok(Ok(_)) => return,
+        Ok(Err(OldPrimary::Writable(why))) => format!("would stop {name}: {why}"),
+        Ok(Err(OldPrimary::Stopping)) => format!("would wait for {name}: it is shutting down"),
+        Ok(Err(OldPrimary::Silent)) | Err(_) => format!("would wait for {name}: it does not answer"),
+    };
+    eprintln!("warden gate: {would} (fencing.mode is observe)");
+}
+
+async fn wait_for(member: &Member, state: &State, config: &Config, own: &str, login: &Superuser) -> Result<(), String> {
+    let Some(place) = place(member, state) else { return Ok(()) };
+    let name = &member.name;
+    let started = Instant::now();
+    let mut said = String::new();
+    let mut say = |why: String| {
+        if said != why {
+            eprintln!("warden gate: {name} {why}");
+            said = why;
+        }
+    };
     loop {
-        match stop_old_primary(&place, login, state.cluster.system_identifier.as_deref()).await {
-            Ok(by) => {
-                if started.elapsed() > Duration::from_millis(100) {
+        match stop_old_primary(&place, login, state.cluster.system_identifier.as_deref(), true).await {
+            Ok((by, stopped_from_here)) => {
+                if stopped_from_here || started.elapsed() > Duration::from_millis(100) {
                     eprintln!("warden gate: {name}: {by}, after {} ms", started.elapsed().as_millis());
                 }
                 return Ok(());
@@ -138,19 +198,81 @@ async fn wait_for(member: &Member, state: &State, config: &Config, own: &str, lo
                 eprintln!("warden gate: {name} cannot be reached for {} s: its lease is over", UNREACHABLE.as_secs());
                 return Ok(());
             }
-            Err(OldPrimary::Silent) => {}
+            Err(OldPrimary::Stopping) if started.elapsed() >= UNREACHABLE => {
+                eprintln!("warden gate: {name} has been shutting down for {} s", UNREACHABLE.as_secs());
+                return Ok(());
+            }
+            Err(OldPrimary::Silent) => say("does not answer: waiting until its lease is over".to_owned()),
+            Err(OldPrimary::Stopping) => say("is shutting down: waiting until nobody listens".to_owned()),
             Err(OldPrimary::Writable(why)) => {
-                eprintln!("warden gate: {name} may still take writes: {why}");
                 if started.elapsed() >= UNREACHABLE * 2 {
                     return Err(format!("{name} may still take writes and could not be stopped: {why}"));
                 }
+                say(format!("may still take writes: {why}"));
             }
         }
-        sleep(Duration::from_millis(100)).await;
+        sleep(PAUSE.mul_f64(rand::random_range(0.75..1.25))).await;
         // Much may have happened meanwhile.
-        match look(config).await {
-            Some(state) if holds_the_key(&state, own) => {}
-            _ => return Err(format!("{own} does not hold the leader key any more")),
+        let Some(now) = look(config).await else { continue };
+        if let Some(why) = nothing_to_wait_for(&now, own) {
+            // In maintenance mode it is a person's business; without the key there is nothing to be promoted for.
+            return if now.cluster.pause == Some(true) { Ok(()) } else { Err(why) };
         }
+        if now.fences.iter().any(|fence| fence.member == *name && proves(fence, &now.leader)) {
+            eprintln!("warden gate: {name} is fenced, after {} ms", started.elapsed().as_millis());
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leader(czxid: i64) -> Leader {
+        Leader {
+            name: Some("b".to_owned()),
+            verified: true,
+            why_unverified: None,
+            since: Some("2026-11-25T12:00:00.000Z".to_owned()),
+            czxid: Some(czxid),
+            mzxid: Some(czxid),
+            session: None,
+            age_ms: Some(0),
+            seen_at: None,
+        }
+    }
+
+    fn fence(rule: &str, zxid: i64, written: &str, confirmed: bool) -> Fence {
+        Fence {
+            member: "a".to_owned(),
+            rule: rule.to_owned(),
+            reason: String::new(),
+            by: "a".to_owned(),
+            ordered: None,
+            // By another machine's clock, which proves nothing.
+            confirmed: confirmed.then(|| "2030-01-01T00:00:00.000Z".to_owned()),
+            written: Some(format!("2026-11-25T{written}Z")),
+            zxid: Some(zxid),
+        }
+    }
+
+    #[test]
+    fn a_record_proves_only_what_has_been_so_since_the_present_key_was_created() {
+        for (fence, expected) in [
+            (fence("superseded", 12, "12:00:00.100", true), true),
+            (fence("superseded", 12, "12:00:00.100", false), false),
+            // It was fenced once upon a time, and may have been started since.
+            (fence("superseded", 9, "11:59:59.900", true), false),
+            (fence("operator", 9, "11:59:59.900", true), false),
+            // The key was released with it.
+            (fence("crashed", 9, "11:59:59.900", true), true),
+            (fence("crashed", 9, "11:59:49.000", true), false),
+            (fence("crashed", 9, "11:59:59.900", false), false),
+        ] {
+            assert_eq!(proves(&fence, &leader(10)), expected, "{fence:?}");
+        }
+        let no_zxid = Fence { zxid: None, ..fence("superseded", 12, "12:00:00.100", true) };
+        assert!(!proves(&no_zxid, &leader(10)), "as an agent of an older version tells it");
     }
 }

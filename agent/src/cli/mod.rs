@@ -3,6 +3,7 @@
 //! Exit codes, documented in the README: 0 done; 1 failed at run time; 2 wrong command line (clap's);
 //! 3 wrong configuration; 4 nothing answered (`status`); 5 another server may take writes (`gate`).
 
+mod audit;
 mod check_config;
 mod client;
 mod fence;
@@ -56,6 +57,8 @@ enum Command {
     Unfence(fence::UnfenceArgs),
     /// What the agent on this machine would do now, and why, without doing it
     Plan,
+    /// Who was fenced, unfenced or released, when, why, and what came of it
+    Audit(audit::Args),
     /// Patroni's pre_promote hook: wait until no other member can be taking writes
     Gate,
     /// Change the log level of the agent on this machine
@@ -97,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Fence(args) => fence::fence(&config, &args),
         Command::Unfence(args) => fence::unfence(&config, &args),
         Command::Plan => fence::plan(&config),
+        Command::Audit(args) => audit::main(&config, &args),
         Command::Gate => gate::main(&config),
         Command::LogLevel(args) => log_level::main(&config, &args),
     };

@@ -26,7 +26,9 @@ pub(super) fn render(state: &State, colour: bool) -> String {
     let mut out = String::new();
     let at = state.at.get(..19).unwrap_or(&state.at).replace('T', " ");
     let by = match &state.agent {
-        Some(agent) => format!("seen by agent {}", agent.name),
+        // What it is unless somebody chose otherwise need not be said.
+        Some(agent) if matches!(agent.fencing_mode.as_str(), "" | "enforce") => format!("seen by agent {}", agent.name),
+        Some(agent) => format!("seen by agent {}, fencing.mode is {}", agent.name, agent.fencing_mode),
         None => "seen without an agent".to_owned(),
     };
     line(&mut out, "Cluster", &format!("{}, {at} UTC, {by}", state.scope));
@@ -220,7 +222,7 @@ fn haproxy_text(haproxy: &Haproxy) -> String {
 
 /// The day is left out where it is the day of `at`.
 fn fence_text(fence: &Fence, at: &str) -> String {
-    let Fence { member, rule, reason, by, ordered, confirmed } = fence;
+    let Fence { member, rule, reason, by, ordered, confirmed, written: _, zxid: _ } = fence;
     let confirmed = if confirmed.is_some() { "confirmed" } else { "NOT confirmed" };
     let when = match ordered.as_deref().map(|ordered| (ordered.get(..10), ordered.get(11..19), ordered)) {
         Some((day, Some(time), _)) if day == at.get(..10) => format!(" {time}"),

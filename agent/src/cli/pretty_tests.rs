@@ -42,7 +42,12 @@ fn healthy() -> State {
     State {
         scope: "my_cluster".to_owned(),
         source: "agent".to_owned(),
-        agent: Some(About { name: "pg-master".to_owned(), roles: vec![], version: "0.1.0".to_owned() }),
+        agent: Some(About {
+            name: "pg-master".to_owned(),
+            roles: vec![],
+            version: "0.1.0".to_owned(),
+            fencing_mode: "enforce".to_owned(),
+        }),
         at: "2025-11-24T11:11:42.123Z".to_owned(),
         leader: Leader {
             name: Some("pg-master".to_owned()),
@@ -100,6 +105,8 @@ fn fence(member: &str, confirmed: bool) -> Fence {
         by: member.to_owned(),
         ordered: Some(now.clone()),
         confirmed: confirmed.then_some(now),
+        written: None,
+        zxid: None,
     }
 }
 
@@ -193,7 +200,7 @@ fn hostile() -> State {
     state.haproxy[0].writes_to = vec![evil()];
     state.zookeeper.server = Some(evil());
     let (ordered, rule) = (Some(evil()), evil());
-    state.fences = vec![Fence { member: evil(), rule, reason: evil(), by: evil(), ordered, confirmed: None }];
+    state.fences = vec![Fence { member: evil(), rule, reason: evil(), by: evil(), ordered, ..fence("x", false) }];
     state.warnings = vec![warning(EVIL)];
     state
 }

@@ -186,7 +186,7 @@ pub(super) async fn see(config: &Config) -> Result<State, Failure> {
             config.zookeeper.hosts.join(",")
         )));
     }
-    Ok(state::state(&view, &clock, clock.moment(asked), "direct"))
+    Ok(state::state(&view, &clock, clock.moment(asked), state::Observer::Direct))
 }
 
 /// Whether everybody we could ask has answered, in one way or another.

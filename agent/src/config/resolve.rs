@@ -3,8 +3,8 @@
 use super::file::{Hosts, HttpSection, NodeSection, PatroniSection, ReleaseSection, WardenFile};
 use super::patroni::{Dcs, Login, PatroniFile};
 use super::{
-    Config, ConfigError, FencingConfig, HaproxyConfig, HttpConfig, LogConfig, NodeConfig, NudgeConfig, PatroniConfig,
-    ReleaseConfig, SslMode, Superuser, ZooKeeperConfig,
+    Config, ConfigError, FencingConfig, FencingMode, HaproxyConfig, HttpConfig, LogConfig, NodeConfig, NudgeConfig,
+    PatroniConfig, ReleaseConfig, SslMode, Superuser, ZooKeeperConfig,
 };
 use crate::secret::Secret;
 use serde_saphyr::Spanned;
@@ -96,9 +96,7 @@ impl Resolver<'_> {
             superuser: self.superuser()?,
             node,
             haproxy,
-            fencing: FencingConfig {
-                mode: self.file.fencing.take().and_then(|section| section.mode).unwrap_or_default(),
-            },
+            fencing: FencingConfig { mode: self.fencing_mode()? },
             release,
             nudge: NudgeConfig { enabled: self.file.nudge.take().and_then(|section| section.enabled).unwrap_or(false) },
             http,
@@ -267,6 +265,23 @@ impl Resolver<'_> {
             );
         }
         Ok(ReleaseConfig { enabled, handover: handover.unwrap_or(false), after_ms, patroni_is_pid_1 })
+    }
+
+    /// The environment's, so that a whole stack can be set to observe and back without touching its files; else the
+    /// file's.
+    fn fencing_mode(&mut self) -> Result<FencingMode, ConfigError> {
+        let ours = self.file.fencing.take().and_then(|section| section.mode).unwrap_or_default();
+        match self.env.get("WARDEN_FENCING_MODE").map(String::as_str) {
+            None | Some("") => Ok(ours),
+            Some("enforce") => Ok(FencingMode::Enforce),
+            Some("observe") => Ok(FencingMode::Observe),
+            Some("off") => Ok(FencingMode::Off),
+            Some(other) => Err(ConfigError::env(
+                "WARDEN_FENCING_MODE",
+                format!("{other:?} is not a mode of fencing"),
+                "set it to enforce, observe or off, or leave it to fencing.mode",
+            )),
+        }
     }
 
     fn haproxy(&mut self) -> Result<Option<HaproxyConfig>, ConfigError> {

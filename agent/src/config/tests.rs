@@ -113,6 +113,21 @@ fn unless_told_otherwise_warden_fences_and_neither_releases_nor_nudges() {
 }
 
 #[test]
+fn the_mode_of_fencing_in_the_environment_wins_over_the_file() {
+    let files = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\nfencing: {mode: enforce}\n");
+    for (text, mode) in [
+        ("observe", FencingMode::Observe),
+        ("off", FencingMode::Off),
+        ("enforce", FencingMode::Enforce),
+        ("", FencingMode::Enforce),
+    ] {
+        assert_eq!(files.load(&[("WARDEN_FENCING_MODE", text)]).unwrap().fencing.mode, mode, "{text:?}");
+    }
+    let error = files.load(&[("WARDEN_FENCING_MODE", "sometimes")]).unwrap_err().to_string();
+    assert!(error.contains("WARDEN_FENCING_MODE") && error.contains("sometimes"), "{error}");
+}
+
+#[test]
 fn the_rules_of_leadership_are_switched_as_the_file_says() {
     let node = "patroni_config: PATRONI\nnode: {alive_lock: /x}\n";
     let all =

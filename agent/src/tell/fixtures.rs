@@ -13,7 +13,7 @@ pub(super) fn ms(ms: u64) -> Moment {
     Moment::from_millis(ms)
 }
 
-pub(super) fn identity(roles: &[&str]) -> Identity {
+pub(crate) fn identity(roles: &[&str]) -> Identity {
     Identity {
         scope: "my_cluster".to_owned(),
         agent: "a".into(),
@@ -145,6 +145,7 @@ pub(super) fn fence_record(member: &str, rule: Rule) -> Event {
         ordered: UnixMillis(1_000),
         confirmed: Some(UnixMillis(2_000)),
         facts: vec![],
+        written: Some((Zxid(9), UnixMillis(2_100))),
     };
     Event::FenceRecord { member: member.into(), record: Reading::Present(record) }
 }

@@ -1,5 +1,5 @@
 //! The HTTP API: `/healthz`, `/readyz`, `/metrics`, `/api/v1/state`, `/api/v1/plan`, `/api/v1/fences`,
-//! `/api/v1/log-level`.
+//! `/api/v1/audit`, `/api/v1/log-level`.
 //!
 //! Reading needs no token; what changes anything does. Bodies, headers and the number of connections are
 //! bounded, so that a hostile or slow client costs one slot for a few seconds and nothing else.
@@ -7,11 +7,13 @@
 use super::log::LogControl;
 use super::metrics::Metrics;
 use super::state;
+use crate::act::records::Records;
+use crate::audit::Entry;
 use crate::clock::Clock;
 use crate::fence_record;
 use crate::secret::Secret;
 use crate::watch::znodes;
-use crate::watch::zookeeper::Handle as ZooKeeper;
+use crate::watch::zookeeper::{Expect, Handle as ZooKeeper};
 use axum::Json;
 use axum::Router;
 use axum::body::Body;
@@ -74,8 +76,14 @@ pub struct Api {
     pub queries: mpsc::Sender<Query>,
     /// For the linearizable read.
     pub zookeeper: ZooKeeper,
+    /// What waits to be written down.
+    pub records: Records,
     /// The last such read, and when it was started.
     pub last_read: LastRead,
+    /// Whose turn it is to read the audit trail.
+    pub reading_audit: Arc<tokio::sync::Mutex<()>>,
+    /// Our own name, for the audit trail.
+    pub agent: String,
     /// The agent's clock.
     pub clock: Clock,
     /// Counters and gauges.
@@ -141,11 +149,12 @@ fn router(api: Api) -> Router {
         .route("/api/v1/plan", get(plan))
         .route("/api/v1/fences", post(fence))
         .route("/api/v1/fences/{member}", delete(unfence))
+        .route("/api/v1/audit", get(audit_trail))
         .route("/api/v1/log-level", put(log_level))
         .fallback(|| async {
             problem(
                 StatusCode::NOT_FOUND,
-                "no such path; there are /healthz, /readyz, /metrics, /api/v1/state, /api/v1/plan, /api/v1/fences, /api/v1/log-level",
+                "no such path; there are /healthz, /readyz, /metrics, /api/v1/state, /api/v1/plan, /api/v1/fences, /api/v1/audit, /api/v1/log-level",
             )
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -231,7 +240,9 @@ async fn metrics(State(api): State<Api>) -> Response {
 async fn state_json(State(api): State<Api>) -> Response {
     let (view, asked) = api.verified_view().await;
     match view {
-        Some(view) => Json(state::state(&view, &api.clock, asked, "agent")).into_response(),
+        Some(view) => {
+            Json(state::state(&view, &api.clock, asked, state::Observer::Agent(api.policy.fencing))).into_response()
+        }
         None => problem(StatusCode::SERVICE_UNAVAILABLE, STUCK),
     }
 }
@@ -284,15 +295,21 @@ async fn fence(State(api): State<Api>, headers: HeaderMap, body: Body) -> Respon
     let record = FenceRecord {
         member: member.clone(),
         rule: Rule::Operator,
-        reason: wanted.reason,
+        reason: wanted.reason.clone(),
         by: "operator".to_owned(),
         ordered: UnixMillis(jiff::Timestamp::now().as_millisecond()),
         confirmed: None,
         facts: Vec::new(),
+        written: None,
     };
     tracing::warn!(member = member.as_str(), reason = record.reason, "a fence was asked for over HTTP");
-    match api.zookeeper.fence_record(member.as_str(), Some(fence_record::write(&record)), BARRIER).await {
-        Ok(()) => Json(serde_json::json!({ "member": member.as_str() })).into_response(),
+    api.records.forget(&member);
+    let record = fence_record::write(&record);
+    match api.zookeeper.write_record(member.as_str(), Some(record), Expect::Anything, BARRIER).await {
+        Ok(_) => {
+            audit(&api, "fence", member.as_str(), &wanted.reason);
+            Json(serde_json::json!({ "member": member.as_str() })).into_response()
+        }
         Err(why) => problem(StatusCode::SERVICE_UNAVAILABLE, &format!("the fence could not be put down: {why}")),
     }
 }
@@ -303,13 +320,47 @@ async fn unfence(State(api): State<Api>, headers: HeaderMap, Path(member): Path<
         return problem(status, message);
     }
     let Some(view) = api.ask(None).await else { return problem(StatusCode::SERVICE_UNAVAILABLE, STUCK) };
-    if !view.leadership.records.contains_key(&MemberName::from(member.as_str())) {
+    let name = MemberName::from(member.as_str());
+    if !view.leadership.records.contains_key(&name) {
         return problem(StatusCode::NOT_FOUND, &format!("{member} is not fenced"));
     }
     tracing::warn!(member, "a fence was taken back over HTTP");
-    match api.zookeeper.fence_record(&member, None, BARRIER).await {
-        Ok(()) => Json(serde_json::json!({ "member": member })).into_response(),
+    api.records.forget(&name);
+    match api.zookeeper.write_record(&member, None, Expect::Anything, BARRIER).await {
+        Ok(_) => {
+            audit(&api, "unfence", &member, "it was taken back");
+            Json(serde_json::json!({ "member": member })).into_response()
+        }
         Err(why) => problem(StatusCode::SERVICE_UNAVAILABLE, &format!("the fence could not be taken back: {why}")),
+    }
+}
+
+/// Has it written down what a person did.
+fn audit(api: &Api, action: &str, member: &str, reason: &str) {
+    let entry = Entry {
+        by: "operator".to_owned(),
+        outcome: "asked".to_owned(),
+        ..Entry::new(&api.agent, action, member, reason)
+    };
+    api.records.audit(entry.write());
+}
+
+/// The audit trail, the oldest entry first.
+async fn audit_trail(State(api): State<Api>) -> Response {
+    // One at a time: it is many reads on the one connection that everything else needs.
+    let Ok(_turn) = timeout(BARRIER, api.reading_audit.lock()).await else {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "others are reading the audit trail; ask again");
+    };
+    match api.zookeeper.read_audit(BARRIER).await {
+        Ok(found) => {
+            let mut entries: Vec<Entry> = found.iter().filter_map(|znode| Entry::parse(&znode.data).ok()).collect();
+            // One whose writing was not confirmed was written again.
+            entries.dedup();
+            Json(serde_json::json!({ "entries": entries })).into_response()
+        }
+        Err(why) => {
+            problem(StatusCode::SERVICE_UNAVAILABLE, &format!("the audit trail cannot be read from ZooKeeper: {why}"))
+        }
     }
 }
 

@@ -57,6 +57,9 @@ impl Server {
         let api = Api {
             queries,
             zookeeper,
+            records: crate::act::records::Records::default(),
+            reading_audit: Arc::default(),
+            agent: "a".to_owned(),
             last_read: LastRead::default(),
             clock,
             metrics,

@@ -245,6 +245,16 @@ impl Metrics {
         }
     }
 
+    /// Counts a release that was only said.
+    pub fn count_observed_release(&self) {
+        self.releases.with_label_values(&["observed"]).inc();
+    }
+
+    /// Counts a nudge that was only said.
+    pub fn count_observed_nudge(&self) {
+        self.nudges.with_label_values(&["observed"]).inc();
+    }
+
     /// Counts a change of the leader key.
     pub fn count_leader_change(&self, holder: &str) {
         self.leader_changes.with_label_values(&[holder]).inc();

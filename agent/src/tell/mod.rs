@@ -8,4 +8,4 @@ pub mod plan;
 pub mod state;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;

@@ -28,15 +28,26 @@ pub fn lines(view: &View, policy: &Policy, now: Moment) -> Vec<String> {
             at.since(now).as_secs_f64()
         ));
     }
+    // What is only observed is not released or nudged either.
+    let observe = policy.fencing == Fencing::Observe;
+    let observed = if observe { " (fencing.mode is observe)" } else { "" };
     match release::judge(view, &policy.release, now) {
         release::Due::Nothing => {}
         release::Due::Probe | release::Due::At(_) => {
             lines.push("release: the leader's death is being proved".to_owned())
         }
-        release::Due::Release(release) => lines.push(format!("release the leader key: {}", release.reason)),
+        release::Due::Release(release) => {
+            lines.push(format!(
+                "{}release the leader key{observed}: {}",
+                if observe { "would " } else { "" },
+                release.reason
+            ));
+        }
     }
     match nudge::judge(view, now) {
-        nudge::Due::Nudge(reason) if policy.nudge => lines.push(format!("nudge Patroni: {reason}")),
+        nudge::Due::Nudge(reason) if policy.nudge => {
+            lines.push(format!("{}nudge Patroni{observed}: {reason}", if observe { "would " } else { "" }));
+        }
         nudge::Due::Later(at) if policy.nudge => {
             lines.push(format!("nudge Patroni again in {:.1} s", at.since(now).as_secs_f64()));
         }

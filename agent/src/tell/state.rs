@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use warden_core::assess::{self, MemberTruth, PROBE_LIMIT, Router};
+use warden_core::decide::Fencing;
 use warden_core::event::{AliveLock, FenceRecord, HaproxyAnswer, LeaderKey, PatroniAnswer};
 use warden_core::fact::Reading;
 use warden_core::types::{Moment, UnixMillis};
@@ -59,6 +60,12 @@ pub struct Fence {
     pub ordered: Option<String>,
     /// When it was confirmed that the server takes no writes; null while it is not.
     pub confirmed: Option<String>,
+    /// When it was written, by ZooKeeper's clock, RFC 3339.
+    #[serde(default)]
+    pub written: Option<String>,
+    /// The transaction that wrote it.
+    #[serde(default)]
+    pub zxid: Option<i64>,
 }
 
 /// Which agent answers.
@@ -68,6 +75,18 @@ pub struct About {
     pub name: String,
     pub roles: Vec<String>,
     pub version: String,
+    /// `enforce`, `observe`, `off`. An agent of an older version does not say.
+    #[serde(default)]
+    pub fencing_mode: String,
+}
+
+/// Who looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Observer {
+    /// A running agent, and what it makes of the rules of fencing.
+    Agent(Fencing),
+    /// A command, by itself.
+    Direct,
 }
 
 /// Who leads.
@@ -229,18 +248,22 @@ pub struct Warning {
 }
 
 /// The state as `view` has it now, for a request that came in at `asked`.
-pub fn state(view: &View, clock: &Clock, asked: Moment, source: &str) -> State {
+pub fn state(view: &View, clock: &Clock, asked: Moment, observer: Observer) -> State {
     let now = clock.now();
     let identity = &view.identity;
-    let is_agent = source == "agent";
+    let is_agent = observer != Observer::Direct;
     State {
         scope: identity.scope.clone(),
-        source: source.to_owned(),
-        agent: is_agent.then(|| About {
-            name: identity.agent.to_string(),
-            roles: identity.roles.clone(),
-            version: identity.version.clone(),
-        }),
+        source: if is_agent { "agent" } else { "direct" }.to_owned(),
+        agent: match observer {
+            Observer::Agent(fencing) => Some(About {
+                name: identity.agent.to_string(),
+                roles: identity.roles.clone(),
+                version: identity.version.clone(),
+                fencing_mode: fencing_mode(fencing).to_owned(),
+            }),
+            Observer::Direct => None,
+        },
         at: rfc3339(clock.wall(now)),
         leader: leader(view, clock, now, asked),
         members: assess::members(view, now).iter().map(|truth| member(view, truth, now)).collect(),
@@ -408,6 +431,8 @@ fn fences(view: &View) -> Vec<Fence> {
         by: record.by.clone(),
         ordered: wall(record.ordered),
         confirmed: record.confirmed.and_then(wall),
+        written: record.written.and_then(|(_, at)| wall(at)),
+        zxid: record.written.map(|(zxid, _)| zxid.0),
     };
     records.map(fence).collect()
 }
@@ -432,6 +457,15 @@ fn haproxy(router: &Router<'_>) -> Haproxy {
             })
             .collect(),
         writes_to: router.writes_to().into_iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// As it is written in the configuration.
+pub const fn fencing_mode(fencing: Fencing) -> &'static str {
+    match fencing {
+        Fencing::Enforce => "enforce",
+        Fencing::Observe => "observe",
+        Fencing::Off => "off",
     }
 }
 

@@ -12,8 +12,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::sleep;
 use warden_core::event::{AliveLock, Event};
@@ -31,14 +31,57 @@ const MAX_STRAYS: u64 = 8;
 /// (magic numbers from statfs(2)): NFS, SMB, SMB2, CIFS, 9P, Ceph, FUSE.
 const REMOTE: [u32; 7] = [0x6969, 0x517b, 0xfe53_4d42, 0xff53_4d42, 0x0102_1997, 0x00c3_6400, 0x6573_5546];
 
+/// The file that was last seen locked (device, inode): free, any other says nothing of a process that may hold the
+/// one before it. Shared with whoever looks right before acting.
+#[derive(Clone, Debug, Default)]
+pub struct Held(Arc<Mutex<Option<(u64, u64)>>>);
+
+impl Held {
+    fn get(&self) -> Option<(u64, u64)> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, file: (u64, u64)) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+    }
+}
+
+/// Looks now whether somebody holds the lock at `path`. Our own hold lasts no longer than it takes to know. May block
+/// in the kernel for a moment.
+pub fn look(path: &Path, held: &Held) -> AliveLock {
+    match try_lock(path) {
+        Ok((true, file)) if held.get() == Some(file) => AliveLock::Gone,
+        Ok((true, _)) => AliveLock::Unknown(format!(
+            "nobody has been seen holding {}: is Patroni started with flock, on this file?",
+            path.display()
+        )),
+        Ok((false, file)) => {
+            held.set(file);
+            AliveLock::Alive
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            AliveLock::Unknown(format!("{} is not there: is Patroni started with flock?", path.display()))
+        }
+        Err(error) => AliveLock::Unknown(format!("{}: {error}", path.display())),
+    }
+}
+
 /// Watches the lock until the agent shuts down.
-pub async fn watch(path: PathBuf, events: Events) -> anyhow::Result<()> {
+pub async fn watch(path: PathBuf, held: Held, events: Events) -> anyhow::Result<()> {
     let shared = Arc::new(Shared::default());
+    // A former watcher's word is not relied on: what it saw may be long ago.
+    *held.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     // When this task is ended the waiter, which nobody can wake, must not go on reporting.
     let _retired_when_dropped = Retire(Arc::clone(&shared));
     loop {
         let generation = shared.generation.fetch_add(1, Ordering::SeqCst) + 1;
-        let waiter = Waiter { path: path.clone(), events: events.clone(), shared: Arc::clone(&shared), generation };
+        let waiter = Waiter {
+            path: path.clone(),
+            held: held.clone(),
+            events: events.clone(),
+            shared: Arc::clone(&shared),
+            generation,
+        };
         let thread = std::thread::Builder::new().name("alive-lock".to_owned()).spawn(move || waiter.run())?;
         // The waiter may sleep in the kernel for ever on a file that was replaced under it: notice that here.
         loop {
@@ -86,6 +129,7 @@ struct Shared {
 
 struct Waiter {
     path: PathBuf,
+    held: Held,
     events: Events,
     shared: Arc<Shared>,
     generation: u64,
@@ -95,11 +139,9 @@ impl Waiter {
     /// Reports until the agent is gone or another waiter has taken over.
     fn run(&self) {
         let mut last: Option<AliveLock> = None;
-        // The file that was seen locked. Free, any other says nothing of a process that may hold the one before it.
-        let mut held: Option<(u64, u64)> = None;
         while self.is_current() {
             let at = self.events.clock.now();
-            let state = self.look(&mut held);
+            let state = look(&self.path, &self.held);
             if last.as_ref() != Some(&state) {
                 last = Some(state.clone());
                 // It may have been retired while it slept.
@@ -119,60 +161,9 @@ impl Waiter {
         self.shared.generation.load(Ordering::SeqCst) == self.generation
     }
 
-    /// Whether somebody holds the lock now. Ours is held for no longer than it takes to know.
-    fn look(&self, held: &mut Option<(u64, u64)>) -> AliveLock {
-        match self.try_lock() {
-            Ok((true, file)) if *held == Some(file) => AliveLock::Gone,
-            Ok((true, _)) => AliveLock::Unknown(format!(
-                "nobody has been seen holding {}: is Patroni started with flock, on this file?",
-                self.path.display()
-            )),
-            Ok((false, file)) => {
-                *held = Some(file);
-                AliveLock::Alive
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                AliveLock::Unknown(format!("{} is not there: is Patroni started with flock?", self.path.display()))
-            }
-            Err(error) => AliveLock::Unknown(format!("{}: {error}", self.path.display())),
-        }
-    }
-
-    /// Whether it could be locked, and which file that was (device, inode).
-    fn try_lock(&self) -> io::Result<(bool, (u64, u64))> {
-        let file = self.open()?;
-        let metadata = file.metadata()?;
-        let identity = (metadata.dev(), metadata.ino());
-        match flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => {
-                flock(&file, FlockOperation::Unlock)?;
-                self.must_be_named(&file)?;
-                Ok((true, identity))
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                self.must_be_named(&file)?;
-                Ok((false, identity))
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn open(&self) -> io::Result<File> {
-        // Looked at before it is opened: to open a FIFO would wait for somebody who writes to it.
-        if !std::fs::metadata(&self.path)?.is_file() {
-            return Err(io::Error::other("is not a regular file"));
-        }
-        let file = File::open(&self.path)?;
-        let kind = u32::try_from(fstatfs(&file)?.f_type).unwrap_or_default();
-        if REMOTE.contains(&kind) {
-            return Err(io::Error::other("is not on a local file system, so its lock proves nothing"));
-        }
-        Ok(file)
-    }
-
     /// Sleeps in the kernel until nobody holds the lock exclusively.
     fn wait_until_free(&self) {
-        let Ok(file) = self.open() else { return };
+        let Ok(file) = open(&self.path) else { return };
         let inode = file.metadata().map_or(0, |metadata| metadata.ino());
         self.shared.inode.store(inode, Ordering::SeqCst);
         self.shared.strays.fetch_add(1, Ordering::SeqCst);
@@ -185,14 +176,46 @@ impl Waiter {
             self.shared.inode.store(0, Ordering::SeqCst);
         }
     }
+}
 
-    fn must_be_named(&self, file: &File) -> io::Result<()> {
-        let (open, named) = (file.metadata()?, std::fs::metadata(&self.path)?);
-        if (open.dev(), open.ino()) == (named.dev(), named.ino()) {
-            Ok(())
-        } else {
-            Err(io::Error::other("was replaced while it was looked at"))
+/// Whether it could be locked, and which file that was (device, inode).
+fn try_lock(path: &Path) -> io::Result<(bool, (u64, u64))> {
+    let file = open(path)?;
+    let metadata = file.metadata()?;
+    let identity = (metadata.dev(), metadata.ino());
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => {
+            flock(&file, FlockOperation::Unlock)?;
+            must_be_named(&file, path)?;
+            Ok((true, identity))
         }
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            must_be_named(&file, path)?;
+            Ok((false, identity))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    // Looked at before it is opened: to open a FIFO would wait for somebody who writes to it.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("is not a regular file"));
+    }
+    let file = File::open(path)?;
+    let kind = u32::try_from(fstatfs(&file)?.f_type).unwrap_or_default();
+    if REMOTE.contains(&kind) {
+        return Err(io::Error::other("is not on a local file system, so its lock proves nothing"));
+    }
+    Ok(file)
+}
+
+fn must_be_named(file: &File, path: &Path) -> io::Result<()> {
+    let (open, named) = (file.metadata()?, std::fs::metadata(path)?);
+    if (open.dev(), open.ino()) == (named.dev(), named.ino()) {
+        Ok(())
+    } else {
+        Err(io::Error::other("was replaced while it was looked at"))
     }
 }
 
@@ -224,7 +247,7 @@ mod tests {
         let path = dir.path().join("patroni.alive");
         std::fs::write(&path, "").unwrap();
         let (sender, mut events) = mpsc::channel(16);
-        let watcher = tokio::spawn(watch(path.clone(), Events::new(sender, Clock::start())));
+        let watcher = tokio::spawn(watch(path.clone(), Held::default(), Events::new(sender, Clock::start())));
         assert!(matches!(next(&mut events).await, AliveLock::Unknown(why) if why.contains("nobody has been seen")));
         let mut first = holder(&path);
         assert_eq!(next(&mut events).await, AliveLock::Alive);
@@ -245,7 +268,7 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         let mut patroni = holder(&path);
         let (sender, mut events) = mpsc::channel(64);
-        let watcher = tokio::spawn(watch(path.clone(), Events::new(sender, Clock::start())));
+        let watcher = tokio::spawn(watch(path.clone(), Held::default(), Events::new(sender, Clock::start())));
         while next(&mut events).await != AliveLock::Alive {}
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "").unwrap();
@@ -264,7 +287,7 @@ mod tests {
         let path = dir.path().join("patroni.alive");
         assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
         let (sender, mut events) = mpsc::channel(16);
-        let watcher = tokio::spawn(watch(path, Events::new(sender, Clock::start())));
+        let watcher = tokio::spawn(watch(path, Held::default(), Events::new(sender, Clock::start())));
         assert!(matches!(next(&mut events).await, AliveLock::Unknown(why) if why.contains("regular")));
         watcher.abort();
     }
@@ -274,7 +297,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("patroni.alive");
         let (sender, mut events) = mpsc::channel(16);
-        let watcher = tokio::spawn(watch(path.clone(), Events::new(sender, Clock::start())));
+        let watcher = tokio::spawn(watch(path.clone(), Held::default(), Events::new(sender, Clock::start())));
         assert!(matches!(next(&mut events).await, AliveLock::Unknown(why) if why.contains("not there")));
         let mut first = holder(&path);
         assert_eq!(next(&mut events).await, AliveLock::Alive);

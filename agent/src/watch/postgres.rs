@@ -248,6 +248,13 @@ pub(crate) async fn connect(config: &Config, sslmode: SslMode) -> Result<(Client
     Ok((client, Box::pin(async move { drop(connection.await) })))
 }
 
+/// Whether an attempt to connect was accepted and broken off, as by a server that ends in this very moment.
+pub(crate) fn broke_off(error: &tokio_postgres::Error) -> bool {
+    let kind = io_cause(error).map(io::Error::kind);
+    let broken = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::UnexpectedEof];
+    error.is_closed() || kind.is_some_and(|kind| broken.contains(&kind))
+}
+
 /// What a failed attempt to connect, or a failed question, says about the server.
 pub(crate) fn answer_of_error(error: &tokio_postgres::Error) -> PostgresAnswer {
     if let Some(db) = error.as_db_error() {

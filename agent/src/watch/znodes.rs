@@ -12,7 +12,8 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use warden_core::event::{
-    Barrier, ClusterConfig, Event, FailoverRequest, LeaderKey, MemberRecord, Observed, Session, State, SyncState, Znode,
+    Barrier, ClusterConfig, Event, FailoverRequest, FenceRecord, LeaderKey, MemberRecord, Observed, Session, State,
+    SyncState, Znode,
 };
 use warden_core::fact::Reading;
 use warden_core::types::{AgentName, Lsn, MemberName, SessionId, SystemId, Timeline, UnixMillis, Zxid};
@@ -51,6 +52,11 @@ pub fn barrier(raw: RawBarrier, asked: std::time::Instant, clock: &Clock) -> Obs
     }
 }
 
+/// Patroni's dynamic configuration, as a raw read has it.
+pub fn config_of(value: Option<&Raw>) -> Reading<ClusterConfig> {
+    json(value, config)
+}
+
 fn znode(node: Node, value: Option<&Raw>) -> Event {
     let znode = match node {
         Node::Leader => Znode::Leader(leader(value)),
@@ -66,7 +72,10 @@ fn znode(node: Node, value: Option<&Raw>) -> Event {
             let record = match value {
                 None => Reading::Absent,
                 Some(raw) => match fence_record::parse(&raw.data) {
-                    Ok(record) => Reading::Present(record),
+                    Ok(record) => {
+                        let written = Some((Zxid(raw.mzxid), UnixMillis(raw.mtime_ms)));
+                        Reading::Present(FenceRecord { written, ..record })
+                    }
                     Err(why) => Reading::Unreadable(why),
                 },
             };

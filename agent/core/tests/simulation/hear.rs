@@ -216,6 +216,7 @@ impl World {
                         ordered: UnixMillis(0),
                         confirmed: None,
                         facts: Vec::new(),
+                        written: None,
                     })
                 });
                 Event::FenceRecord { member, record }

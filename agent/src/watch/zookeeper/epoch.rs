@@ -8,7 +8,7 @@
 use super::capture::{Capture, Granted};
 use super::own::{Own, Published};
 use super::tree::{REQUEST, Tree, request, send};
-use super::{Barrier, End, EndReason, Released, Request, Settings, Update, connect};
+use super::{Barrier, End, EndReason, Released, Reply, Request, Settings, Update, connect};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -283,11 +283,14 @@ impl Epoch {
                     drop(reply.send(told));
                     barrier.map(|_| ())
                 }
-                Work::Request(Request::Fence { member, record, reply }) => {
-                    let done = own.fence(zk, &member, record).await;
-                    drop(reply.send(done.as_ref().map(|_| ()).map_err(|end| end.detail.clone())));
-                    done
+                Work::Request(Request::ReadRecord { member, reply }) => {
+                    answer(reply, own.read_record(zk, &member).await)
                 }
+                Work::Request(Request::WriteRecord { member, record, expect, reply }) => {
+                    answer(reply, own.write_record(zk, &member, record, expect).await)
+                }
+                Work::Request(Request::Append { entry, reply }) => answer(reply, own.append(zk, entry).await),
+                Work::Request(Request::ReadAudit { reply }) => answer(reply, own.read_audit(zk).await),
                 Work::Request(Request::Release { holds, reply }) => {
                     let done = own.release(zk, &tree.leader(), &holds).await;
                     let told = match &done {
@@ -328,6 +331,20 @@ async fn publish(own: &mut Own, zk: &ZooKeeper, data: &[u8], updates: &mpsc::Sen
     match own.publish(zk, data).await? {
         Published::Done => Ok(()),
         Published::TakenBy(by) => send(updates, Update::NameTaken { by, at: Instant::now() }).await,
+    }
+}
+
+/// Tells what came of a request; whoever asked may have given up.
+fn answer<T>(reply: Reply<T>, done: Result<T, End>) -> Result<(), End> {
+    match done {
+        Ok(value) => {
+            drop(reply.send(Ok(value)));
+            Ok(())
+        }
+        Err(end) => {
+            drop(reply.send(Err(end.detail.clone())));
+            Err(end)
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod capture;
 mod connect;
 mod epoch;
 mod own;
+mod records;
 mod tree;
 
 use rand::random_range;
@@ -220,6 +221,21 @@ pub struct Holds {
     pub czxid: i64,
     /// The session that owns it.
     pub owner: i64,
+    /// Our own session, in which the barrier read was made that this stands on: in another one nothing is known.
+    pub session: i64,
+    /// Not deleted after this: what was looked at before may have changed since.
+    pub not_after: Instant,
+}
+
+/// What has to be found for a record to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Whatever is there.
+    Anything,
+    /// No record.
+    Nothing,
+    /// A record of this version.
+    Version(i32),
 }
 
 /// How a release of the leader key ended.
@@ -237,11 +253,20 @@ pub enum Released {
 enum Request {
     /// A linearizable read.
     Barrier { started: Instant, reply: oneshot::Sender<Barrier> },
-    /// Puts a member's fence record in its place, or removes it.
-    Fence { member: String, record: Option<Vec<u8>>, reply: oneshot::Sender<Result<(), String>> },
+    /// Reads a member's fence record.
+    ReadRecord { member: String, reply: Reply<Option<Znode>> },
+    /// Puts a member's fence record in its place, or removes it; `false` if something else was found.
+    WriteRecord { member: String, record: Option<Vec<u8>>, expect: Expect, reply: Reply<bool> },
+    /// Adds to the audit trail.
+    Append { entry: Vec<u8>, reply: Reply<()> },
+    /// Reads the audit trail.
+    ReadAudit { reply: Reply<Vec<Znode>> },
     /// Deletes the leader znode.
     Release { holds: Holds, reply: oneshot::Sender<Released> },
 }
+
+/// Where the answer to a request goes; the error says what went wrong.
+type Reply<T> = oneshot::Sender<Result<T, String>>;
 
 /// Where the present epoch takes its requests; `None` between epochs.
 type Present = watch::Sender<Option<mpsc::Sender<Request>>>;
@@ -266,15 +291,37 @@ impl Handle {
         read.unwrap_or_else(|why| Barrier::Unknown { why })
     }
 
-    /// Puts `record` in the place of `member`'s fence record, `/warden/<scope>/fences/<member>`; without one removes
-    /// it. The error says what went wrong; it may have been done all the same.
-    pub async fn fence_record(&self, member: &str, record: Option<Vec<u8>>, limit: Duration) -> Result<(), String> {
+    /// Reads `member`'s fence record, `/warden/<scope>/fences/<member>`, as whatever server we are connected to has it.
+    pub async fn read_record(&self, member: &str, limit: Duration) -> Result<Option<Znode>, String> {
         let member = member.to_owned();
-        self.ask(limit, |reply| Request::Fence { member, record, reply }).await?
+        self.ask(limit, |reply| Request::ReadRecord { member, reply }).await?
     }
 
-    /// Deletes the leader znode, if a barrier read right before finds it as it has to be. The only write to
-    /// Patroni's tree that there is.
+    /// Puts `record` in the place of `member`'s fence record, if that is as expected; without one removes it. `false`
+    /// if it is not. The error says what went wrong; it may have been done all the same.
+    pub async fn write_record(
+        &self,
+        member: &str,
+        record: Option<Vec<u8>>,
+        expect: Expect,
+        limit: Duration,
+    ) -> Result<bool, String> {
+        let member = member.to_owned();
+        self.ask(limit, |reply| Request::WriteRecord { member, record, expect, reply }).await?
+    }
+
+    /// Adds `entry` to the audit trail, `/warden/<scope>/audit/`, and removes what is too old to be kept there.
+    pub async fn append_audit(&self, entry: Vec<u8>, limit: Duration) -> Result<(), String> {
+        self.ask(limit, |reply| Request::Append { entry, reply }).await?
+    }
+
+    /// Reads the audit trail, the oldest entry first.
+    pub async fn read_audit(&self, limit: Duration) -> Result<Vec<Znode>, String> {
+        self.ask(limit, |reply| Request::ReadAudit { reply }).await?
+    }
+
+    /// Deletes the leader znode, if it is as it has to be. The only write to Patroni's tree that there is. To be asked
+    /// behind a barrier read in the same session.
     pub async fn release(&self, holds: Holds, limit: Duration) -> Released {
         let done = self.ask(limit, |reply| Request::Release { holds, reply }).await;
         done.unwrap_or_else(Released::Failed)

@@ -16,8 +16,10 @@ pub(super) struct Own {
     /// `<own>/barriers/<name>`, with chroot.
     barrier: String,
     /// `<own>/fences`, with chroot.
-    fences: String,
-    acl: Vec<Acl>,
+    pub(super) fences: String,
+    /// `<own>/audit`, with chroot.
+    pub(super) audit: String,
+    pub(super) acl: Vec<Acl>,
     /// What is above our own tree and shared with the agents of other clusters, like `/warden`.
     above: String,
     /// Their credentials may be others than ours: everybody may come and create a tree there.
@@ -54,6 +56,7 @@ impl Own {
             agent: format!("{own}/agents/{}", settings.agent),
             barrier: format!("{own}/barriers/{}", settings.agent),
             fences: format!("{own}/fences"),
+            audit: format!("{own}/audit"),
             acl,
             above,
             above_acl,
@@ -78,35 +81,25 @@ impl Own {
         Ok(Barrier::Verified { leader, config, session, started, finished: Instant::now() })
     }
 
-    /// Puts a member's fence record in its place, or removes it.
-    pub(super) async fn fence(&self, zk: &ZooKeeper, member: &str, record: Option<Vec<u8>>) -> Result<(), End> {
-        let path = format!("{}/{member}", self.fences);
-        let Some(record) = record else {
-            return match request(&path, zk.delete(&path, None)).await {
-                Ok(()) | Err(Failed::NoNode) => Ok(()),
-                Err(failed) => Err(failed.end()),
-            };
-        };
-        for _ in 0..3 {
-            match request(&path, zk.set_data(&path, record.clone(), None)).await {
-                Ok(_) => return Ok(()),
-                Err(Failed::NoNode) => self.create(zk, &path, record.clone(), CreateMode::Persistent).await?,
-                Err(failed) => return Err(failed.end()),
-            }
-        }
-        Err(End::new(EndReason::RequestFailed, format!("{path}: it is removed as soon as it is there")))
-    }
-
-    /// Deletes `leader`, with its version, if it is what it has to be behind a barrier. The only write to Patroni's
-    /// tree that there is.
+    /// Deletes `leader`, with its version, if it is what it has to be. The only write to Patroni's tree that there is.
+    ///
+    /// The barrier read came before, in this very session, so that this read is no older. It is made once more because
+    /// the version is no identity: one that was created anew has the same.
     pub(super) async fn release(&self, zk: &ZooKeeper, leader: &str, holds: &Holds) -> Result<Released, End> {
-        self.touch_barrier(zk).await?;
+        if holds.session != self.session {
+            return Ok(Released::Changed("the ZooKeeper session is another one".to_owned()));
+        }
         let Some(found) = read(zk, leader).await? else { return Ok(Released::Changed("nobody holds it".to_owned())) };
         let same =
             (found.data.as_slice(), found.czxid, found.owner) == (holds.holder.as_bytes(), holds.czxid, holds.owner);
         if !same {
             let holder = String::from_utf8_lossy(&found.data).into_owned();
             return Ok(Released::Changed(format!("{holder} holds it, with czxid {:#x}", found.czxid)));
+        }
+        if Instant::now() > holds.not_after {
+            return Ok(Released::Changed(
+                "ZooKeeper was too slow: what was looked at may have changed since".to_owned(),
+            ));
         }
         match request(leader, zk.delete(leader, Some(found.version))).await {
             Ok(()) => Ok(Released::Done),
@@ -193,7 +186,7 @@ impl Own {
     }
 
     /// Creates a znode, and its parents where they are missing. That it is there already is fine.
-    async fn create(&self, zk: &ZooKeeper, path: &str, data: Vec<u8>, mode: CreateMode) -> Result<(), End> {
+    pub(super) async fn create(&self, zk: &ZooKeeper, path: &str, data: Vec<u8>, mode: CreateMode) -> Result<(), End> {
         match request(path, zk.create(path, data.clone(), self.acl.clone(), mode)).await {
             Ok(_) | Err(Failed::NodeExists) => return Ok(()),
             Err(Failed::NoNode) => {}
@@ -220,7 +213,7 @@ impl Own {
 }
 
 /// A znode's data and stat, without a watch.
-async fn read(zk: &ZooKeeper, path: &str) -> Result<Option<Znode>, End> {
+pub(super) async fn read(zk: &ZooKeeper, path: &str) -> Result<Option<Znode>, End> {
     match request(path, zk.get_data(path, false)).await {
         Ok((data, stat)) => Ok(Some(tree::znode(data, &stat))),
         Err(Failed::NoNode) => Ok(None),

@@ -1,0 +1,399 @@
+//! How a server is stopped: step by step, each verified before the next is tried.
+//!
+//! Where the postmaster is visible from here it is signalled: fast shutdown, immediate, killed. Elsewhere a superuser
+//! session asks the server to signal its own postmaster, fast and then immediate. Fast shutdown refuses open and new
+//! sessions within some 20 ms and waits for nobody. It is only said that a server takes no writes when a new session is
+//! refused and the one that gave the order has ended too, or when it is in recovery.
+//!
+//! A server that is silent (paused, stopped, out of IO) gets the same statement at once: it lies in its socket and is
+//! the first thing that it does when it wakes. It carries its own time limit, by the server's own clock, so that one
+//! that is no longer wanted does nothing.
+
+use super::postmaster::Postmaster;
+use super::warm::{EXPIRED, GLANCE, NOT_THE_ONE, Warm};
+use crate::config::Superuser;
+use crate::watch::postgres::{self, Place};
+use rustix::process::Signal;
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::{Client, SimpleQueryMessage};
+use warden_core::event::{FenceOutcome, PostgresAnswer};
+use warden_core::types::Timeline;
+
+/// How long a session may take to begin.
+pub const CONNECT: Duration = Duration::from_secs(1);
+
+/// How long each step of the ladder has until a new session has to be refused.
+const STEP: Duration = Duration::from_millis(1500);
+
+/// Between two looks whether it is.
+const VERIFY: Duration = Duration::from_millis(5);
+
+/// A new session that neither begins nor is refused for this long: the server is silent.
+const SILENT: Duration = Duration::from_millis(700);
+
+/// Whom to stop.
+#[derive(Clone, Copy, Debug)]
+pub struct Server<'a> {
+    /// Where it is.
+    pub place: &'a Place,
+    /// Superuser.
+    pub login: &'a Superuser,
+    /// Only if it is on an older timeline than this.
+    pub older_than: Option<Timeline>,
+}
+
+/// How a new session fares.
+enum Door {
+    /// It begins.
+    Open(Box<(Client, postgres::Driver)>),
+    /// The server refuses all sessions, or nobody listens.
+    Shut(Shut),
+    /// The server refuses ours (a wrong password, too many sessions): it may take others.
+    Locked(String),
+    /// It broke off: the server may be ending in this very moment, and the next one tells.
+    Broken,
+    /// None of these.
+    Silent,
+}
+
+/// How a server refuses all sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shut {
+    /// Nobody listens.
+    Nobody,
+    /// It is starting, recovering, or a standby that lets nobody in.
+    NotOpen,
+    /// It is shutting down. In a smart shutdown open sessions go on for as long as they like.
+    Stopping,
+}
+
+/// What a refusal (57P03) means. Its text is in the server's language: what is not understood may be a shutdown.
+fn shut(refusal: &str) -> Shut {
+    let not_open = ["starting up", "in recovery mode", "accepting connections"];
+    match refusal {
+        "nobody listens" | "there is no socket" => Shut::Nobody,
+        text if not_open.iter().any(|words| text.contains(words)) => Shut::NotOpen,
+        _ => Shut::Stopping,
+    }
+}
+
+async fn knock(place: &Place, login: &Superuser, limit: Duration) -> Door {
+    let mut config = postgres::client_config(place, login);
+    config.application_name("warden-fence");
+    match timeout(limit, postgres::connect(&config, place.sslmode(login))).await {
+        Ok(Ok(session)) => Door::Open(Box::new(session)),
+        Ok(Err(error)) if postgres::broke_off(&error) => Door::Broken,
+        Ok(Err(error)) => match postgres::answer_of_error(&error) {
+            PostgresAnswer::Refused(why) => Door::Shut(shut(&why)),
+            PostgresAnswer::Gone(_) => Door::Shut(Shut::Nobody),
+            PostgresAnswer::Unknown(why) => Door::Locked(why),
+            _ => Door::Silent,
+        },
+        Err(_) => Door::Silent,
+    }
+}
+
+/// Opens a session that is ready for a fence. The error says what is in the way.
+pub async fn warm_up(place: &Place, login: &Superuser) -> Result<Warm, String> {
+    match knock(place, login, CONNECT).await {
+        Door::Open(session) => Warm::ready(*session).await,
+        Door::Shut(Shut::Nobody) => Err("nobody listens".to_owned()),
+        Door::Shut(_) => Err("the server takes no sessions".to_owned()),
+        Door::Locked(why) => Err(why),
+        Door::Broken => Err("the session broke off".to_owned()),
+        Door::Silent => Err(format!("no session within {} s", CONNECT.as_secs())),
+    }
+}
+
+/// What a new session says about the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verified {
+    Refused(Shut),
+    InRecovery,
+    Silent,
+    Open,
+}
+
+/// Knocks until a new session is refused, or finds the server in recovery, or [`STEP`] is over.
+async fn verify(server: &Server<'_>) -> Verified {
+    let started = Instant::now();
+    while started.elapsed() < STEP {
+        match knock(server.place, server.login, SILENT).await {
+            Door::Locked(_) | Door::Broken => {}
+            Door::Shut(shut) => return Verified::Refused(shut),
+            Door::Silent => return Verified::Silent,
+            Door::Open(session) => {
+                if who_is_there(*session).await.is_some_and(|(in_recovery, _)| in_recovery) {
+                    return Verified::InRecovery;
+                }
+            }
+        }
+        sleep(VERIFY).await;
+    }
+    Verified::Open
+}
+
+/// What is seen after a server that is shutting down has been watched for a while: whether nobody listens any more, a
+/// new session begins, or neither.
+async fn watch_stopping(server: &Server<'_>) -> Verified {
+    let started = Instant::now();
+    loop {
+        let seen = verify(server).await;
+        if seen != Verified::Refused(Shut::Stopping) || started.elapsed() >= STEP {
+            return seen;
+        }
+        sleep(VERIFY * 4).await;
+    }
+}
+
+/// The outcome, if what was seen after an order settles it; `session` is the one that gave it.
+async fn settled(
+    seen: Verified,
+    by: &'static str,
+    started: Instant,
+    session: &mut Option<Warm>,
+) -> Result<FenceOutcome, String> {
+    let confirmed = |by| FenceOutcome::Confirmed { by, took: started.elapsed() };
+    match seen {
+        Verified::InRecovery => Ok(confirmed("recovery")),
+        Verified::Refused(Shut::Nobody | Shut::NotOpen) => Ok(confirmed(by)),
+        Verified::Refused(Shut::Stopping) => {
+            // Open sessions of a server that is shutting down can go on; that ours does not shows that none does.
+            let ended = match session {
+                Some(session) => session.ends_within(STEP).await,
+                None => true,
+            };
+            if ended { Ok(confirmed(by)) } else { Err(format!("{by}: it shuts down, but lets open sessions go on")) }
+        }
+        // The statement lies in the server's socket; it stays there as long as the session does.
+        Verified::Silent if session.is_some() => Ok(FenceOutcome::Waiting),
+        Verified::Silent => Err("the server is silent, and there was no warm session".to_owned()),
+        Verified::Open => Err(format!("{by}: it still opens sessions after {} ms", STEP.as_millis())),
+    }
+}
+
+/// Stops the server, step by step, until a new session is refused or it is in recovery. `session` is one that is ready,
+/// if there is one; it comes back where the order lies in it, in front of a silent server.
+pub async fn climb(server: &Server<'_>, mut session: Option<Warm>) -> (FenceOutcome, Option<Warm>) {
+    let started = Instant::now();
+    session = session.filter(|session| !session.is_over());
+    if let Some(outcome) = by_process(server, &mut session, started).await {
+        return (outcome, session.filter(|session| !session.is_over()));
+    }
+    by_session(server, session, started).await
+}
+
+/// Where the postmaster is visible from here; `None` where it is not, or that did not help.
+async fn by_process(server: &Server<'_>, session: &mut Option<Warm>, started: Instant) -> Option<FenceOutcome> {
+    // A timeline can only be judged by the server itself.
+    let (Place::Socket(directory, port), None) = (server.place, server.older_than) else { return None };
+    let known = session.as_ref().map(Warm::postmaster);
+    let postmaster = match Postmaster::find(directory, *port, known).await {
+        Ok(postmaster) => postmaster,
+        Err(why) => {
+            tracing::debug!(why, "the postmaster is not signalled from here");
+            return None;
+        }
+    };
+    // A signal does not look whether there is anything to fence.
+    let in_recovery = match session {
+        Some(session) => session.is_in_recovery().await,
+        None => match knock(server.place, server.login, GLANCE).await {
+            Door::Open(new) => who_is_there(*new).await.is_some_and(|(in_recovery, _)| in_recovery),
+            _ => false,
+        },
+    };
+    if in_recovery {
+        return Some(FenceOutcome::Confirmed { by: "recovery", took: started.elapsed() });
+    }
+    let steps = [
+        (Signal::INT, "fast shutdown by signal"),
+        (Signal::QUIT, "immediate shutdown by signal"),
+        (Signal::KILL, "killed"),
+    ];
+    for (signal, by) in steps {
+        if let Err(why) = postmaster.signal(signal) {
+            tracing::warn!(why, by, "the postmaster");
+            return None;
+        }
+        if signal == Signal::KILL && !postmaster.leaves_nobody(STEP).await {
+            return Some(FenceOutcome::Failed(
+                "its postmaster is killed, but not all of its processes have ended".to_owned(),
+            ));
+        }
+        let seen = verify(server).await;
+        if seen == Verified::Silent {
+            // Nothing lies in front of it: the next signal.
+            continue;
+        }
+        if let Ok(outcome) = settled(seen, by, started, session).await {
+            return Some(outcome);
+        }
+    }
+    None
+}
+
+async fn by_session(server: &Server<'_>, mut session: Option<Warm>, started: Instant) -> (FenceOutcome, Option<Warm>) {
+    let mut trouble = String::new();
+    for (signal, by) in [("INT", "fast shutdown"), ("QUIT", "immediate shutdown")] {
+        // Once more if the server's clock was set meanwhile, and the order came too late by it.
+        for again in [true, false] {
+            let ready = match session.take().filter(|session| !session.is_over()) {
+                Some(ready) => Ok(ready),
+                None => match knock(server.place, server.login, CONNECT).await {
+                    Door::Open(new) => Warm::ready(*new).await,
+                    Door::Locked(why) => Err(why),
+                    Door::Shut(Shut::Stopping) => {
+                        let seen = watch_stopping(server).await;
+                        match settled(seen, "shutting down already", started, &mut None).await {
+                            Ok(outcome) => return (outcome, None),
+                            Err(why) => Err(why),
+                        }
+                    }
+                    Door::Shut(_) => {
+                        return (FenceOutcome::Confirmed { by: "refused already", took: started.elapsed() }, None);
+                    }
+                    Door::Broken => Err("a session broke off while it was opened".to_owned()),
+                    Door::Silent => Err("the server is silent, and there was no warm session".to_owned()),
+                },
+            };
+            let mut ready = match ready {
+                Ok(ready) => ready,
+                Err(why) => {
+                    trouble = why;
+                    break;
+                }
+            };
+            if ready.has_order() {
+                if verify(server).await == Verified::Silent {
+                    return (FenceOutcome::Waiting, Some(ready));
+                }
+                ready.answered();
+            }
+            let sent = ready.order_shutdown(signal, server.older_than);
+            let seen = tokio::select! {
+                seen = verify(server) => Ok(seen),
+                why = refusal(sent) => Err(why),
+            };
+            session = Some(ready);
+            match seen {
+                Ok(seen) => match settled(seen, by, started, &mut session).await {
+                    Ok(outcome) => return (outcome, session.filter(|session| !session.is_over())),
+                    Err(why) => trouble = why,
+                },
+                Err(why) if why.contains(NOT_THE_ONE) => return (FenceOutcome::Withdrawn(why), session),
+                Err(why) if why.contains(EXPIRED) && again => {
+                    if let Some(session) = &mut session
+                        && session.measure().await.is_ok()
+                    {
+                        continue;
+                    }
+                    trouble = format!("{by}: {why}");
+                }
+                // It may have been heard all the same: the shutdown ends what gave the order, in the middle of it too.
+                Err(why) => match settled(verify(server).await, by, started, &mut session).await {
+                    Ok(outcome) => return (outcome, session.filter(|session| !session.is_over())),
+                    Err(_) => trouble = format!("{by}: {why}"),
+                },
+            }
+            if let Some(session) = &mut session {
+                // It answers, so nothing lies in front of it.
+                session.answered();
+            }
+            break;
+        }
+    }
+    (FenceOutcome::Failed(trouble), session)
+}
+
+/// Why the server does not do as it was told; never ends where it does.
+async fn refusal(sent: JoinHandle<Result<(), String>>) -> String {
+    match sent.await {
+        Ok(Err(why)) => why,
+        _ => std::future::pending().await,
+    }
+}
+
+/// What became of a fence that lay in front of a silent server, now that its session has ended; `None` where that
+/// cannot be told.
+pub async fn after_waking(server: &Server<'_>, since: Instant) -> Option<FenceOutcome> {
+    match watch_stopping(server).await {
+        Verified::Refused(_) => Some(FenceOutcome::Confirmed { by: "fast shutdown on waking", took: since.elapsed() }),
+        Verified::InRecovery => Some(FenceOutcome::Confirmed { by: "recovery", took: since.elapsed() }),
+        Verified::Silent | Verified::Open => None,
+    }
+}
+
+/// Stops a server that somebody else should have stopped already, for the gate: the candidate holds the leader key.
+/// `Ok` says by what it is known that the server takes no writes of the cluster with this system identifier, and whether
+/// it was stopped from here; the error, why that is not known. `and_fence` is false where it is only to be looked.
+pub async fn stop_old_primary(
+    place: &Place,
+    login: &Superuser,
+    cluster: Option<&str>,
+    and_fence: bool,
+) -> Result<(&'static str, bool), OldPrimary> {
+    match knock(place, login, CONNECT).await {
+        Door::Shut(Shut::Nobody) => return Ok(("nobody listens there", false)),
+        Door::Shut(Shut::NotOpen) => return Ok(("it lets nobody in: it is starting, or a standby", false)),
+        Door::Shut(Shut::Stopping) => return Err(OldPrimary::Stopping),
+        Door::Silent | Door::Broken => return Err(OldPrimary::Silent),
+        Door::Locked(why) => return Err(OldPrimary::Writable(why)),
+        Door::Open(session) => match who_is_there(*session).await {
+            Some((true, _)) => return Ok(("it is in recovery", false)),
+            // Addresses are given again: what stands there now is not to be stopped for what stood there before.
+            Some((false, there)) if cluster.is_some_and(|cluster| cluster != there) => {
+                return Ok(("another database stands there", false));
+            }
+            _ => {}
+        },
+    }
+    if !and_fence {
+        return Err(OldPrimary::Writable("it opens sessions, and is not in recovery".to_owned()));
+    }
+    let server = Server { place, login, older_than: None };
+    match climb(&server, None).await.0 {
+        FenceOutcome::Confirmed { by, .. } => Ok((by, true)),
+        FenceOutcome::Waiting => Err(OldPrimary::Silent),
+        FenceOutcome::Failed(why) | FenceOutcome::Withdrawn(why) => Err(OldPrimary::Writable(why)),
+        FenceOutcome::Observed => Err(OldPrimary::Writable("nothing was done".to_owned())),
+    }
+}
+
+/// Why it is not known that an old primary takes no writes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum OldPrimary {
+    /// It cannot be reached, or does not answer.
+    Silent,
+    /// It is shutting down: open sessions may go on for a while.
+    Stopping,
+    /// It answers, and could not be stopped; the text says why.
+    Writable(String),
+}
+
+/// Whether the server is in recovery, and its system identifier; `None` where it does not say.
+async fn who_is_there((client, driver): (Client, postgres::Driver)) -> Option<(bool, String)> {
+    let question =
+        "SELECT pg_catalog.pg_is_in_recovery(), (SELECT system_identifier FROM pg_catalog.pg_control_system())";
+    let asking = client.simple_query(question);
+    let asked = async {
+        tokio::select! {
+            answer = asking => answer.ok(),
+            () = driver => None,
+        }
+    };
+    let messages = timeout(SILENT, asked).await.ok().flatten()?;
+    messages.iter().find_map(|message| match message {
+        // PostgreSQL shows this unsigned number as a signed one.
+        SimpleQueryMessage::Row(row) => {
+            Some((row.get(0)? == "t", row.get(1)?.parse::<i64>().ok()?.cast_unsigned().to_string()))
+        }
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+#[path = "ladder_tests.rs"]
+mod tests;

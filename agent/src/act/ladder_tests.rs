@@ -1,0 +1,152 @@
+use super::*;
+use crate::config::SslMode;
+use rustix::process::Pid;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[test]
+fn a_server_that_is_shutting_down_has_not_stopped_and_one_that_lets_nobody_in_yet_is_no_primary() {
+    for (refusal, expected) in [
+        ("nobody listens", Shut::Nobody),
+        ("the database system is starting up", Shut::NotOpen),
+        ("the database system is in recovery mode", Shut::NotOpen),
+        ("the database system is not yet accepting connections", Shut::NotOpen),
+        ("the database system is not accepting connections", Shut::NotOpen),
+        ("the database system is shutting down", Shut::Stopping),
+        // In another language it may be anything.
+        ("das Datenbanksystem startet", Shut::Stopping),
+    ] {
+        assert_eq!(shut(refusal), expected, "{refusal}");
+    }
+}
+
+/// A PostgreSQL of one's own, run by the user `postgres` where the tests are root's.
+struct Postgres {
+    directory: tempfile::TempDir,
+}
+
+impl Postgres {
+    fn start() -> Self {
+        let server = Self { directory: tempfile::tempdir().unwrap() };
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(server.directory.path(), mode).unwrap();
+        server.run("initdb -D $0/data -U postgres -A trust -E UTF8 --no-sync >/dev/null");
+        let options = "-k $0 -p 5432 -c listen_addresses= -c fsync=off";
+        server.run(&format!("pg_ctl -w -D $0/data -l $0/log -o \"{options}\" start >/dev/null"));
+        server
+    }
+
+    fn run(&self, command: &str) {
+        let script = format!("PATH=$PATH:$(echo /usr/lib/postgresql/*/bin | tr ' ' ':'); {command}");
+        let root = rustix::process::getuid().is_root();
+        let mut shell = if root { Command::new("runuser") } else { Command::new("sh") };
+        if root {
+            shell.args(["-u", "postgres", "--", "sh"]);
+        }
+        assert!(shell.arg("-c").arg(script).arg(self.path()).current_dir("/").status().unwrap().success(), "{command}");
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn place(&self) -> Place {
+        Place::Socket(self.path().to_owned(), 5432)
+    }
+
+    fn postmaster(&self) -> i32 {
+        let file: PathBuf = self.path().join("data/postmaster.pid");
+        std::fs::read_to_string(file).unwrap().lines().next().unwrap().parse().unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(Pid::from_raw(self.postmaster()).unwrap(), signal).unwrap();
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if self.path().join("data/postmaster.pid").exists() {
+            self.signal(Signal::CONT);
+            self.run("pg_ctl -D $0/data -m immediate stop >/dev/null || true");
+        }
+    }
+}
+
+fn login() -> Superuser {
+    let (username, database) = ("postgres".to_owned(), "postgres".to_owned());
+    Superuser { username, password: None, sslmode: SslMode::Disable, database }
+}
+
+fn server<'a>(place: &'a Place, login: &'a Superuser) -> Server<'a> {
+    Server { place, login, older_than: None }
+}
+
+fn by(outcome: &FenceOutcome) -> &'static str {
+    match outcome {
+        FenceOutcome::Confirmed { by, .. } => by,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL's programs on this machine"]
+async fn a_visible_postmaster_is_stopped_by_a_signal_and_a_frozen_one_is_killed() {
+    let (postgres, login) = (Postgres::start(), login());
+    let place = postgres.place();
+    let mut open = warm_up(&place, &login).await.unwrap();
+    let session = warm_up(&place, &login).await.unwrap();
+    let (outcome, _) = climb(&server(&place, &login), Some(session)).await;
+    println!("{outcome:?}");
+    assert_eq!(by(&outcome), "fast shutdown by signal");
+    assert!(open.ends_within(Duration::from_millis(100)).await, "open sessions are over too");
+
+    let postgres = Postgres::start();
+    let place = postgres.place();
+    let session = warm_up(&place, &login).await.unwrap();
+    postgres.signal(Signal::STOP);
+    let (outcome, _) = climb(&server(&place, &login), Some(session)).await;
+    println!("{outcome:?}");
+    assert_eq!(by(&outcome), "killed");
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL's programs on this machine"]
+async fn by_a_session_open_sessions_end_whether_it_was_running_or_in_a_smart_shutdown() {
+    let login = login();
+    for smart in [false, true] {
+        let postgres = Postgres::start();
+        let place = postgres.place();
+        let session = warm_up(&place, &login).await.unwrap();
+        let mut open = warm_up(&place, &login).await.unwrap();
+        if smart {
+            postgres.signal(Signal::TERM);
+            sleep(Duration::from_millis(200)).await;
+            assert!(!open.is_over(), "a smart shutdown waits for it");
+        }
+        let started = Instant::now();
+        let (outcome, _) = by_session(&server(&place, &login), Some(session), started).await;
+        println!("smart {smart}: {outcome:?}");
+        assert_eq!(by(&outcome), "fast shutdown");
+        assert!(open.ends_within(Duration::from_millis(100)).await, "open sessions are over too");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL's programs on this machine"]
+async fn an_order_lies_in_front_of_a_silent_server_once_and_is_obeyed_when_it_wakes() {
+    let (postgres, login) = (Postgres::start(), login());
+    let place = postgres.place();
+    let session = warm_up(&place, &login).await.unwrap();
+    postgres.run("kill -STOP $(head -n1 $0/data/postmaster.pid) $(pgrep -P $(head -n1 $0/data/postmaster.pid))");
+    let (outcome, session) = by_session(&server(&place, &login), Some(session), Instant::now()).await;
+    assert_eq!(outcome, FenceOutcome::Waiting);
+    let session = session.unwrap();
+    assert!(session.has_order());
+    let (outcome, session) = by_session(&server(&place, &login), Some(session), Instant::now()).await;
+    assert_eq!(outcome, FenceOutcome::Waiting);
+    postgres.run("kill -CONT $(pgrep -P $(head -n1 $0/data/postmaster.pid)) $(head -n1 $0/data/postmaster.pid)");
+    assert!(session.unwrap().ends_within(Duration::from_secs(2)).await);
+    let woken = after_waking(&server(&place, &login), Instant::now()).await.unwrap();
+    assert_eq!(by(&woken), "fast shutdown on waking");
+}
