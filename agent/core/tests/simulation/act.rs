@@ -76,10 +76,7 @@ impl World {
         match self.nodes[node].agent.acts[act].clone() {
             // ZooKeeper is there again, or nobody knows: then Patroni decides.
             Some(Act::Fence(order)) if order.guard == Guard::NoContact => {
-                if answer.is_some() {
-                    self.nodes[node].agent.acts[act] = None;
-                    self.report_fence(node, 1, number(&order.member), order.rule, FenceSaid::Withdrawn);
-                }
+                self.contact_again(node, act, &order, answer.is_some());
             }
             Some(Act::Fence(order)) => {
                 let session = self.nodes[node].agent.session;
@@ -127,6 +124,13 @@ impl World {
                 self.agent_after(node, 1, AgentEvent::Hear(self.now, Heard::Released(done)));
             }
             None => {}
+        }
+    }
+
+    fn contact_again(&mut self, node: usize, act: usize, order: &Order, answered: bool) {
+        if answered {
+            self.nodes[node].agent.acts[act] = None;
+            self.report_fence(node, 1, number(&order.member), order.rule, FenceSaid::Withdrawn);
         }
     }
 
