@@ -200,7 +200,7 @@ pub fn postgres(view: &View, name: &MemberName, member: &Member, now: Moment) ->
     // A refusal that reaches us from afar may be that of a firewall, or of whoever has the address now.
     let said = |fact: &Fact<PostgresAnswer>| match fact.value {
         PostgresAnswer::Writable(_) | PostgresAnswer::InRecovery(_) | PostgresAnswer::Gone(_) => true,
-        PostgresAnswer::Refused(_) => fact.source != Source::Tcp,
+        PostgresAnswer::Refused(_) | PostgresAnswer::Stopping(_) => fact.source != Source::Tcp,
         PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => false,
     };
     let direct = [&own, &agent].into_iter().flatten();

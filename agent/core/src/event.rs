@@ -538,8 +538,11 @@ pub enum PostgresAnswer {
     Writable(Server),
     /// In recovery: refuses writes.
     InRecovery(Server),
-    /// Nobody listens, or the server turns sessions away (starting up, shutting down).
+    /// Nobody listens, or the server turns every session away and has none yet (starting up, recovering).
     Refused(String),
+    /// It turns sessions away because it is shutting down: in a smart shutdown open ones go on, and write, for as long
+    /// as they like.
+    Stopping(String),
     /// Nobody listens on its unix socket, which is the socket that it had: the postmaster is gone. Never said of a
     /// server that is asked over TCP, where another host may answer in its place.
     Gone(String),
@@ -555,17 +558,22 @@ impl PostgresAnswer {
         match self {
             Self::Writable(_) => "writable",
             Self::InRecovery(_) => "in_recovery",
-            Self::Refused(_) | Self::Gone(_) => "refused",
+            Self::Refused(_) | Self::Stopping(_) | Self::Gone(_) => "refused",
             Self::Silent(_) => "silent",
             Self::Unknown(_) => "unknown",
         }
+    }
+
+    /// It turns sessions away, or nobody listens.
+    pub const fn turns_away(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Stopping(_) | Self::Gone(_))
     }
 
     /// What the server told, if it did.
     pub const fn server(&self) -> Option<&Server> {
         match self {
             Self::Writable(server) | Self::InRecovery(server) => Some(server),
-            Self::Refused(_) | Self::Gone(_) | Self::Silent(_) | Self::Unknown(_) => None,
+            Self::Refused(_) | Self::Stopping(_) | Self::Gone(_) | Self::Silent(_) | Self::Unknown(_) => None,
         }
     }
 
@@ -573,7 +581,9 @@ impl PostgresAnswer {
     pub fn detail(&self) -> Option<&str> {
         match self {
             Self::Writable(_) | Self::InRecovery(_) => None,
-            Self::Refused(why) | Self::Gone(why) | Self::Silent(why) | Self::Unknown(why) => Some(why),
+            Self::Refused(why) | Self::Stopping(why) | Self::Gone(why) | Self::Silent(why) | Self::Unknown(why) => {
+                Some(why)
+            }
         }
     }
 }

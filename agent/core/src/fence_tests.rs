@@ -117,6 +117,10 @@ fn follows(name: &str) -> Event {
     probe(name, PostgresAnswer::InRecovery(Server { system_id: Some(SystemId(7)), ..at_timeline(1, 5) }))
 }
 
+fn stopping(name: &str) -> Event {
+    probe(name, PostgresAnswer::Stopping("the database system is shutting down".to_string()))
+}
+
 fn refuses(name: &str) -> Event {
     probe(name, PostgresAnswer::Refused("the database system is starting up".to_string()))
 }
@@ -181,6 +185,11 @@ fn a_server_that_takes_writes_while_another_leads_is_fenced_by_superseded() {
         (
             "silence keeps it writable",
             s().with("postgres 2", 20_010, probe("a", PostgresAnswer::Silent("x".to_string()))),
+            Fences("a", Rule::Superseded),
+        ),
+        (
+            "a smart shutdown lets open sessions go on",
+            s().with("postgres 2", 20_010, stopping("a")),
             Fences("a", Rule::Superseded),
         ),
         (

@@ -250,9 +250,10 @@ impl Leadership {
                 gone.last = gone.last.max(at);
                 gone.probes += 1;
             }
-            PostgresAnswer::Writable(_) | PostgresAnswer::InRecovery(_) | PostgresAnswer::Refused(_) => {
-                self.gone = None;
-            }
+            PostgresAnswer::Writable(_)
+            | PostgresAnswer::InRecovery(_)
+            | PostgresAnswer::Refused(_)
+            | PostgresAnswer::Stopping(_) => self.gone = None,
             // A socket that nobody could ask proves nothing either way; two in a row have to be in a row.
             PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => self.gone = None,
         }

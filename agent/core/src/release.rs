@@ -4,7 +4,7 @@
 //! This is the only thing that Warden changes in Patroni's tree. It stands on proofs alone: the alive lock, and a unix
 //! socket on which nobody listens. A time-out, an unreachable host, a name that does not resolve prove nothing.
 
-use crate::event::{AliveLock, ClusterConfig, PostgresAnswer};
+use crate::event::{AliveLock, ClusterConfig};
 use crate::fact::Reading;
 use crate::fence::lock_proves_death;
 use crate::types::{MemberName, Moment, SessionId, Zxid};
@@ -136,12 +136,7 @@ fn leaving(view: &View, member: &MemberName) -> Option<MemberName> {
         None => return None,
     };
     // As long as the server was never seen down, there is nothing to hurry.
-    let down = view
-        .members
-        .get(member)?
-        .postgres
-        .as_ref()
-        .is_some_and(|fact| matches!(fact.value, PostgresAnswer::Gone(_) | PostgresAnswer::Refused(_)));
+    let down = view.members.get(member)?.postgres.as_ref().is_some_and(|fact| fact.value.turns_away());
     (down && sync.standbys.contains(candidate)).then(|| candidate.clone())
 }
 

@@ -111,12 +111,13 @@ impl Member {
     }
 }
 
-/// Whether an answer says that its server takes writes in sessions yet to come, if it says anything.
+/// Whether an answer says that its server takes writes in sessions yet to come, if it says anything. One that is shutting
+/// down says nothing: a smart shutdown may be a long time of writing.
 pub(crate) const fn takes_sessions(answer: &PostgresAnswer) -> Option<bool> {
     match answer {
         PostgresAnswer::Writable(_) => Some(true),
         PostgresAnswer::InRecovery(_) | PostgresAnswer::Refused(_) | PostgresAnswer::Gone(_) => Some(false),
-        PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => None,
+        PostgresAnswer::Stopping(_) | PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => None,
     }
 }
 
@@ -129,6 +130,7 @@ pub(crate) const fn writable(answer: &PostgresAnswer) -> Option<bool> {
         PostgresAnswer::Writable(_) => Some(true),
         PostgresAnswer::InRecovery(_) => Some(false),
         PostgresAnswer::Refused(_)
+        | PostgresAnswer::Stopping(_)
         | PostgresAnswer::Gone(_)
         | PostgresAnswer::Silent(_)
         | PostgresAnswer::Unknown(_) => None,

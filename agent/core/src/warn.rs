@@ -302,9 +302,7 @@ fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, list: 
         );
     }
     // From afar a refusal may be a firewall's.
-    let refuses = member.postgres.as_ref().is_some_and(|fact| {
-        fact.source != Source::Tcp && matches!(fact.value, PostgresAnswer::Refused(_) | PostgresAnswer::Gone(_))
-    });
+    let refuses = member.postgres.as_ref().is_some_and(|fact| fact.source != Source::Tcp && fact.value.turns_away());
     if holds && (member.writable == Some(false) || refuses) && member.role != Role::StandbyLeader {
         let how = match member.postgres.as_ref().map(|fact| &fact.value) {
             Some(PostgresAnswer::InRecovery(_)) => "its PostgreSQL is in recovery",
@@ -388,7 +386,7 @@ fn postgres(
         PostgresAnswer::Silent(why) => {
             list.about("postgres_silent", name, format!("PostgreSQL of {name} is silent: {why}"));
         }
-        PostgresAnswer::Refused(why) | PostgresAnswer::Gone(why) => {
+        PostgresAnswer::Refused(why) | PostgresAnswer::Stopping(why) | PostgresAnswer::Gone(why) => {
             list.about("postgres_refused", name, format!("PostgreSQL of {name} refuses connections: {why}"));
         }
         PostgresAnswer::Unknown(_) => {}

@@ -69,16 +69,6 @@ enum Shut {
     Stopping,
 }
 
-/// What a refusal (57P03) means. Its text is in the server's language: what is not understood may be a shutdown.
-fn shut(refusal: &str) -> Shut {
-    let not_open = ["starting up", "in recovery mode", "accepting connections"];
-    match refusal {
-        "nobody listens" | "there is no socket" => Shut::Nobody,
-        text if not_open.iter().any(|words| text.contains(words)) => Shut::NotOpen,
-        _ => Shut::Stopping,
-    }
-}
-
 async fn knock(place: &Place, login: &Superuser, limit: Duration) -> Door {
     let mut config = postgres::client_config(place, login);
     config.application_name("warden-fence");
@@ -86,7 +76,9 @@ async fn knock(place: &Place, login: &Superuser, limit: Duration) -> Door {
         Ok(Ok(session)) => Door::Open(Box::new(session)),
         Ok(Err(error)) if postgres::broke_off(&error) => Door::Broken,
         Ok(Err(error)) => match postgres::answer_of_error(&error) {
-            PostgresAnswer::Refused(why) => Door::Shut(shut(&why)),
+            PostgresAnswer::Refused(_) if error.as_db_error().is_some() => Door::Shut(Shut::NotOpen),
+            PostgresAnswer::Refused(_) => Door::Shut(Shut::Nobody),
+            PostgresAnswer::Stopping(_) => Door::Shut(Shut::Stopping),
             PostgresAnswer::Gone(_) => Door::Shut(Shut::Nobody),
             PostgresAnswer::Unknown(why) => Door::Locked(why),
             _ => Door::Silent,

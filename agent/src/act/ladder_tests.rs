@@ -4,22 +4,6 @@ use rustix::process::Pid;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-#[test]
-fn a_server_that_is_shutting_down_has_not_stopped_and_one_that_lets_nobody_in_yet_is_no_primary() {
-    for (refusal, expected) in [
-        ("nobody listens", Shut::Nobody),
-        ("the database system is starting up", Shut::NotOpen),
-        ("the database system is in recovery mode", Shut::NotOpen),
-        ("the database system is not yet accepting connections", Shut::NotOpen),
-        ("the database system is not accepting connections", Shut::NotOpen),
-        ("the database system is shutting down", Shut::Stopping),
-        // In another language it may be anything.
-        ("das Datenbanksystem startet", Shut::Stopping),
-    ] {
-        assert_eq!(shut(refusal), expected, "{refusal}");
-    }
-}
-
 /// A PostgreSQL of one's own, run by the user `postgres` where the tests are root's.
 struct Postgres {
     directory: tempfile::TempDir,

@@ -255,12 +255,22 @@ pub(crate) fn broke_off(error: &tokio_postgres::Error) -> bool {
     error.is_closed() || kind.is_some_and(|kind| broken.contains(&kind))
 }
 
+/// What a refusal with 57P03 means. Its text is in the server's language: what is not understood may be a shutdown.
+fn refusal(text: &str) -> PostgresAnswer {
+    let not_open = ["starting up", "in recovery mode", "accepting connections"];
+    if not_open.iter().any(|words| text.contains(words)) {
+        PostgresAnswer::Refused(text.to_owned())
+    } else {
+        PostgresAnswer::Stopping(text.to_owned())
+    }
+}
+
 /// What a failed attempt to connect, or a failed question, says about the server.
 pub(crate) fn answer_of_error(error: &tokio_postgres::Error) -> PostgresAnswer {
     if let Some(db) = error.as_db_error() {
         // 57P03: starting up, shutting down, in crash recovery: nobody gets a session.
         return match db.code() {
-            &SqlState::CANNOT_CONNECT_NOW => PostgresAnswer::Refused(db.message().to_owned()),
+            &SqlState::CANNOT_CONNECT_NOW => refusal(db.message()),
             _ => PostgresAnswer::Unknown(format!("{} ({})", db.message(), db.code().code())),
         };
     }
@@ -325,6 +335,21 @@ mod tests {
         let columns: BTreeMap<String, String> =
             columns.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         read_row(|column| columns.get(column).map(String::as_str))
+    }
+
+    #[test]
+    fn a_server_that_is_shutting_down_has_not_stopped_and_one_that_lets_nobody_in_yet_is_no_primary() {
+        for (text, stopping) in [
+            ("the database system is starting up", false),
+            ("the database system is in recovery mode", false),
+            ("the database system is not yet accepting connections", false),
+            ("the database system is not accepting connections", false),
+            ("the database system is shutting down", true),
+            // In another language it may be anything.
+            ("das Datenbanksystem startet", true),
+        ] {
+            assert_eq!(matches!(refusal(text), PostgresAnswer::Stopping(_)), stopping, "{text}");
+        }
     }
 
     #[test]
