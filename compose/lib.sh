@@ -91,27 +91,11 @@ compose() {
     "${compose_command[@]}" "${files[@]}" "$@"
 }
 
-# What the agents of the running stack do: enforce, observe or off. Nothing where there is no stack.
+# What compose/mode has told the agents of the running stack: enforce or observe. Nothing where it has told them nothing,
+# or there is no stack.
 fencing_mode() {
     docker inspect --format '{{ range .Config.Env }}{{ println . }}{{ end }}' "${prefix}warden-pg-master" 2>/dev/null |
         sed -n 's/^WARDEN_FENCING_MODE=//p' || true
-}
-
-# use_mode MODE: what compose is told so that the agents are in that mode. In enforce they have compose/warden/ as it is.
-# In the others they have it with all that acts switched off, so that the stack is as it would be without Warden.
-use_mode() {
-    export WARDEN_FENCING_MODE=$1
-    unset WARDEN_AGENTS
-    case "$1" in
-    '' | enforce) return ;;
-    esac
-    export WARDEN_AGENTS=$root/target/agents-$1
-    mkdir -p "$WARDEN_AGENTS"
-    local file
-    for file in "$compose_dir"/warden/*.yml; do
-        sed -e "s/^  mode: enforce$/  mode: $1/" -e 's/^  enabled: true$/  enabled: false/' \
-            -e 's/^  handover: true$/  handover: false/' "$file" >"$WARDEN_AGENTS/$(basename "$file")"
-    done
 }
 
 # fingerprint PATH...: changes when any file below the paths does.

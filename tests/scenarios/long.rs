@@ -25,7 +25,10 @@ pub(crate) fn scenarios() -> anyhow::Result<Vec<Scenario>> {
         limit: LIMIT + Duration::from_secs(minutes * 60 * 2),
         run: Box::new(move |stack| Box::pin(async move { churn(&stack, minutes, seed).await })),
     }];
-    for fault in Fault::ALL {
+    // Those on the same kind of stack one after the other.
+    let mut faults = Fault::ALL;
+    faults.sort_by_key(|fault| fault.flavor() != Flavor::Single);
+    for fault in faults {
         for synchronous in [false, true] {
             scenarios.push(Scenario {
                 name: format!("long::{fault}_{}", if synchronous { "synchronous" } else { "asynchronous" }),
