@@ -23,7 +23,7 @@ step() {
     start=$SECONDS
     printf '  %-58s' "$what"
     set +e
-    ("$@") >"$log" 2>&1
+    (set -e; "$@") >"$log" 2>&1
     status=$?
     set -e
     if [ "$status" -ne 0 ]; then
@@ -36,6 +36,23 @@ step() {
     rm -f "$log"
 }
 
+# again command...: up to three times, for what needs the network.
+again() {
+    local try status=0
+    for try in 1 2 3; do
+        set +e
+        (set -e; "$@")
+        status=$?
+        set -e
+        [ "$status" -ne 0 ] || return 0
+        [ "$try" -eq 3 ] || { printf '"%s" failed, once more\n' "$*" >&2; sleep $((5 * try)); }
+    done
+    return "$status"
+}
+
+# Cargo tries by itself.
+export CARGO_NET_RETRY=${CARGO_NET_RETRY:-8}
+
 have() { command -v "$1" >/dev/null 2>&1; }
 
 on_debian_as_root() { [ "$(id -u)" -eq 0 ] && [ -e /etc/debian_version ] && have apt-get; }
@@ -45,14 +62,15 @@ need() {
     local command=$1 package=$2
     have "$command" && return
     if on_debian_as_root; then
-        step "installing $package (for $command)" apt_install "$package"
+        step "installing $package (for $command)" again apt_install "$package"
     else
         fail "$command is missing. On Debian: apt-get install $package   (as root, compose/up does it itself)"
     fi
 }
 
 apt_install() {
-    apt-get update -qq
+    # One source of many that does not answer need not matter.
+    apt-get update -qq || true
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
 }
 
@@ -91,27 +109,11 @@ compose() {
     "${compose_command[@]}" "${files[@]}" "$@"
 }
 
-# What the agents of the running stack do: enforce, observe or off. Nothing where there is no stack.
+# What compose/mode has told the agents of the running stack: enforce or observe. Nothing where it has told them nothing,
+# or there is no stack.
 fencing_mode() {
     docker inspect --format '{{ range .Config.Env }}{{ println . }}{{ end }}' "${prefix}warden-pg-master" 2>/dev/null |
         sed -n 's/^WARDEN_FENCING_MODE=//p' || true
-}
-
-# use_mode MODE: what compose is told so that the agents are in that mode. In enforce they have compose/warden/ as it is.
-# In the others they have it with all that acts switched off, so that the stack is as it would be without Warden.
-use_mode() {
-    export WARDEN_FENCING_MODE=$1
-    unset WARDEN_AGENTS
-    case "$1" in
-    '' | enforce) return ;;
-    esac
-    export WARDEN_AGENTS=$root/target/agents-$1
-    mkdir -p "$WARDEN_AGENTS"
-    local file
-    for file in "$compose_dir"/warden/*.yml; do
-        sed -e "s/^  mode: enforce$/  mode: $1/" -e 's/^  enabled: true$/  enabled: false/' \
-            -e 's/^  handover: true$/  handover: false/' "$file" >"$WARDEN_AGENTS/$(basename "$file")"
-    done
 }
 
 # fingerprint PATH...: changes when any file below the paths does.

@@ -61,8 +61,15 @@ pub fn carried_out(lines: &[Line]) -> Vec<&Line> {
 /// Lines that tell what Warden did and why, for people: fences, releases, nudges. Of those that are alike only the
 /// first.
 pub fn deeds(lines: &[Line]) -> Vec<String> {
-    let signs =
-        ["act::fence: fenced", "leader key released", "Patroni nudged", "the server is silent", "would be fenced"];
+    let signs = [
+        "act::fence: fenced",
+        "leader key released",
+        "Patroni nudged",
+        "the server is silent",
+        "would be fenced",
+        "the leader key would be released",
+        "Patroni would be nudged",
+    ];
     let mut told: Vec<String> = Vec::new();
     for line in lines.iter().filter(|line| signs.iter().any(|sign| line.text.contains(sign))) {
         let sign = signs.iter().find(|sign| line.text.contains(**sign)).copied().unwrap_or_default();

@@ -85,6 +85,10 @@ pub const FIGURES: [Figure; 8] = [
     },
 ];
 
+/// Steps that end something.
+const FIRST_WRITE: &str = "first write on the new primary";
+const SYNCHRONOUS: &str = "its standby is synchronous again";
+
 /// A trial in figures: a line of the bench's output.
 pub fn figures(outcome: &Outcome, fault: Fault, reigns: &[Reign], synchronous: Option<Instant>) -> Value {
     let turn = turn(outcome);
@@ -127,7 +131,7 @@ pub fn figures(outcome: &Outcome, fault: Fault, reigns: &[Reign], synchronous: O
     }
     json!({
         "figures": figures,
-        "steps": steps(outcome, reigns, &turn),
+        "steps": steps(outcome, reigns, &turn, synchronous),
         "lost": outcome.report.lost.len(),
         "two_primaries_ms": outcome.report.dual.as_millis(),
         "proxy_outage_s": outcome.report.outage(Route::ProxyAnew).as_secs_f64(),
@@ -158,9 +162,9 @@ fn key_gone(outcome: &Outcome, reigns: &[Reign]) -> Option<SystemTime> {
 }
 
 /// What happened when, in milliseconds since the fault, in order: to see which step took the time.
-fn steps(outcome: &Outcome, reigns: &[Reign], turn: &Turn) -> Vec<(&'static str, f64)> {
+fn steps(outcome: &Outcome, reigns: &[Reign], turn: &Turn, synchronous: Option<Instant>) -> Vec<(&'static str, f64)> {
     const SIGNS: [(&str, &str); 5] = [
-        ("the alive lock is seen free", "alive lock state=\"free\""),
+        ("the alive lock is seen free", "alive lock state=\"gone\""),
         ("fenced", "act::fence: fenced"),
         ("the key is released", "leader key released"),
         ("Patroni is nudged", "Patroni nudged"),
@@ -177,7 +181,8 @@ fn steps(outcome: &Outcome, reigns: &[Reign], turn: &Turn) -> Vec<(&'static str,
     let taken = reigns.iter().find(|reign| reign.from >= outcome.struck_at && reign.holder != outcome.leader.member);
     steps.extend(taken.map(|reign| ("the other one has the key", since(reign.from))));
     steps.extend(turn.last_old.map(|ack| ("last write on the old primary", since(ack.wall))));
-    steps.extend(turn.first_new.map(|ack| ("first write on the new primary", since(ack.wall))));
+    steps.extend(turn.first_new.map(|ack| (FIRST_WRITE, since(ack.wall))));
+    steps.extend(synchronous.map(|at| (SYNCHRONOUS, ms(outcome.struck, at))));
     steps.sort_by(|a, b| a.1.total_cmp(&b.1));
     steps
 }
@@ -235,7 +240,8 @@ pub fn table(figure: &Figure, lines: &[Value]) -> String {
         }
     }
     if missed {
-        text += &longest_steps(figure.fault, lines);
+        let end = if figure.key == "switchover_to_synchronous_s" { SYNCHRONOUS } else { FIRST_WRITE };
+        text += &longest_steps(figure.fault, end, lines);
     }
     text
 }
@@ -244,8 +250,8 @@ fn of(fault: Fault, with: bool, lines: &[Value]) -> impl Iterator<Item = &Value>
     lines.iter().filter(move |line| line["fault"] == fault.name() && line["with"] == with)
 }
 
-/// The medians of when each step was, and how long after the one before.
-fn longest_steps(fault: Fault, lines: &[Value]) -> String {
+/// The medians of when each step was, and how long after the one before, as far as `end`.
+fn longest_steps(fault: Fault, end: &str, lines: &[Value]) -> String {
     let mut steps: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for step in of(fault, true, lines).flat_map(|line| line["steps"].as_array().into_iter().flatten()) {
         if let (Some(what), Some(at)) = (step[0].as_str(), step[1].as_f64()) {
@@ -266,6 +272,9 @@ fn longest_steps(fault: Fault, lines: &[Value]) -> String {
     for (what, at) in medians {
         text += &format!("             {at:9.0} {:+9.0}  {what}\n", at - before);
         before = at;
+        if what == end {
+            break;
+        }
     }
     text
 }

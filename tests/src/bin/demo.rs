@@ -15,8 +15,8 @@ const SHOWN: [Fault; 5] = [Fault::Freeze, Fault::Crash, Fault::Postmaster, Fault
 /// Between two lines.
 const LINE: Duration = Duration::from_secs(1);
 
-/// So long lines are printed at least: a frozen Patroni loses its key after ttl.
-const LEAST: Duration = Duration::from_secs(40);
+/// So long lines are printed at least: by then HAProxy has noticed whatever it notices.
+const LEAST: Duration = Duration::from_secs(12);
 
 /// And until writes have gone through the proxy in so many lines, to one node only.
 const QUIET: usize = 5;
