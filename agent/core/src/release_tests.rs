@@ -1,6 +1,6 @@
 use super::*;
 use crate::assess::tests::probe;
-use crate::event::{Event, FailoverRequest, ReleaseReport, SyncState, Znode};
+use crate::event::{Event, FailoverRequest, PostgresAnswer, ReleaseReport, SyncState, Znode};
 use crate::fence::tests::{Scene, answers, config_znode, leading, paused_config, takes_writes};
 use crate::view::tests::{key, leader, lost, ms, session, verified};
 
