@@ -62,7 +62,8 @@ async fn in_mode(stack: &Stack, fault: Fault, synchronous: bool) -> anyhow::Resu
         Fault::Crash | Fault::Restart if !synchronous => outcome.report.no_two_primaries(),
         _ => outcome.report.nothing_lost_and_no_two_primaries(),
     }?;
-    if fault.wants_a_fence() { outcome.somebody_fenced() } else { Ok(()) }
+    // Without an agent beside it the old primary is stopped by the gate, which says so in Patroni's log.
+    if fault.wants_a_fence() && fault != Fault::FreezeAlone { outcome.somebody_fenced() } else { Ok(()) }
 }
 
 /// What the churn does to a stack, one after the other.

@@ -267,28 +267,29 @@ pub async fn remove_stale(prefix: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Docker says of a network now and then that it is in use when the last container has just gone.
-async fn remove_project(project: &str) -> anyhow::Result<()> {
-    wait::until(&format!("{project} is removed"), Duration::from_secs(120), || remove_what_is_left(project)).await
-}
-
 /// By label and not by compose file, so that it works whatever the files say by now.
-async fn remove_what_is_left(project: &str) -> anyhow::Result<()> {
+async fn remove_project(project: &str) -> anyhow::Result<()> {
     let filter = format!("label=com.docker.compose.project={project}");
-    let lists: [(&[&str], &[&str]); 3] = [
-        (&["ps", "-aq", "--filter", &filter], &["rm", "-f", "-v"]),
-        (&["network", "ls", "-q", "--filter", &filter], &["network", "rm"]),
-        (&["volume", "ls", "-q", "--filter", &filter], &["volume", "rm", "-f"]),
-    ];
-    for (list, remove) in lists {
-        let found = docker::docker(list).await?;
-        let found: Vec<&str> = found.split_whitespace().collect();
-        if !found.is_empty() {
-            docker::docker(&[remove, found.as_slice()].concat()).await?;
-        }
+    remove(&["ps", "-aq", "--filter", &filter], &["rm", "-f", "-v"]).await?;
+    // Docker says of a network now and then that it is in use when its last container has gone, for a moment or, once in
+    // a while, until Docker is restarted. It is in nobody's way.
+    let network = || async { remove(&["network", "ls", "-q", "--filter", &filter], &["network", "rm"]).await };
+    if let Err(error) = wait::until("its networks are removed", Duration::from_secs(10), network).await {
+        eprintln!("      a network of {project} stays behind: {error:#}");
     }
+    remove(&["volume", "ls", "-q", "--filter", &filter], &["volume", "rm", "-f"]).await?;
     let left = docker::docker(&["ps", "-aq", "--filter", &filter]).await?;
     ensure!(left.trim().is_empty(), "containers of {project} are left: {left}");
+    Ok(())
+}
+
+/// Removes what `list` lists.
+async fn remove(list: &[&str], remove: &[&str]) -> anyhow::Result<()> {
+    let found = docker::docker(list).await?;
+    let found: Vec<&str> = found.split_whitespace().collect();
+    if !found.is_empty() {
+        docker::docker(&[remove, found.as_slice()].concat()).await?;
+    }
     Ok(())
 }
 

@@ -20,8 +20,10 @@ const PACE: Duration = Duration::from_millis(20);
 /// Until the first rows are written.
 const FIRST: Duration = Duration::from_secs(120);
 
-/// After this long without an answer a writer gives up its session: the row is not acknowledged.
+/// After this long without an answer a writer gives up its session: the row is not acknowledged. Straight at a node it
+/// waits longer than any node is paused: the sessions that are open when a node wakes are those that do harm.
 const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE_STRAIGHT: Duration = Duration::from_secs(90);
 
 /// The writers are ordinary users: what the server keeps for superusers is not theirs. Password and name are the same.
 const USER: &str = "writer";
@@ -283,6 +285,7 @@ fn dual(stories: &BTreeMap<Route, Story>) -> Duration {
 async fn write(route: Route, port: u16, commit: Commit, run: String, story: Arc<Mutex<Story>>) {
     let mut client: Option<Client> = None;
     let mut row = 0;
+    let patience = if matches!(route, Route::Node(_)) { PATIENCE_STRAIGHT } else { PATIENCE };
     loop {
         row += 1;
         let next = tokio::time::sleep(PACE);
@@ -302,7 +305,7 @@ async fn write(route: Route, port: u16, commit: Commit, run: String, story: Arc<
             );
             let sent = Instant::now();
             // The simple protocol's answer is complete only when the server has committed.
-            let messages = timeout(PATIENCE, open.simple_query(&insert)).await.context("no answer")??;
+            let messages = timeout(patience, open.simple_query(&insert)).await.context("no answer")??;
             let timeline = messages.iter().find_map(|message| match message {
                 SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
                 _ => None,
