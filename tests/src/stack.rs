@@ -273,7 +273,7 @@ async fn remove_project(project: &str) -> anyhow::Result<()> {
     remove(&["ps", "-aq", "--filter", &filter], &["rm", "-f", "-v"]).await?;
     // Docker says of a network now and then that it is in use when its last container has gone, for a moment or, once in
     // a while, until Docker is restarted. It is in nobody's way.
-    let network = || remove(&["network", "ls", "-q", "--filter", &filter], &["network", "rm"]);
+    let network = || async { remove(&["network", "ls", "-q", "--filter", &filter], &["network", "rm"]).await };
     if let Err(error) = wait::until("its networks are removed", Duration::from_secs(10), network).await {
         eprintln!("      a network of {project} stays behind: {error:#}");
     }
