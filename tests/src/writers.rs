@@ -266,20 +266,22 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// From the first acknowledgement on a newer timeline to the last one on an older timeline that was *asked for* later.
-/// One that was asked for before and heard of later is no proof: it may have been on its way, or we slow to read it.
+/// From the first to the last row that was acknowledged on an older timeline though it was *asked for* after one had been
+/// acknowledged on a newer. One that was asked for before and heard of later is no proof: it may have been on its way,
+/// or we slow to read it.
 fn dual(stories: &BTreeMap<Route, Story>) -> Duration {
     let acks: Vec<&Ack> = stories.values().flat_map(|story| &story.acks).collect();
     let mut firsts: BTreeMap<u32, Instant> = BTreeMap::new();
     for ack in &acks {
         firsts.entry(ack.timeline).and_modify(|first| *first = ack.at.min(*first)).or_insert(ack.at);
     }
-    let overlap = |ack: &&Ack| {
+    let stale = |ack: &&&Ack| {
         let newer = firsts.range(ack.timeline.saturating_add(1)..).map(|(_, first)| *first).min();
-        let after = newer.filter(|first| ack.sent > *first);
-        after.map_or(Duration::ZERO, |first| ack.at.saturating_duration_since(first))
+        newer.is_some_and(|first| ack.sent > first)
     };
-    acks.iter().map(overlap).max().unwrap_or_default()
+    let from = acks.iter().filter(stale).map(|ack| ack.sent).min();
+    let until = acks.iter().filter(stale).map(|ack| ack.at).max();
+    from.zip(until).map_or(Duration::ZERO, |(from, until)| until.saturating_duration_since(from))
 }
 
 async fn write(route: Route, port: u16, commit: Commit, run: String, story: Arc<Mutex<Story>>) {
@@ -347,9 +349,10 @@ mod tests {
     fn two_primaries_are_rows_on_an_older_timeline_after_rows_on_a_newer_one() {
         let start = Instant::now();
         type Acks = &'static [(u64, u32)];
-        let cases: [(Acks, Acks, u64); 5] = [
+        let cases: [(Acks, Acks, u64); 6] = [
             (&[(1, 1), (2, 1)], &[(3, 2), (4, 2)], 0),
-            (&[(1, 1), (5, 1)], &[(3, 2), (4, 2)], 2),
+            (&[(1, 1), (5, 1)], &[(3, 2), (4, 2)], 1),
+            (&[(1, 1), (6, 1), (9, 1)], &[(3, 2), (4, 2)], 4),
             // Asked for before the other had answered.
             (&[(1, 1), (4, 1)], &[(3, 2), (9, 2)], 0),
             (&[(1, 1), (9, 3)], &[(3, 2), (7, 2)], 0),
