@@ -120,6 +120,17 @@ impl Warmth {
     }
 }
 
+impl Warmth {
+    /// Tells the view, if that is news to it.
+    async fn tell(&mut self, fencer: &Fencer, session: FenceSession) -> anyhow::Result<()> {
+        if self.told.as_ref() != Some(&session) {
+            fencer.events.send(fencer.events.clock.now(), Event::FenceSession(session.clone())).await?;
+            self.told = Some(session);
+        }
+        Ok(())
+    }
+}
+
 /// Carries out steps until the loop is gone, and keeps the session warm in between.
 pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Arc<Fencer>) -> anyhow::Result<()> {
     let mut warmth = Warmth { session: None, opening: None, pause: FIRST_PAUSE, told: None };
@@ -155,7 +166,9 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Arc<Fencer>) -> anyh
                 if own == Some(&order.member) {
                     // One may have been opened meanwhile; the one that the order lies in is kept.
                     warmth.session = session.or(warmth.session.take());
-                    warmth.told = None;
+                    if warmth.session.is_some() {
+                        warmth.tell(fencer, FenceSession::Ready).await?;
+                    }
                     let since = waiting.take().map_or_else(Instant::now, |(_, since)| since);
                     waiting = (outcome == Some(FenceOutcome::Waiting)).then(|| (order.clone(), since));
                 }
@@ -182,10 +195,7 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Arc<Fencer>) -> anyh
                     }
                     Change::Opened(Err(why)) => FenceSession::Lost(why),
                 };
-                if warmth.told.as_ref() != Some(&session) {
-                    fencer.events.send(fencer.events.clock.now(), Event::FenceSession(session.clone())).await?;
-                    warmth.told = Some(session);
-                }
+                warmth.tell(fencer, session).await?;
             }
         }
     }
