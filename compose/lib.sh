@@ -6,6 +6,8 @@ compose_dir=$root/compose
 
 # Two names that the compose file and the scripts have to agree on.
 export COMPOSE_PROJECT_NAME=${COMPOSE_PROJECT_NAME:-warden}
+# docker-compose 1.29 gives up on a busy engine after 60 s, in the middle of things.
+export COMPOSE_HTTP_TIMEOUT=${COMPOSE_HTTP_TIMEOUT:-300}
 # shellcheck disable=SC2034 # used by those who source this
 prefix=${WARDEN_PREFIX:-}
 
