@@ -213,6 +213,9 @@ fn unreadable(view: &View) -> impl Iterator<Item = (String, &str)> {
     fixed.into_iter().flatten().chain(members).chain(agents)
 }
 
+/// A fence that failed and is wanted still has been tried again within this.
+const FENCE_TRIED: Duration = Duration::from_secs(15);
+
 fn fences(view: &View, now: Moment, list: &mut List) {
     for (member, fact) in &view.leadership.records {
         match &fact.value {
@@ -229,7 +232,9 @@ fn fences(view: &View, now: Moment, list: &mut List) {
         }
     }
     for (member, ordered) in &view.leadership.ordered {
-        if let Some((FenceOutcome::Failed(why), rule, _)) = &ordered.outcome
+        // What failed and is wanted no more (the server may even lead by now) is not tried again, and is no news.
+        if let Some((FenceOutcome::Failed(why), rule, at)) = &ordered.outcome
+            && now.since(*at) <= FENCE_TRIED
             && fence::presumed_writable(view, member)
         {
             let rule = rule.as_str();
@@ -244,7 +249,10 @@ fn fences(view: &View, now: Moment, list: &mut List) {
     }
     let Some(own) = &view.identity.member else { return };
     let runs = view.members.get(own).and_then(|member| member.postgres.as_ref());
-    let runs = runs.and_then(|fact| fact.fresh(now, PROBE_LIMIT)).is_some_and(|answer| answer.server().is_some());
+    // One that answers, but not to us, runs too: too many connections are just what keeps a session from being ready.
+    let runs = runs
+        .and_then(|fact| fact.fresh(now, PROBE_LIMIT))
+        .is_some_and(|answer| answer.server().is_some() || matches!(answer, PostgresAnswer::Unknown(_)));
     match &view.leadership.fence_session {
         Some(fact) if runs && fact.age(now) > PROBE_LIMIT => {
             if let FenceSession::Lost(why) = &fact.value {

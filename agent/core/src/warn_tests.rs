@@ -353,6 +353,11 @@ fn about_fences() -> Vec<Scenario> {
     let mut cold = Scenario::new("fence_session_lost", Some("a"), &["fence a with", "slower", "password"]).at(4500);
     cold.wrong = vec![(1400, lost()), (4000, probe("a", writable()))];
     cold.right = vec![(4400, lost()), (4000, probe("a", writable()))];
+    // What failed long ago and was not tried again is wanted no more.
+    let failed = || fence(FenceOutcome::Failed("no route to host".to_string()));
+    let mut tried = Scenario::new("fence_failed", Some("a"), &[]).at(17_000);
+    tried.wrong = vec![(16_000, failed())];
+    tried.right = vec![(1400, failed()), (16_800, probe("a", writable()))];
     let mut down = Scenario::new("fence_session_lost", Some("a"), &[]).at(4500);
     down.wrong = cold.wrong.clone();
     down.right = vec![(1400, lost()), (4000, probe("a", PostgresAnswer::Refused("it is shut down".to_string())))];
@@ -370,6 +375,7 @@ fn about_fences() -> Vec<Scenario> {
         Scenario::new("fence_failed", Some("a"), &["a may still take writes", "orphaned", "no route", "stop its"])
             .wrong(fence(FenceOutcome::Failed("no route to host".to_string())))
             .right(fence(confirmed)),
+        tried,
         // It failed, and the server has been seen in recovery since: it may not take writes any more.
         Scenario::new("fence_failed", Some("a"), &[])
             .wrong(fence(FenceOutcome::Failed("no route to host".to_string())))

@@ -1,8 +1,10 @@
 //! The plan in words: what the rules of leadership would do now, what they hold back, and why.
 
+use warden_core::assess::PROBE_LIMIT;
 use warden_core::decide::{Fencing, Policy};
+use warden_core::event::PostgresAnswer;
 use warden_core::fence::{self, presumed_writable};
-use warden_core::types::Moment;
+use warden_core::types::{MemberName, Moment};
 use warden_core::view::View;
 use warden_core::{nudge, release};
 
@@ -58,11 +60,26 @@ pub fn lines(view: &View, policy: &Policy, now: Moment) -> Vec<String> {
         let writes = own.is_some_and(|own| presumed_writable(view, own));
         lines.push(match own {
             Some(own) if writes => format!("nothing: {own} takes writes, and nothing speaks against it"),
-            Some(own) => format!("nothing: {own} takes no writes"),
+            Some(own) => match unknown(view, own, now) {
+                Some(why) => format!("nothing: it is not known whether {own} takes writes ({why})"),
+                None => format!("nothing: {own} takes no writes"),
+            },
             None => "nothing: this agent stands beside no node".to_owned(),
         });
     }
     lines
+}
+
+/// Why it is not known whether the member's server takes writes, if it is not.
+fn unknown(view: &View, member: &MemberName, now: Moment) -> Option<String> {
+    let answer = view.members.get(member).and_then(|known| known.postgres.as_ref());
+    match answer.and_then(|fact| fact.fresh(now, PROBE_LIMIT)) {
+        None => Some("it has not been asked lately".to_owned()),
+        Some(PostgresAnswer::Silent(why) | PostgresAnswer::Unknown(why) | PostgresAnswer::Stopping(why)) => {
+            Some(why.clone())
+        }
+        Some(_) => None,
+    }
 }
 
 #[cfg(test)]
