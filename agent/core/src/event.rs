@@ -163,6 +163,19 @@ pub enum FenceOutcome {
     Observed,
 }
 
+impl FenceOutcome {
+    /// The name in metrics and in the audit trail.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Confirmed { .. } => "confirmed",
+            Self::Waiting => "waiting",
+            Self::Withdrawn(_) => "withdrawn",
+            Self::Failed(_) => "failed",
+            Self::Observed => "observed",
+        }
+    }
+}
+
 /// A fence record in ZooKeeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FenceRecord {

@@ -208,20 +208,10 @@ struct Trail(BTreeMap<MemberName, (Rule, &'static str)>);
 
 impl Trail {
     fn is_news(&mut self, order: &Order, outcome: &FenceOutcome) -> bool {
-        let news = (order.rule, outcome_name(outcome));
+        let news = (order.rule, outcome.as_str());
         let repeats = self.0.insert(order.member.clone(), news) == Some(news);
         // Each time that it is confirmed the server took writes before.
         !repeats || matches!(outcome, FenceOutcome::Confirmed { .. })
-    }
-}
-
-const fn outcome_name(outcome: &FenceOutcome) -> &'static str {
-    match outcome {
-        FenceOutcome::Confirmed { .. } => "confirmed",
-        FenceOutcome::Waiting => "waiting",
-        FenceOutcome::Withdrawn(_) => "withdrawn",
-        FenceOutcome::Failed(_) => "failed",
-        FenceOutcome::Observed => "observed",
     }
 }
 
@@ -261,7 +251,7 @@ impl Fencer {
             let entry = Entry {
                 rule: Some(rule.to_owned()),
                 by: self.by(order).to_owned(),
-                outcome: format!("{}{detail}", outcome_name(&outcome)),
+                outcome: format!("{}{detail}", outcome.as_str()),
                 facts: order.facts.iter().cloned().collect(),
                 ..Entry::new(&self.agent, "fence", member, reason)
             };

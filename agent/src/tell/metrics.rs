@@ -224,7 +224,7 @@ impl Metrics {
             }
             Event::Barrier(Barrier::Unknown(_)) => self.barrier_reads.with_label_values(&["unknown"]).inc(),
             Event::Fence(FenceReport { rule, outcome, .. }) => {
-                self.fences.with_label_values(&[rule.as_str(), fence_outcome(outcome)]).inc();
+                self.fences.with_label_values(&[rule.as_str(), outcome.as_str()]).inc();
                 if let FenceOutcome::Confirmed { took, .. } = outcome {
                     self.fence_seconds.with_label_values(&[rule.as_str()]).observe(took.as_secs_f64());
                 }
@@ -387,16 +387,6 @@ const fn patroni(answer: &PatroniAnswer) -> &'static str {
         PatroniAnswer::Refused(_) => "refused",
         PatroniAnswer::Silent(_) => "silent",
         PatroniAnswer::Unusable(_) => "unusable",
-    }
-}
-
-const fn fence_outcome(outcome: &FenceOutcome) -> &'static str {
-    match outcome {
-        FenceOutcome::Confirmed { .. } => "confirmed",
-        FenceOutcome::Waiting => "waiting",
-        FenceOutcome::Withdrawn(_) => "withdrawn",
-        FenceOutcome::Failed(_) => "failed",
-        FenceOutcome::Observed => "observed",
     }
 }
 
