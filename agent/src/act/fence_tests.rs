@@ -93,15 +93,7 @@ async fn patroni(body: Option<&'static str>) -> SocketAddr {
 fn fencer(api: SocketAddr) -> (Fencer, mpsc::Receiver<Observed>) {
     let (sender, events) = mpsc::channel(8);
     let (updates, _) = mpsc::channel(8);
-    let settings = crate::watch::zookeeper::Settings {
-        hosts: vec!["127.0.0.1:1".to_owned()],
-        chroot: String::new(),
-        tree: "/service/s".to_owned(),
-        own: "/warden/s".to_owned(),
-        agent: "a".to_owned(),
-        auth: Vec::new(),
-        session_timeout: Duration::from_secs(30),
-    };
+    let settings = crate::watch::zookeeper::Settings::nowhere();
     let fencer = Fencer {
         local: Some(("a".into(), Place::Tcp("127.0.0.1".to_owned(), 1))),
         login: None,

@@ -232,15 +232,7 @@ mod tests {
         let (sender, mut events) = mpsc::channel(8);
         let (updates, _) = mpsc::channel(8);
         let (steps_in, mut steps) = mpsc::channel(8);
-        let settings = crate::watch::zookeeper::Settings {
-            hosts: vec!["127.0.0.1:1".to_owned()],
-            chroot: String::new(),
-            tree: "/service/s".to_owned(),
-            own: "/warden/s".to_owned(),
-            agent: "a".to_owned(),
-            auth: Vec::new(),
-            session_timeout: Duration::from_secs(30),
-        };
+        let settings = crate::watch::zookeeper::Settings::nowhere();
         let clock = crate::clock::Clock::start();
         let metrics = Metrics::new().unwrap();
         let lead = Lead {

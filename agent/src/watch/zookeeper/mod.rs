@@ -47,6 +47,22 @@ pub struct Settings {
     pub session_timeout: Duration,
 }
 
+#[cfg(test)]
+impl Settings {
+    /// For tests without a ZooKeeper: nobody listens there.
+    pub fn nowhere() -> Self {
+        Self {
+            hosts: vec!["127.0.0.1:1".to_owned()],
+            chroot: String::new(),
+            tree: "/service/s".to_owned(),
+            own: "/warden/s".to_owned(),
+            agent: "a".to_owned(),
+            auth: Vec::new(),
+            session_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
 /// What is reported. `at` is when the question was asked.
 #[derive(Debug)]
 pub enum Update {
