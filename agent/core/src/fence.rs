@@ -27,6 +27,9 @@ pub const MARGIN: Duration = Duration::from_secs(5);
 /// A member's own agent has this long to fence it before the new leader's agent does.
 pub const PEER_LATE: Duration = Duration::from_secs(3);
 
+/// The same where the server was fenced already and takes writes again: its own agent, if it lives, fences it at once.
+pub const PEER_LATE_AGAIN: Duration = Duration::from_millis(500);
+
 /// A fence of this server, now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
@@ -222,7 +225,10 @@ fn peers(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
         }
         if !lacks_an_agent(view, name, now) {
             // Its own agent is nearer, and gets its time.
-            let since = reign.since.max(member.writable_since.unwrap_or(now)).plus(PEER_LATE);
+            let record = view.leadership.records.get(name).and_then(|record| record.value.present());
+            let fenced = record.is_some_and(|record| record.confirmed.is_some());
+            let late = if fenced { PEER_LATE_AGAIN } else { PEER_LATE };
+            let since = reign.since.max(member.writable_since.unwrap_or(now)).plus(late);
             if now < since {
                 verdict.again(since);
                 continue;

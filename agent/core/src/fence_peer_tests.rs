@@ -45,6 +45,18 @@ fn an_old_primary_without_an_agent_is_fenced_by_the_new_leaders() {
         ),
         ("its agent gets three seconds", p().with("agent", 19_900, agent_of_b("1")), 20_050, Waits(23_000)),
         (
+            "it was fenced already, and takes writes again: its agent gets half a second",
+            p().with("agent", 19_900, agent_of_b("1")).with("record", 19_000, confirmed_record("b", Rule::Superseded)),
+            20_050,
+            Waits(20_500),
+        ),
+        (
+            "a fence was only begun: three seconds",
+            p().with("agent", 19_900, agent_of_b("1")).with("record", 19_000, fence_record("b", Rule::Superseded)),
+            20_050,
+            Waits(23_000),
+        ),
+        (
             "its agent is late",
             p().with("old", 17_000, takes_writes("b", 1))
                 .with("old 2", 20_000, takes_writes("b", 1))

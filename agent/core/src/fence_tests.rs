@@ -160,13 +160,21 @@ fn orphaned() -> Scene {
 }
 
 pub(crate) fn fence_record(member: &str, rule: Rule) -> Event {
+    record_of(member, rule, None)
+}
+
+pub(crate) fn confirmed_record(member: &str, rule: Rule) -> Event {
+    record_of(member, rule, Some(UnixMillis(1)))
+}
+
+fn record_of(member: &str, rule: Rule, confirmed: Option<UnixMillis>) -> Event {
     let record = FenceRecord {
         member: member.into(),
         rule,
         reason: "maintenance".to_string(),
         by: "operator".to_string(),
         ordered: UnixMillis(0),
-        confirmed: None,
+        confirmed,
         facts: Vec::new(),
         written: None,
     };

@@ -84,6 +84,12 @@ async fn pass(config: &Config, own: &str, login: &Superuser) -> Result<(), Strin
         eprintln!("warden gate: {why}: nothing to wait for");
         return Ok(());
     }
+    if let Some(why) = fenced_by_a_person(&state.fences, own) {
+        if config.fencing.mode == FencingMode::Enforce {
+            return Err(why);
+        }
+        eprintln!("warden gate: would not let {own} be promoted: {why} (fencing.mode is observe)");
+    }
     let others = state.members.iter().filter(|member| member.name != own);
     if config.fencing.mode == FencingMode::Observe {
         let glances = others.map(|member| glance(member, &state, login));
@@ -105,6 +111,12 @@ fn nothing_to_wait_for(state: &State, own: &str) -> Option<String> {
         return Some(format!("{own} does not hold the leader key ({holder} does)"));
     }
     None
+}
+
+/// Why the candidate itself must not take writes, if a person said so: it would be stopped as soon as it did.
+fn fenced_by_a_person(fences: &[Fence], own: &str) -> Option<String> {
+    let fence = fences.iter().find(|fence| fence.member == own && fence.rule == "operator")?;
+    Some(format!("{own} was fenced by {} ({}); take it back with: warden unfence {own}", fence.by, fence.reason))
 }
 
 /// The cluster as the agent beside this node sees it. Where that does not answer, or has no linearizable read to show
@@ -255,6 +267,15 @@ mod tests {
             written: Some(format!("2026-11-25T{written}Z")),
             zxid: Some(zxid),
         }
+    }
+
+    #[test]
+    fn a_candidate_that_a_person_has_fenced_is_not_promoted() {
+        let fences = [fence("superseded", 12, "12:00:00.100", true), fence("operator", 9, "11:59:59.900", false)];
+        let why = fenced_by_a_person(&fences, "a").unwrap_or_default();
+        assert!(why.contains("warden unfence a"), "{why}");
+        assert_eq!(fenced_by_a_person(&fences, "b"), None);
+        assert_eq!(fenced_by_a_person(&fences[..1], "a"), None, "what a rule did is over when it leads");
     }
 
     #[test]

@@ -214,7 +214,8 @@ impl World {
                         reason: String::new(),
                         by: String::new(),
                         ordered: UnixMillis(0),
-                        confirmed: None,
+                        // What the rules do is recorded when it is done, what a person wants at once.
+                        confirmed: (record.rule != Rule::Operator).then_some(UnixMillis(0)),
                         facts: Vec::new(),
                         written: None,
                     })
