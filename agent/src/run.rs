@@ -37,7 +37,7 @@ use crate::tell::http::{self, Api, Query};
 use crate::tell::log::LogControl;
 use crate::tell::metrics::Metrics;
 use crate::tell::narrate::Narrator;
-use crate::watch::members::{self, Targets};
+use crate::watch::members::{self, Probes, Targets};
 use crate::watch::patroni::PatroniClient;
 use crate::watch::postgres::Place;
 use crate::watch::zookeeper::{self, Settings};
@@ -47,7 +47,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, Notify, mpsc, watch as latest};
+use tokio::sync::{Mutex, mpsc, watch as latest};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use warden_core::decide::{Fencing, Policy, Step, decide};
@@ -116,7 +116,7 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let (updates_in, updates) = mpsc::channel(EVENTS);
     let (queries_in, queries) = mpsc::channel(QUERIES);
     let (actors, steps) = queues(&config.name);
-    let probe = Arc::new(Notify::new());
+    let probes = Probes::default();
     let (targets_in, targets) = latest::channel(Targets::new());
     let events_in = Events::new(events_in, clock);
 
@@ -135,10 +135,10 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     keep_zookeeper(&tasks, updates, &events_in);
     {
         let (local, superuser, client) = (config.node.clone(), config.superuser.clone(), client.clone());
-        let (targets, probe, events) = (targets.clone(), Arc::clone(&probe), events_in.clone());
+        let (targets, probes, events) = (targets.clone(), probes.clone(), events_in.clone());
         tasks.keep("members", move || {
             let (local, superuser, client) = (local.clone(), superuser.clone(), client.clone());
-            members::watch(local, superuser, client, targets.clone(), Arc::clone(&probe), events.clone())
+            members::watch(local, superuser, client, targets.clone(), probes.clone(), events.clone())
         });
     }
     let held = alive_lock::Held::default();
@@ -156,6 +156,7 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     keep_records(&tasks, &actors.records, &zookeeper);
     let proof = Proof {
         socket: config.node.as_ref().and_then(|node| Some((node.socket_dir.clone()?, node.port))),
+        data_dir: config.node.as_ref().and_then(|node| node.data_dir.clone()),
         alive_lock: config.node.as_ref().and_then(|node| node.alive_lock.clone()),
         held,
     };
@@ -169,7 +170,7 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
         &zookeeper,
         &client,
         &targets,
-        &probe,
+        &probes,
         &events_in,
     );
     {
@@ -263,7 +264,7 @@ fn keep_actors(
     zookeeper: &zookeeper::Handle,
     client: &PatroniClient,
     targets: &latest::Receiver<Targets>,
-    probe: &Arc<Notify>,
+    probes: &Probes,
     events: &Events,
 ) {
     // The receiving ends outlive a failure of an actor: what was asked for is not lost.
@@ -306,7 +307,7 @@ fn keep_actors(
         records: records.clone(),
         client: client.clone(),
         api: config.node.as_ref().map(|node| node.api.clone()),
-        probe: Arc::clone(probe),
+        probes: probes.clone(),
         events: events.clone(),
         agent: config.name.clone(),
         observe: config.fencing.mode == FencingMode::Observe,

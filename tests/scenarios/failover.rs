@@ -3,10 +3,11 @@
 
 use anyhow::{Context, ensure};
 use std::time::SystemTime;
+use warden_e2e::fences::Line;
 use warden_e2e::stack::Stack;
 use warden_e2e::watching::{Watching, writable_was_true};
 use warden_e2e::writers::{Commit, Writers};
-use warden_e2e::{fences, truth};
+use warden_e2e::{fences, trial, truth};
 
 async fn leader(stack: &Stack) -> anyhow::Result<String> {
     Ok(truth::all_well(stack).await?.leader.context("no leader")?.0)
@@ -35,8 +36,38 @@ pub(crate) async fn switchover_there_and_back(stack: &Stack) -> anyhow::Result<(
     eprintln!("      {report}");
     let lines = fences::lines_since(stack, begin).await?;
     fences::none_of_a_leader(stack, &lines).await?;
-    let handed_over = lines.iter().filter(|line| line.text.contains("leader key released")).count();
-    ensure!(handed_over > 0, "in neither of two switchovers was the key handed over");
+    handed_over(&lines)
+}
+
+/// Without a synchronous standby: what the clients were told is on the candidate because its LSN says so.
+pub(crate) async fn switchover_there_and_back_asynchronously(stack: &Stack) -> anyhow::Result<()> {
+    trial::synchronous(stack, false).await?;
+    let outcome = asynchronous_switchovers(stack).await;
+    // The stack is used again.
+    trial::synchronous(stack, true).await?;
+    outcome
+}
+
+async fn asynchronous_switchovers(stack: &Stack) -> anyhow::Result<()> {
+    let begin = SystemTime::now();
+    let first = leader(stack).await?;
+    let writers = Writers::start(stack, Commit::Local).await?;
+    let second = stack.switchover(&first).await?;
+    ensure!(leader(stack).await? == second, "the switchover did not last");
+    stack.switchover(&second).await?;
+    ensure!(leader(stack).await? == first, "not back at {first}");
+    let report = writers.stop(stack).await?;
+    report.nothing_lost_and_no_two_primaries()?;
+    eprintln!("      {report}");
+    let lines = fences::lines_since(stack, begin).await?;
+    fences::none_of_a_leader(stack, &lines).await?;
+    handed_over(&lines)
+}
+
+/// Fails if no key was handed over. Now and then Patroni itself is faster.
+fn handed_over(lines: &[Line]) -> anyhow::Result<()> {
+    let released = lines.iter().any(|line| line.text.contains("leader key released"));
+    ensure!(released, "in neither of two switchovers was the key handed over");
     Ok(())
 }
 

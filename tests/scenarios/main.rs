@@ -78,6 +78,7 @@ fn main() -> std::process::ExitCode {
         scenario!(Single, fencing::the_postmaster_is_killed),
         scenario!(Single, fencing::fenced_by_hand),
         scenario!(Single, failover::switchover_there_and_back),
+        scenario!(Single, failover::switchover_there_and_back_asynchronously),
         scenario!(Single, zookeeper::paused_for_less_than_ttl),
         scenario!(Single, zookeeper::killed_and_started_with_no_connections),
         scenario!(Single, zookeeper::restarted),

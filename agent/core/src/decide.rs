@@ -105,8 +105,12 @@ pub enum Action {
     ObserveFence(Box<Order>),
     /// Remove our own fence record: what it stood for is over.
     CloseFence(MemberName),
-    /// Ask the local PostgreSQL now and not when its turn comes.
-    Probe,
+    /// Ask the local PostgreSQL now and not when its turn comes; and the others' too, where a candidate has to be seen
+    /// to have everything.
+    Probe {
+        /// The others too.
+        others: bool,
+    },
     /// Delete the leader key that our dead neighbour holds.
     Release(Box<Release>),
     /// Wake the local Patroni.
@@ -222,8 +226,10 @@ fn closing(view: &View, now: Moment) -> Option<Step> {
 fn releasing(view: &View, policy: &Policy, now: Moment, plan: &mut Plan) {
     match release::judge(view, &policy.release, now) {
         release::Due::Nothing => {}
-        release::Due::Probe => {
-            plan.steps.push(Step { action: Action::Probe, reason: "its death is to be proved".to_string() });
+        release::Due::Probe { others } => {
+            let reason =
+                if others { "a candidate is to be seen to have everything" } else { "its death is to be proved" };
+            plan.steps.push(Step { action: Action::Probe { others }, reason: reason.to_string() });
         }
         release::Due::At(at) => plan.consider(Due::At(at), now),
         release::Due::Release(release) => {

@@ -73,7 +73,7 @@ fn handed_over(view: &View, plan: &Plan, now: Moment) -> View {
             Action::Announce(record) => Started::Announcement(record.clone()),
             Action::Fence(order) | Action::ObserveFence(order) => Started::Fence(order.member.clone()),
             Action::CloseFence(_) => Started::CloseFence,
-            Action::Probe => Started::Probe,
+            Action::Probe { .. } => Started::Probe,
             Action::Release(_) => Started::Release,
             Action::Nudge => Started::Nudge,
             Action::UseSessionTimeout(_) => continue,

@@ -71,6 +71,9 @@ pub enum Event {
         /// What it answered.
         answer: PostgresAnswer,
     },
+    /// The control file of the local PostgreSQL was read while nobody listened on its socket: what it was shut down
+    /// with. Absent: it was not shut down cleanly.
+    ShutDown(Reading<ShutdownCheckpoint>),
     /// What the alive lock of the local Patroni says.
     AliveLock(AliveLock),
     /// HAProxy's runtime socket was asked.
@@ -333,6 +336,17 @@ pub struct ClusterConfig {
     pub synchronous_mode: bool,
     /// The whole cluster follows another one.
     pub standby_cluster: bool,
+}
+
+/// The last record of a server that was shut down cleanly, as its control file names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShutdownCheckpoint {
+    /// Where it begins: every commit is before it.
+    pub location: Lsn,
+    /// Of the server.
+    pub timeline: Timeline,
+    /// Of the server.
+    pub system_id: SystemId,
 }
 
 /// The `sync` znode.

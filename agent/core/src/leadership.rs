@@ -5,7 +5,7 @@
 
 use crate::event::{
     AliveLock, Event, FenceOutcome, FenceRecord, FenceReport, FenceSession, PatroniAnswer, PostgresAnswer,
-    ReleaseReport, Rule, Started, Znode,
+    ReleaseReport, Rule, ShutdownCheckpoint, Started, Znode,
 };
 use crate::fact::{Fact, Reading, Source};
 use crate::types::{MemberName, Moment, SessionId, Zxid};
@@ -99,6 +99,8 @@ pub struct Leadership {
     pub patroni_name: Option<MemberName>,
     /// The local postmaster is proved gone.
     pub gone: Option<Gone>,
+    /// What the local PostgreSQL was shut down with, since it is gone.
+    pub shutdown: Option<Fact<Reading<ShutdownCheckpoint>>>,
     /// The session that is kept ready for a fence.
     pub fence_session: Option<Fact<FenceSession>>,
     /// Fences that were ordered from here, by member.
@@ -140,6 +142,7 @@ impl Leadership {
                 self.patroni_name = status.name.clone().or_else(|| self.patroni_name.take());
             }
             Event::Postgres { member, answer, .. } if Some(member) == own => self.note_postgres(answer, at),
+            Event::ShutDown(reading) => self.shutdown = Some(Fact::new(reading.clone(), Source::Own, at)),
             Event::FenceSession(session) => {
                 self.fence_session = Some(Fact::new(session.clone(), Source::Socket, at));
             }
@@ -250,10 +253,11 @@ impl Leadership {
                 gone.last = gone.last.max(at);
                 gone.probes += 1;
             }
+            // It may have been started, and what it was shut down with is past.
             PostgresAnswer::Writable(_)
             | PostgresAnswer::InRecovery(_)
             | PostgresAnswer::Refused(_)
-            | PostgresAnswer::Stopping(_) => self.gone = None,
+            | PostgresAnswer::Stopping(_) => (self.gone, self.shutdown) = (None, None),
             // A socket that nobody could ask proves nothing either way; two in a row have to be in a row.
             PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => self.gone = None,
         }

@@ -4,10 +4,11 @@
 //! This is the only thing that Warden changes in Patroni's tree. It stands on proofs alone: the alive lock, and a unix
 //! socket on which nobody listens. A time-out, an unreachable host, a name that does not resolve prove nothing.
 
-use crate::event::{AliveLock, ClusterConfig};
+use crate::assess::PROBE_LIMIT;
+use crate::event::{AliveLock, ClusterConfig, PostgresAnswer, Rule, ShutdownCheckpoint, SyncState};
 use crate::fact::Reading;
 use crate::fence::lock_proves_death;
-use crate::types::{MemberName, Moment, SessionId, Zxid};
+use crate::types::{Lsn, MemberName, Moment, SessionId, Zxid};
 use crate::view::View;
 use alloc::string::{String, ToString};
 use alloc::{format, vec::Vec};
@@ -44,6 +45,9 @@ pub struct Release {
     pub reason: String,
     /// In the middle of a switchover, to this member.
     pub handover_to: Option<MemberName>,
+    /// That member has everything because it has come past this: the control file has to name it still, right before
+    /// the release acts.
+    pub shut_down_with: Option<ShutdownCheckpoint>,
     /// What was believed, name and value, for the record.
     pub facts: Vec<(String, String)>,
 }
@@ -54,7 +58,10 @@ pub enum Due {
     /// Nothing, as far as is known.
     Nothing,
     /// The local server has to be asked now: its death is not yet proved, and it looks like it.
-    Probe,
+    Probe {
+        /// The others' too: the candidate is not yet seen to have everything.
+        others: bool,
+    },
     /// Nothing before this moment.
     At(Moment),
     /// Release it.
@@ -79,8 +86,8 @@ pub fn judge(view: &View, policy: &ReleasePolicy, now: Moment) -> Due {
     }
     let freed = view.alive_lock.as_ref().filter(|fact| fact.value == AliveLock::Gone).map(|fact| fact.at);
     let dead = policy.enabled && reign.lock_was_held && lock_proves_death(view, member, now);
-    let candidate = if policy.handover { leaving(view, member) } else { None };
-    if !dead && candidate.is_none() {
+    let leaving = if policy.handover { leaving(view, member, now) } else { None };
+    if !dead && leaving.is_none() {
         return Due::Nothing;
     }
     if let Some(last) = &view.leadership.release {
@@ -89,18 +96,18 @@ pub fn judge(view: &View, policy: &ReleasePolicy, now: Moment) -> Due {
             return Due::At(next);
         }
     }
-    match view.leadership.gone {
-        // A Patroni that was still alive at the last look may have started its server since.
-        Some(gone)
-            if gone.probes >= 2
-                && gone.last.since(gone.since) >= policy.after
-                && now.since(gone.last) <= PROOF_LIMIT
-                && (!dead || Some(gone.last) >= freed) => {}
-        _ => {
-            let next =
-                view.leadership.probed.map_or(now, |probed| probed.plus(policy.after.max(Duration::from_millis(10))));
-            return if now >= next { Due::Probe } else { Due::At(next) };
-        }
+    let is_gone = view.leadership.gone.is_some_and(|gone| {
+        gone.probes >= 2
+            && gone.last.since(gone.since) >= policy.after
+            && now.since(gone.last) <= PROOF_LIMIT
+            // A Patroni that was still alive at the last look may have started its server since.
+            && (!dead || Some(gone.last) >= freed)
+    });
+    let others = !dead && leaving.as_ref().is_some_and(|leaving| leaving.has_everything.is_none());
+    if !is_gone || others {
+        let next =
+            view.leadership.probed.map_or(now, |probed| probed.plus(policy.after.max(Duration::from_millis(10))));
+        return if now >= next { Due::Probe { others } } else { Due::At(next) };
     }
     let fact = |name: &str, value: &str| (name.to_string(), value.to_string());
     let mut facts = alloc::vec![
@@ -108,36 +115,103 @@ pub fn judge(view: &View, policy: &ReleasePolicy, now: Moment) -> Due {
         fact("alive_lock", view.alive_lock.as_ref().map_or("unknown", |lock| lock.value.as_str())),
         fact("czxid", &format!("{:#x}", reign.czxid.0)),
     ];
-    let (reason, handover_to) = if dead {
-        (format!("Patroni (its alive lock) and PostgreSQL (its socket) of {member} are gone"), None)
-    } else {
-        let to = candidate.map_or_else(String::new, |name| name.to_string());
-        facts.push(fact("candidate", &to));
-        (format!("a switchover to {to} was asked for, and PostgreSQL of {member} is down"), Some(MemberName::from(to)))
+    let (member, czxid, owner) = (member.clone(), reign.czxid, reign.owner);
+    let Some(Leaving { candidate, has_everything: Some(proof) }) = leaving.filter(|_| !dead) else {
+        let reason = format!("Patroni (its alive lock) and PostgreSQL (its socket) of {member} are gone");
+        return Due::Release(Release { member, czxid, owner, reason, handover_to: None, shut_down_with: None, facts });
     };
-    let (czxid, owner) = (reign.czxid, reign.owner);
-    Due::Release(Release { member: member.clone(), czxid, owner, reason, handover_to, facts })
+    facts.push(fact("candidate", candidate.as_str()));
+    let reason = format!("a switchover to {candidate} was asked for, and PostgreSQL of {member} is down");
+    let shut_down_with = match proof {
+        Everything::Synchronous => None,
+        Everything::CameAs { far, past } => {
+            facts.push(fact("shutdown_checkpoint", &past.location.to_string()));
+            facts.push(fact("candidate_lsn", &far.to_string()));
+            Some(past)
+        }
+    };
+    Due::Release(Release { member, czxid, owner, reason, handover_to: Some(candidate), shut_down_with, facts })
 }
 
-/// The member that is to take over from us, if a switchover was asked for and that member has everything: it is the
-/// synchronous standby, so that every commit that was acknowledged is there.
-fn leaving(view: &View, member: &MemberName) -> Option<MemberName> {
+/// A switchover away from us that was asked for.
+struct Leaving {
+    candidate: MemberName,
+    /// Why the candidate has every commit that we acknowledged, as far as that is known.
+    has_everything: Option<Everything>,
+}
+
+/// Why a candidate has everything.
+enum Everything {
+    /// No commit was acknowledged without it.
+    Synchronous,
+    /// It has replayed our WAL as far as this, past the last record of our server.
+    CameAs { far: Lsn, past: ShutdownCheckpoint },
+}
+
+/// The member that is to take over from us, if a switchover was asked for and our server was seen down.
+fn leaving(view: &View, member: &MemberName, now: Moment) -> Option<Leaving> {
     let request = view.cluster.failover.as_ref()?.value.present()?;
     if request.leader.as_ref() != Some(member) || request.scheduled {
         return None;
     }
-    let sync = match view.cluster.sync.as_ref().map(|fact| &fact.value) {
-        Some(Reading::Present(sync)) if sync.leader.as_ref() == Some(member) && sync.quorum == 0 => sync,
+    // As long as the server was never seen down, there is nothing to hurry.
+    if !view.members.get(member)?.postgres.as_ref()?.value.turns_away() {
+        return None;
+    }
+    let mut others = view.members.iter().filter(|(name, known)| *name != member && known.last_record.is_some());
+    let sync = match &view.cluster.sync.as_ref()?.value {
+        Reading::Present(sync) if sync.leader.as_ref() == Some(member) => Some(sync),
+        // Nobody is synchronous, and nobody has to be.
+        Reading::Present(SyncState { leader: None, .. }) | Reading::Absent
+            if view.cluster.config().is_some_and(|config| !config.synchronous_mode) =>
+        {
+            None
+        }
         _ => return None,
     };
-    let candidate = match &request.candidate {
-        Some(candidate) => candidate,
-        None if sync.standbys.len() == 1 => sync.standbys.first()?,
-        None => return None,
+    let candidate = match (&request.candidate, sync) {
+        (Some(candidate), _) => candidate,
+        (None, Some(sync)) if sync.standbys.len() == 1 => sync.standbys.first()?,
+        (None, None) => match (others.next(), others.next()) {
+            (Some((only, _)), None) => only,
+            _ => return None,
+        },
+        (None, Some(_)) => return None,
     };
-    // As long as the server was never seen down, there is nothing to hurry.
-    let down = view.members.get(member)?.postgres.as_ref().is_some_and(|fact| fact.value.turns_away());
-    (down && sync.standbys.contains(candidate)).then(|| candidate.clone())
+    // Patroni lets nobody else take over.
+    if sync.is_some_and(|sync| !sync.standbys.contains(candidate)) {
+        return None;
+    }
+    // It would be stopped as soon as it took writes.
+    let fenced = view.leadership.records.get(candidate).and_then(|record| record.value.present());
+    if fenced.is_some_and(|record| record.rule == Rule::Operator) {
+        return None;
+    }
+    let has_everything = match sync {
+        Some(sync) if sync.quorum == 0 => Some(Everything::Synchronous),
+        _ => came_past(view, candidate, now),
+    };
+    // Without our last record in the control file there is nothing to ask the candidate for.
+    let possible = has_everything.is_some() || shut_down_with(view).is_some();
+    possible.then(|| Leaving { candidate: candidate.clone(), has_everything })
+}
+
+/// The last record of our server, if it is gone, was shut down cleanly, and is the cluster's.
+fn shut_down_with(view: &View) -> Option<ShutdownCheckpoint> {
+    let checkpoint = *view.leadership.shutdown.as_ref()?.value.present()?;
+    let cluster = view.cluster.initialize.as_ref()?.value.present()?;
+    (checkpoint.system_id == *cluster).then_some(checkpoint)
+}
+
+/// Whether the candidate has replayed our last record. It is on our timeline: what it has, it has from us. What it has
+/// only received counts when it is replayed, a moment later, and before it is promoted anyway.
+fn came_past(view: &View, candidate: &MemberName, now: Moment) -> Option<Everything> {
+    let past = shut_down_with(view)?;
+    let answer = view.members.get(candidate)?.postgres.as_ref()?.fresh(now, PROBE_LIMIT)?;
+    let PostgresAnswer::InRecovery(server) = answer else { return None };
+    let far = server.lsn?;
+    let same = server.system_id == Some(past.system_id) && server.timeline == Some(past.timeline);
+    (same && far > past.location).then_some(Everything::CameAs { far, past })
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 use super::*;
-use crate::assess::tests::probe;
-use crate::event::{Event, FailoverRequest, PostgresAnswer, ReleaseReport, SyncState, Znode};
-use crate::fence::tests::{Scene, answers, config_znode, leading, paused_config, takes_writes};
+use crate::assess::tests::{probe, server as at_timeline};
+use crate::event::{Event, FailoverRequest, PostgresAnswer, ReleaseReport, Server, SyncState, Znode};
+use crate::fence::tests::{Scene, answers, config_znode, fence_record, leading, member, paused_config, takes_writes};
+use crate::types::{SystemId, Timeline};
 use crate::view::tests::{key, leader, lost, ms, session, verified};
 
 fn policy() -> ReleasePolicy {
@@ -46,16 +47,41 @@ fn switching() -> Scene {
         .with("gone 2", 10_160, gone())
 }
 
+/// Our server was shut down with a record at `location` of timeline 1.
+fn shut_down(location: u64, system_id: u64) -> Event {
+    Event::ShutDown(Reading::Present(ShutdownCheckpoint {
+        location: Lsn(location),
+        timeline: Timeline(1),
+        system_id: SystemId(system_id),
+    }))
+}
+
+/// The candidate has replayed this far.
+fn replayed(timeline: u32, lsn: u64) -> Event {
+    let server = Server { system_id: Some(SystemId(7)), ..at_timeline(timeline, lsn) };
+    probe("b", PostgresAnswer::InRecovery(server))
+}
+
+/// As [`switching`], in asynchronous mode: the candidate has replayed all that our server wrote.
+fn switching_asynchronously() -> Scene {
+    switching()
+        .with("config 2", 10_000, config_znode(|config| config.synchronous_mode = false))
+        .with("sync", 8, Event::Znode(Znode::Sync(Reading::Absent)))
+        .with("shut down", 10_109, shut_down(500, 7))
+        .with("replayed", 10_150, replayed(1, 501))
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Says {
     Releases,
     HandsOverTo(&'static str),
     Probes,
+    AsksTheCandidate,
     Nothing,
     Waits(u64),
 }
 
-use Says::{HandsOverTo, Nothing, Probes, Releases, Waits};
+use Says::{AsksTheCandidate, HandsOverTo, Nothing, Probes, Releases, Waits};
 
 fn says(scene: &Scene, policy: &ReleasePolicy, now: u64) -> Due {
     judge(&scene.view(), policy, ms(now))
@@ -64,7 +90,9 @@ fn says(scene: &Scene, policy: &ReleasePolicy, now: u64) -> Due {
 fn check(name: &str, scene: &Scene, now: u64, expected: &Says) {
     let due = says(scene, &policy(), now);
     match (&due, expected) {
-        (Due::Nothing, Nothing) | (Due::Probe, Probes) => {}
+        (Due::Nothing, Nothing)
+        | (Due::Probe { others: false }, Probes)
+        | (Due::Probe { others: true }, AsksTheCandidate) => {}
         (Due::At(at), Waits(expected)) => assert_eq!(*at, ms(*expected), "{name}"),
         (Due::Release(release), Releases) => assert_eq!(release.handover_to, None, "{name}"),
         (Due::Release(release), HandsOverTo(to)) => assert_eq!(release.handover_to, Some((*to).into()), "{name}"),
@@ -152,7 +180,10 @@ fn the_key_of_a_leader_that_is_left_is_handed_over() {
         ("nobody in particular is to be left", s().with("failover", 10_010, failover(None, Some("b"), false)), Nothing),
         ("it is for later", s().with("failover", 10_010, failover(Some("a"), Some("b"), true)), Nothing),
         ("the candidate is not synchronous", s().with("sync", 8, sync("a", &["c"], 0)), Nothing),
-        ("nobody is synchronous", s().without("sync"), Nothing),
+        ("it is not known who is synchronous", s().without("sync"), Nothing),
+        ("nobody is synchronous", s().with("sync", 8, Event::Znode(Znode::Sync(Reading::Absent))), Nothing),
+        ("a person has fenced the candidate", s().with("record", 9, fence_record("b", Rule::Operator)), Nothing),
+        ("it was fenced once, by a rule", s().with("record", 9, fence_record("b", Rule::Superseded)), HandsOverTo("b")),
         ("quorum commit", s().with("sync", 8, sync("a", &["b"], 1)), Nothing),
         ("the sync znode is another leader's", s().with("sync", 8, sync("b", &["b"], 0)), Nothing),
         (
@@ -171,6 +202,60 @@ fn the_key_of_a_leader_that_is_left_is_handed_over() {
     }
     let off = ReleasePolicy { handover: false, ..policy() };
     assert_eq!(says(&switching(), &off, 10_170), Due::Nothing, "not allowed");
+}
+
+#[test]
+fn without_synchronous_standbys_the_candidate_has_to_be_seen_past_the_shutdown_checkpoint() {
+    let s = switching_asynchronously;
+    let nobody =
+        || Event::Znode(Znode::Sync(Reading::Present(SyncState { leader: None, standbys: [].into(), quorum: 0 })));
+    let cases = [
+        ("all of it", s(), HandsOverTo("b")),
+        ("the sync znode is there and names nobody", s().with("sync", 8, nobody()), HandsOverTo("b")),
+        ("to anybody of one", s().with("failover", 10_010, failover(Some("a"), None, false)), HandsOverTo("b")),
+        (
+            "to anybody of two",
+            s().with("failover", 10_010, failover(Some("a"), None, false)).with("member c", 5, member("c", "host-c")),
+            Nothing,
+        ),
+        // The candidate has to be asked.
+        ("it has not replayed all", s().with("replayed", 10_150, replayed(1, 500)), AsksTheCandidate),
+        ("it is on another timeline", s().with("replayed", 10_150, replayed(2, 900)), AsksTheCandidate),
+        ("nobody asked it", s().without("replayed"), AsksTheCandidate),
+        ("nobody asked it of late", s().with("replayed", 7_000, replayed(1, 501)), AsksTheCandidate),
+        ("it takes writes", s().with("replayed", 10_150, takes_writes("b", 1)), AsksTheCandidate),
+        // Asking it would not help.
+        ("the control file was not read", s().without("shut down"), Nothing),
+        ("it was not shut down cleanly", s().with("shut down", 10_109, Event::ShutDown(Reading::Absent)), Nothing),
+        (
+            "the control file cannot be read",
+            s().with("shut down", 10_109, Event::ShutDown(Reading::Unreadable("x".to_string()))),
+            Nothing,
+        ),
+        ("it is another database", s().with("shut down", 10_109, shut_down(500, 8)), Nothing),
+        ("the control file is of an earlier time", s().with("shut down", 9_000, shut_down(500, 7)), Nothing),
+        ("a standby has to be synchronous", s().with("config 2", 10_000, config_znode(|_| {})), Nothing),
+        ("a person has fenced it", s().with("record", 9, fence_record("b", Rule::Operator)), Nothing),
+        // The rest is as in synchronous mode.
+        ("a restart, a shutdown: no failover key", s().without("failover"), Nothing),
+        (
+            "paused",
+            s().with("config 2", 10_000, config_znode(|c| (c.pause, c.synchronous_mode) = (true, false))),
+            Nothing,
+        ),
+        ("gone only once", s().without("gone 1"), Probes),
+    ];
+    for (name, scene, expected) in cases {
+        check(name, &scene, 10_170, &expected);
+    }
+    let quorum = s().with("config 2", 10_000, config_znode(|_| {})).with("sync", 8, sync("a", &["b", "c"], 1));
+    check("quorum commit, and the candidate has all", &quorum, 10_170, &HandsOverTo("b"));
+    check("it does not count in the quorum", &quorum.with("sync", 8, sync("a", &["c"], 1)), 10_170, &Nothing);
+    let Due::Release(release) = says(&s(), &policy(), 10_170) else { panic!() };
+    assert_eq!(release.shut_down_with.map(|past| past.location), Some(Lsn(500)));
+    for fact in [("shutdown_checkpoint", "0/1F4"), ("candidate_lsn", "0/1F5")] {
+        assert!(release.facts.contains(&(fact.0.to_string(), fact.1.to_string())), "{:?}", release.facts);
+    }
 }
 
 /// A server that was found gone and has been started since must not lose its key: found by the simulation.
@@ -215,7 +300,7 @@ fn the_socket_is_asked_again_after_a_while_and_a_failed_release_is_repeated_late
 fn an_agent_that_only_just_started_releases_nothing() {
     let restarted = Scene::new([
         ("session", 1, session(1)),
-        ("config", 2, config_znode(|_| {})),
+        ("config 2", 10_000, config_znode(|_| {})),
         ("barrier", 3, verified(key("a", 1), 1, 4)),
         ("freed", 4, lock(AliveLock::Gone)),
         ("gone 1", 10, gone()),

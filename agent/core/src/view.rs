@@ -337,6 +337,7 @@ impl View {
             Event::FenceSession(_)
             | Event::Fence(_)
             | Event::FenceRecord { .. }
+            | Event::ShutDown(_)
             | Event::Release(_)
             | Event::Nudged { .. }
             | Event::Started(_) => {}

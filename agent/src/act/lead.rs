@@ -5,13 +5,13 @@ use super::records::Records;
 use crate::audit::Entry;
 use crate::tell::metrics::Metrics;
 use crate::watch::Events;
+use crate::watch::members::Probes;
 use crate::watch::patroni::PatroniClient;
 use crate::watch::znodes;
 use crate::watch::zookeeper::{Barrier, Handle as ZooKeeper, Holds, Released};
 use jiff::Timestamp;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use warden_core::decide::{Action, Step};
 use warden_core::event::{Event, FenceRecord, ReleaseReport, Rule};
@@ -39,8 +39,8 @@ pub struct Lead {
     pub client: PatroniClient,
     /// Where the local Patroni answers.
     pub api: Option<String>,
-    /// Asks the local PostgreSQL out of turn.
-    pub probe: Arc<Notify>,
+    /// Asks PostgreSQL out of turn.
+    pub probes: Probes,
     /// For what came of it.
     pub events: Events,
     /// Our own name, for the record.
@@ -59,7 +59,13 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, lead: &Lead) -> anyhow::Resul
     let mut nudged: Option<Instant> = None;
     while let Some(Step { action, reason }) = steps.recv().await {
         match action {
-            Action::Probe => lead.probe.notify_one(),
+            Action::Probe { others } => {
+                lead.probes.own.notify_one();
+                if others {
+                    // Whoever is being asked at this moment will tell soon enough.
+                    lead.probes.others.notify_waiters();
+                }
+            }
             Action::Release(release) if lead.observe => {
                 let news = Some((release.czxid, release.reason.clone()));
                 if said != news {
@@ -138,6 +144,9 @@ impl Lead {
         };
         let looked = Instant::now();
         if let Err(why) = self.proof.gone(release.handover_to.is_none()).await {
+            return withdrawn(why);
+        }
+        if let Err(why) = self.proof.shut_down_with(release.shut_down_with).await {
             return withdrawn(why);
         }
         // The record is read by the candidate's gate, so it is there before the key is not.
@@ -223,6 +232,7 @@ mod tests {
             owner: SessionId(8),
             reason: "it is gone".to_owned(),
             handover_to: None,
+            shut_down_with: None,
             facts: Vec::new(),
         }
     }
@@ -237,11 +247,16 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let lead = Lead {
             zookeeper: crate::watch::zookeeper::spawn(settings, updates),
-            proof: Proof { socket: None, alive_lock: None, held: crate::watch::alive_lock::Held::default() },
+            proof: Proof {
+                socket: None,
+                data_dir: None,
+                alive_lock: None,
+                held: crate::watch::alive_lock::Held::default(),
+            },
             records: Records::default(),
             client: PatroniClient::new(&crate::config::PatroniConfig::default(), "s").unwrap(),
             api: None,
-            probe: Arc::default(),
+            probes: Probes::default(),
             events: Events::new(sender, clock),
             agent: "a".to_owned(),
             observe: true,

@@ -51,7 +51,7 @@ impl Actors {
             }
             Action::Verify | Action::Announce(_) | Action::UseSessionTimeout(_) => &self.upkeep,
             Action::Fence(_) | Action::ObserveFence(_) => &self.fence,
-            Action::Probe | Action::Release(_) | Action::Nudge => &self.lead,
+            Action::Probe { .. } | Action::Release(_) | Action::Nudge => &self.lead,
         };
         actor.try_send(step)
     }
@@ -65,7 +65,7 @@ pub fn started(step: &Step, clock: &Clock) -> Option<Observed> {
         Action::UseSessionTimeout(_) => return None,
         Action::Fence(order) | Action::ObserveFence(order) => Started::Fence(order.member.clone()),
         Action::CloseFence(_) => Started::CloseFence,
-        Action::Probe => Started::Probe,
+        Action::Probe { .. } => Started::Probe,
         Action::Release(_) => Started::Release,
         Action::Nudge => Started::Nudge,
     };

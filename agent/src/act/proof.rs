@@ -4,13 +4,15 @@
 //! alive lock is free. Whatever cannot be found out is no proof.
 
 use crate::watch::alive_lock::{self, Held};
+use crate::watch::control_file;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use warden_core::event::AliveLock;
+use warden_core::event::{AliveLock, ShutdownCheckpoint};
+use warden_core::fact::Reading;
 
 /// Two system calls on a local file system: what takes longer proves nothing any more.
 const LIMIT: Duration = Duration::from_millis(200);
@@ -20,6 +22,8 @@ const LIMIT: Duration = Duration::from_millis(200);
 pub struct Proof {
     /// The directory of PostgreSQL's unix socket, and its port.
     pub socket: Option<(PathBuf, u16)>,
+    /// The data directory of PostgreSQL.
+    pub data_dir: Option<PathBuf>,
     /// The alive lock.
     pub alive_lock: Option<PathBuf>,
     /// The file that was last seen locked.
@@ -50,6 +54,19 @@ impl Proof {
             Err(_) => Err(format!("the look took longer than {} ms", LIMIT.as_millis())),
         }
     }
+
+    /// Where it matters: the control file says that the server was shut down with this record still. The error says what
+    /// it says instead.
+    pub async fn shut_down_with(&self, expected: Option<ShutdownCheckpoint>) -> Result<(), String> {
+        let Some(expected) = expected else { return Ok(()) };
+        let data_dir = self.data_dir.as_deref().ok_or("PostgreSQL's control file is not to be seen from here")?;
+        match control_file::read(data_dir).await {
+            Reading::Present(found) if found == expected => Ok(()),
+            Reading::Present(found) => Err(format!("it was shut down again, with a record at {}", found.location)),
+            Reading::Absent => Err("PostgreSQL's control file does not call it shut down".to_owned()),
+            Reading::Unreadable(why) => Err(why),
+        }
+    }
 }
 
 /// The path of a server's unix socket.
@@ -75,6 +92,7 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
     use std::process::{Child, Command};
+    use warden_core::types::{Lsn, SystemId, Timeline};
 
     /// A server that listens, and a Patroni that holds the lock, like the real ones.
     fn neighbour(directory: &Path) -> (UnixListener, Child, Proof) {
@@ -87,7 +105,8 @@ mod tests {
             std::thread::sleep(Duration::from_millis(5));
         }
         let listener = UnixListener::bind(socket_path(directory, 5432)).unwrap();
-        let proof = Proof { socket: Some((directory.to_owned(), 5432)), alive_lock: Some(lock), held };
+        let socket = Some((directory.to_owned(), 5432));
+        let proof = Proof { socket, data_dir: Some(directory.to_owned()), alive_lock: Some(lock), held };
         (listener, patroni.unwrap(), proof)
     }
 
@@ -122,6 +141,11 @@ mod tests {
         assert!(proof.gone(true).await.is_err());
         let nowhere = Proof { socket: Some((directory.path().join("nowhere"), 5432)), ..proof.clone() };
         assert!(nowhere.gone(false).await.is_err());
-        assert!(Proof { socket: None, ..proof }.gone(false).await.is_err());
+        assert!(Proof { socket: None, ..proof.clone() }.gone(false).await.is_err());
+        // There is no control file.
+        let past = ShutdownCheckpoint { location: Lsn(1), timeline: Timeline(1), system_id: SystemId(1) };
+        assert_eq!(proof.shut_down_with(None).await, Ok(()), "it is not asked for");
+        assert!(proof.shut_down_with(Some(past)).await.unwrap_err().contains("pg_control"));
+        assert!(Proof { data_dir: None, ..proof }.shut_down_with(Some(past)).await.is_err());
     }
 }

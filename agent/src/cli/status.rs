@@ -11,7 +11,6 @@ use crate::watch::{Events, znodes, zookeeper};
 use anyhow::Context;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch as latest};
 use tokio::time::timeout;
@@ -154,7 +153,7 @@ pub(super) async fn see(config: &Config) -> Result<State, Failure> {
         config.superuser.clone(),
         client,
         targets,
-        Arc::default(),
+        members::Probes::default(),
         Events::new(events_in, clock),
     );
     let watchers = tokio::spawn(watchers);

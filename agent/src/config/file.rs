@@ -88,6 +88,7 @@ pub(super) struct PatroniSection {
 pub(super) struct NodeSection {
     pub alive_lock: Option<PathBuf>,
     pub socket_dir: Option<PathBuf>,
+    pub data_dir: Option<PathBuf>,
     pub host: Option<String>,
     pub port: Option<u16>,
     pub api: Option<String>,

@@ -163,6 +163,9 @@ pub struct NodeConfig {
     /// The directory of its unix socket, where that is shared with us.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket_dir: Option<PathBuf>,
+    /// Its data directory, where that is shared with us.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
     /// The file that its Patroni holds locked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alive_lock: Option<PathBuf>,

@@ -84,6 +84,7 @@ pub(super) struct Dcs {
 pub(super) struct Postgresql {
     pub listen: Option<String>,
     pub connect_address: Option<String>,
+    pub data_dir: Option<PathBuf>,
     #[serde(default)]
     pub authentication: Authentication,
     #[serde(default)]

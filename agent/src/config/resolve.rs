@@ -188,7 +188,7 @@ impl Resolver<'_> {
 
     fn node(&mut self) -> Result<Option<NodeConfig>, ConfigError> {
         let Some(section) = self.file.node.take() else { return Ok(None) };
-        let NodeSection { alive_lock, socket_dir, host, port, api } = section;
+        let NodeSection { alive_lock, socket_dir, data_dir, host, port, api } = section;
         let (member, line) = match (self.file.name.take(), self.patroni.name.take()) {
             (Some(name), _) => (name.value, name.defined.line()),
             (None, Some(name)) => (name, 0),
@@ -237,6 +237,7 @@ impl Resolver<'_> {
             host: host.unwrap_or(their_host),
             port: port.unwrap_or(their_port),
             socket_dir,
+            data_dir: data_dir.or_else(|| postgresql.data_dir.clone()),
             alive_lock,
         }))
     }

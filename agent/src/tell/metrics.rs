@@ -402,6 +402,7 @@ const fn kind(event: &Event) -> &'static str {
         Event::NameTaken { .. } => "name_taken",
         Event::Patroni { .. } => "patroni",
         Event::Postgres { .. } => "postgres",
+        Event::ShutDown(_) => "shut_down",
         Event::AliveLock(_) => "alive_lock",
         Event::Haproxy(_) => "haproxy",
         Event::FenceSession(_) => "fence_session",

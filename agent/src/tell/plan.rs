@@ -35,8 +35,11 @@ pub fn lines(view: &View, policy: &Policy, now: Moment) -> Vec<String> {
     let observed = if observe { " (fencing.mode is observe)" } else { "" };
     match release::judge(view, &policy.release, now) {
         release::Due::Nothing => {}
-        release::Due::Probe | release::Due::At(_) => {
-            lines.push("release: the leader's death is being proved".to_owned())
+        release::Due::Probe { others: true } => {
+            lines.push("release: the candidate is being asked whether it has everything".to_owned());
+        }
+        release::Due::Probe { others: false } | release::Due::At(_) => {
+            lines.push("release: the leader's death is being proved".to_owned());
         }
         release::Due::Release(release) => {
             lines.push(format!(

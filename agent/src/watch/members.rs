@@ -42,14 +42,22 @@ pub fn targets(view: &View) -> Targets {
 /// The watchers of one member, and what they were started for.
 type Watchers = (Target, JoinSet<Result<(), Closed>>);
 
-/// Keeps a pair of watchers for each member until the agent shuts down. `probe` asks the local PostgreSQL out of
-/// turn.
+/// Asks PostgreSQL out of turn.
+#[derive(Clone, Debug, Default)]
+pub struct Probes {
+    /// Our neighbour's.
+    pub own: Arc<Notify>,
+    /// Those of all the others that are waiting for their turn.
+    pub others: Arc<Notify>,
+}
+
+/// Keeps a pair of watchers for each member until the agent shuts down.
 pub async fn watch(
     local: Option<NodeConfig>,
     superuser: Option<Superuser>,
     client: PatroniClient,
     mut targets: latest::Receiver<Targets>,
-    probe: Arc<Notify>,
+    probes: Probes,
     events: Events,
 ) -> anyhow::Result<()> {
     let mut running: BTreeMap<MemberName, Watchers> = BTreeMap::new();
@@ -64,7 +72,7 @@ pub async fn watch(
         for (name, target) in wanted {
             running.entry(name.clone()).or_insert_with(|| {
                 let node = local.as_ref().filter(|node| node.member == name.as_str());
-                let tasks = start(&name, &target, node, superuser.as_ref(), &client, &probe, &events);
+                let tasks = start(&name, &target, node, superuser.as_ref(), &client, &probes, &events);
                 (target, tasks)
             });
         }
@@ -82,7 +90,7 @@ fn start(
     node: Option<&NodeConfig>,
     superuser: Option<&Superuser>,
     client: &PatroniClient,
-    probe: &Arc<Notify>,
+    probes: &Probes,
     events: &Events,
 ) -> JoinSet<Result<(), Closed>> {
     let mut tasks = JoinSet::new();
@@ -93,9 +101,9 @@ fn start(
     let place = socket.or_else(|| target.postgres.clone().map(|(host, port)| Place::Tcp(host, port)));
     if let (Some(place), Some(superuser)) = (place, superuser) {
         let tcp = target.postgres.clone();
-        // Only the neighbour's death is ever to be proved.
-        let probe = if node.is_some() { Arc::clone(probe) } else { Arc::default() };
-        tasks.spawn(postgres::watch(name.clone(), place, tcp, superuser.clone(), probe, events.clone()));
+        let data_dir = node.and_then(|node| node.data_dir.clone());
+        let probe = Arc::clone(if node.is_some() { &probes.own } else { &probes.others });
+        tasks.spawn(postgres::watch(name.clone(), place, tcp, data_dir, superuser.clone(), probe, events.clone()));
     }
     tasks
 }

@@ -4,6 +4,7 @@
 //! answer is as old as its question. Nothing in here decides anything.
 
 pub mod alive_lock;
+pub mod control_file;
 pub mod haproxy;
 pub mod members;
 mod names;

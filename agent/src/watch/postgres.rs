@@ -6,7 +6,7 @@
 //! A lost connection is tried again at once, because how the next attempt fails is what tells a crash
 //! (refused) from a hang (silent).
 
-use super::{Closed, Events, io_cause, root_cause, tls};
+use super::{Closed, Events, control_file, io_cause, root_cause, tls};
 use crate::config::{SslMode, Superuser};
 use std::io;
 use std::path::PathBuf;
@@ -78,19 +78,20 @@ impl Place {
 
 /// Watches one member's PostgreSQL until the agent shuts down.
 ///
-/// `tcp` is where else the server listens, should `place` be its socket.
-/// `probe` asks out of turn.
+/// `tcp` is where else the server listens, should `place` be its socket; `data_dir` where its control file is to be
+/// read once it is gone. `probe` asks out of turn.
 pub async fn watch(
     member: MemberName,
     place: Place,
     tcp: Option<(String, u16)>,
+    data_dir: Option<PathBuf>,
     login: Superuser,
     probe: Arc<Notify>,
     events: Events,
 ) -> Result<(), Closed> {
     let (via, sslmode) = (place.source(), place.sslmode(&login));
     let config = client_config(&place, &login);
-    let mut watcher = Watcher { member, via, config, sslmode, tcp, had_session: false, probe, events };
+    let mut watcher = Watcher { member, via, config, sslmode, tcp, data_dir, had_session: false, probe, events };
     // Since when it has refused sessions.
     let mut refusing: Option<Instant> = None;
     loop {
@@ -112,6 +113,11 @@ pub async fn watch(
             }
             Ok(Err(error)) => {
                 let answer = watcher.answer_of_failure(&error).await;
+                if let (PostgresAnswer::Gone(_), Some(data_dir)) = (&answer, &watcher.data_dir) {
+                    // Behind the look at the socket: a server that runs is none of this.
+                    let shut_down = Event::ShutDown(control_file::read(data_dir).await);
+                    watcher.events.send(at, shut_down).await?;
+                }
                 let refuses = error.code() == Some(&SqlState::CANNOT_CONNECT_NOW);
                 refusing = if refuses { refusing.or(Some(asked)) } else { None };
                 watcher.tell(at, answer).await?;
@@ -136,6 +142,8 @@ struct Watcher {
     sslmode: SslMode,
     /// Where the server listens besides its socket.
     tcp: Option<(String, u16)>,
+    /// Where its control file is.
+    data_dir: Option<PathBuf>,
     /// Whether this place ever let us in: only then does a socket that is not there mean a server that is not.
     had_session: bool,
     /// Somebody wants to know now.
@@ -174,6 +182,8 @@ impl Watcher {
 
     /// Asks every second; returns when the connection is of no use any more.
     async fn ask_for_ever(&mut self, client: Client) -> Result<(), Closed> {
+        // A server that is not restarted never goes back to an older timeline.
+        let mut newest: Option<Timeline> = None;
         loop {
             let asked = Instant::now();
             let at = self.events.clock.now();
@@ -194,7 +204,7 @@ impl Watcher {
                 Ok(messages) => {
                     // An answer that took long says how things are now, not how they were when it was asked.
                     let at = if asked.elapsed() > PERIOD { self.events.clock.now() } else { at };
-                    self.tell(at, read_answer(&messages)).await?;
+                    self.tell(at, no_older_than(&mut newest, read_answer(&messages))).await?;
                 }
                 Err(error) if error.is_closed() || io_cause(&error).is_some() => return Ok(()),
                 Err(error) if error.code() == Some(&SqlState::ADMIN_SHUTDOWN) => return Ok(()),
@@ -206,6 +216,18 @@ impl Watcher {
                 () = self.probe.notified() => {}
             }
         }
+    }
+}
+
+/// A standby that streams tells the timeline that it streams; one that does not, that of its last restartpoint, which
+/// may be older: it is still on the newest that it has told in this session.
+fn no_older_than(newest: &mut Option<Timeline>, answer: PostgresAnswer) -> PostgresAnswer {
+    match answer {
+        PostgresAnswer::InRecovery(server) => {
+            *newest = server.timeline.max(*newest);
+            PostgresAnswer::InRecovery(Server { timeline: *newest, ..server })
+        }
+        other => other,
     }
 }
 
@@ -375,6 +397,19 @@ mod tests {
         let answer = read(&[("in_recovery", "t"), ("timeline", "26"), ("archive_mode", "off")]);
         let PostgresAnswer::InRecovery(server) = answer else { panic!("{answer:?}") };
         assert_eq!(server, Server { timeline: Some(Timeline(26)), ..Server::default() });
+    }
+
+    #[test]
+    fn a_standby_that_has_stopped_streaming_is_still_on_the_timeline_that_it_streamed() {
+        let mut newest = None;
+        let mut told = |timeline| {
+            let answer = read(&[("in_recovery", "t"), ("timeline", timeline)]);
+            no_older_than(&mut newest, answer).server().and_then(|server| server.timeline)
+        };
+        assert_eq!(told("3"), Some(Timeline(3)));
+        assert_eq!(told("2"), Some(Timeline(3)), "of its last restartpoint");
+        assert_eq!(told("4"), Some(Timeline(4)));
+        assert_eq!(told(""), Some(Timeline(4)));
     }
 
     #[test]

@@ -314,7 +314,7 @@ impl World {
             }
             Action::ObserveFence(order) => Started::Fence(order.member.clone()),
             Action::CloseFence(_) => Started::CloseFence,
-            Action::Probe => Started::Probe,
+            Action::Probe { .. } => Started::Probe,
             Action::Release(_) => Started::Release,
             Action::Nudge => Started::Nudge,
             Action::UseSessionTimeout(timeout) => {
@@ -337,7 +337,7 @@ impl World {
                     self.record_fence(node, None);
                 }
             }
-            Action::Probe => self.ask_pg(node, node, false),
+            Action::Probe { .. } => self.ask_pg(node, node, false),
             Action::Nudge => {
                 if self.nodes[node].patroni.turns() && self.nodes[node].patroni.rest != Rest::Hung {
                     self.wake_patroni(node, 20);
