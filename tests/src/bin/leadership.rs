@@ -28,8 +28,17 @@ const FAILURES: usize = 3;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
-    let go_on = arguments.iter().any(|argument| argument == "--continue");
-    arguments.retain(|argument| argument != "--continue");
+    let mut given = |option: &str| {
+        let before = arguments.len();
+        arguments.retain(|argument| argument != option);
+        arguments.len() < before
+    };
+    let go_on = given("--continue");
+    let sides: &'static [bool] = match (given("--with"), given("--without")) {
+        (true, false) => &[true],
+        (false, true) => &[false],
+        _ => &[true, false],
+    };
     let faults: Vec<Fault> = match arguments.as_slice() {
         [] => MEASURED.to_vec(),
         names => names.iter().map(|name| Fault::named(name)).collect::<anyhow::Result<_>>()?,
@@ -46,9 +55,12 @@ fn main() -> anyhow::Result<()> {
         let project = std::env::var("WARDEN_TEST_PREFIX").unwrap_or_else(|_| PROJECT.to_owned()) + "-l";
         stack::remove_stale(&project).await?;
         let file = File::open(go_on)?;
-        let outcome = Bench { project: project.clone(), file, stack: None, mode: None }.all(&faults, runs).await;
+        let bench = Bench { project: project.clone(), file, sides, stack: None, mode: None };
+        let outcome = bench.all(&faults, runs).await;
         stack::remove_stale(&project).await?;
-        let file = outcome?;
+        outcome?;
+        // Others may have added to it meanwhile.
+        let file = File::open(true)?;
         for figure in FIGURES.iter().filter(|figure| faults.contains(&figure.fault)) {
             print!("{}", table(figure, &file.lines));
         }
@@ -95,24 +107,26 @@ impl File {
 struct Bench {
     project: String,
     file: File,
+    /// With Warden, without it, or both.
+    sides: &'static [bool],
     stack: Option<Stack>,
     /// What its agents do.
     mode: Option<bool>,
 }
 
 impl Bench {
-    async fn all(mut self, faults: &[Fault], runs: usize) -> anyhow::Result<File> {
+    async fn all(mut self, faults: &[Fault], runs: usize) -> anyhow::Result<()> {
         for fault in faults {
             // With and without in turns of ten, so that a machine that is busier now and then is so for both.
             for upto in (0..runs).step_by(10).map(|from| (from + 10).min(runs)) {
-                for with in [true, false] {
-                    while self.file.done(*fault, with) < upto {
-                        self.next(*fault, with, runs).await?;
+                for with in self.sides {
+                    while self.file.done(*fault, *with) < upto {
+                        self.next(*fault, *with, runs).await?;
                     }
                 }
             }
         }
-        Ok(self.file)
+        Ok(())
     }
 
     /// One more run; one that fails is done again on a new stack.
