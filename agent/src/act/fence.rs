@@ -7,7 +7,7 @@
 
 use super::ladder::{self, Server};
 use super::records::Records;
-use super::warm::Warm;
+use super::warm::{NotReady, Warm};
 use crate::audit::Entry;
 use crate::config::Superuser;
 use crate::watch::members::Targets;
@@ -34,6 +34,9 @@ use warden_core::types::{MemberName, UnixMillis};
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Pause before the warm session is tried again, with jitter: doubled from the first to the longest.
+/// Where the one that was there has just ended, or every slot is taken, it is the short one: who takes the slots and ends
+/// our session must not have it for long.
+const SHORT_PAUSE: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -72,7 +75,7 @@ struct Done {
 struct Warmth {
     session: Option<Warm>,
     /// One is being opened.
-    opening: Option<JoinHandle<Result<Warm, String>>>,
+    opening: Option<JoinHandle<Result<Warm, NotReady>>>,
     pause: Duration,
     /// What the view has been told.
     told: Option<FenceSession>,
@@ -83,7 +86,7 @@ enum Change {
     /// It has ended.
     Ended,
     /// It is ready, or could not be had.
-    Opened(Result<Warm, String>),
+    Opened(Result<Warm, NotReady>),
 }
 
 impl Drop for Warmth {
@@ -109,14 +112,24 @@ impl Warmth {
         let opening = self.opening.get_or_insert_with(|| {
             let (place, login) = (place.clone(), login.clone());
             tokio::spawn(async move {
-                sleep(pause.mul_f64(rand::random_range(0.2..1.0))).await;
+                sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
                 ladder::warm_up(&place, &login).await
             })
         });
-        let opened = opening.await.unwrap_or_else(|error| Err(format!("it could not be tried: {error}")));
+        let opened = opening.await.unwrap_or_else(|error| {
+            Err(NotReady { why: format!("it could not be tried: {error}"), in_passing: false })
+        });
         self.opening = None;
-        self.pause = if opened.is_ok() { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+        self.pause = next_pause(pause, opened.as_ref().err());
         Change::Opened(opened)
+    }
+}
+
+/// The pause before the next attempt, after one that ended like this.
+fn next_pause(pause: Duration, failed: Option<&NotReady>) -> Duration {
+    match failed {
+        None | Some(NotReady { in_passing: true, .. }) => SHORT_PAUSE,
+        Some(_) => (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE),
     }
 }
 
@@ -193,7 +206,7 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Arc<Fencer>) -> anyh
                         warmth.session = Some(session);
                         FenceSession::Ready
                     }
-                    Change::Opened(Err(why)) => FenceSession::Lost(why),
+                    Change::Opened(Err(failed)) => FenceSession::Lost(failed.why),
                 };
                 warmth.tell(fencer, session).await?;
             }
