@@ -48,6 +48,9 @@ pub struct Ordered {
     pub at: Moment,
     /// What became of it, and when we heard.
     pub outcome: Option<(FenceOutcome, Rule, Moment)>,
+    /// The attempts fail: why the last one that ended did, by which rule, and when we heard. It stands while the next one
+    /// is under way.
+    pub failing: Option<(String, Rule, Moment)>,
 }
 
 /// A release that was ordered.
@@ -144,8 +147,13 @@ impl Leadership {
                 self.fence_session = Some(Fact::new(session.clone(), Source::Socket, at));
             }
             Event::Fence(FenceReport { member, rule, outcome }) => {
-                let ordered = self.ordered.entry(member.clone()).or_insert(Ordered { at, outcome: None });
+                let ordered =
+                    self.ordered.entry(member.clone()).or_insert(Ordered { at, outcome: None, failing: None });
                 ordered.outcome = Some((outcome.clone(), *rule, at));
+                ordered.failing = match outcome {
+                    FenceOutcome::Failed(why) => Some((why.clone(), *rule, at)),
+                    _ => None,
+                };
             }
             Event::FenceRecord { member, record } => match record {
                 Reading::Absent => {
@@ -262,7 +270,8 @@ impl Leadership {
     fn note_started(&mut self, started: &Started, at: Moment) {
         match started {
             Started::Fence(member) => {
-                self.ordered.insert(member.clone(), Ordered { at, outcome: None });
+                let failing = self.ordered.remove(member).and_then(|before| before.failing);
+                self.ordered.insert(member.clone(), Ordered { at, outcome: None, failing });
             }
             Started::Probe => self.probed = Some(at),
             Started::CloseFence => self.closed = Some(at),

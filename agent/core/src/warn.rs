@@ -4,7 +4,7 @@
 //! listed in [`CODES`], documented in the README, and used as metric labels.
 
 use crate::assess::{self, Leader, MemberTruth, PROBE_LIMIT, seconds};
-use crate::event::{AliveLock, FenceOutcome, FenceSession, HaproxyAnswer, PatroniAnswer, PostgresAnswer, Role};
+use crate::event::{AliveLock, FenceSession, HaproxyAnswer, PatroniAnswer, PostgresAnswer, Role};
 use crate::fact::{Reading, Source};
 use crate::fence;
 use crate::types::{MemberName, Moment};
@@ -233,7 +233,7 @@ fn fences(view: &View, now: Moment, list: &mut List) {
     }
     for (member, ordered) in &view.leadership.ordered {
         // What failed and is wanted no more (the server may even lead by now) is not tried again, and is no news.
-        if let Some((FenceOutcome::Failed(why), rule, at)) = &ordered.outcome
+        if let Some((why, rule, at)) = &ordered.failing
             && now.since(*at) <= FENCE_TRIED
             && fence::presumed_writable(view, member)
         {

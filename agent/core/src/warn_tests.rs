@@ -1,8 +1,8 @@
 use super::*;
 use crate::assess::tests::{patroni, probe, server, status};
 use crate::event::{
-    AgentRecord, Archiver, Barrier, ClusterConfig, Event, FenceRecord, FenceReport, HaproxyServer, LeaderKey,
-    MemberRecord, PatroniStatus, Rule, Server, State, SyncState, Znode,
+    AgentRecord, Archiver, Barrier, ClusterConfig, Event, FenceOutcome, FenceRecord, FenceReport, HaproxyServer,
+    LeaderKey, MemberRecord, PatroniStatus, Rule, Server, Started, State, SyncState, Znode,
 };
 use crate::types::{SystemId, Timeline, UnixMillis};
 use crate::view::tests::{
@@ -376,6 +376,11 @@ fn about_fences() -> Vec<Scenario> {
             .wrong(fence(FenceOutcome::Failed("no route to host".to_string())))
             .right(fence(confirmed)),
         tried,
+        // The next attempt is under way: the last one's failure stands until it is known how this one ends.
+        Scenario::new("fence_failed", Some("a"), &["no route", "stop its"])
+            .wrong(failed())
+            .right(fence(FenceOutcome::Waiting))
+            .both(Event::Started(Started::Fence("a".into()))),
         // It failed, and the server has been seen in recovery since: it may not take writes any more.
         Scenario::new("fence_failed", Some("a"), &[])
             .wrong(fence(FenceOutcome::Failed("no route to host".to_string())))

@@ -40,6 +40,9 @@ const SHORT_PAUSE: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// A fence that fails and fails is said again after this.
+const SAID_AGAIN: Duration = Duration::from_secs(10);
+
 /// What the actor needs.
 pub struct Fencer {
     /// The local server, if there is one; the warm session is with it.
@@ -214,17 +217,49 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Arc<Fencer>) -> anyh
     }
 }
 
-/// What was last put into the audit trail of each member: a fence that is tried again and again is one entry until
-/// something else comes of it.
+/// What was last said of each member's fence: one that is tried again and again is one entry of the audit trail until
+/// something else comes of it, and one line of the log now and then.
 #[derive(Default)]
-struct Trail(BTreeMap<MemberName, (Rule, &'static str)>);
+struct Trail {
+    entries: BTreeMap<MemberName, (Rule, &'static str)>,
+    failing: BTreeMap<MemberName, Failing>,
+}
+
+/// A fence that fails.
+struct Failing {
+    why: String,
+    /// When that was last said.
+    said: Instant,
+    /// How often it has failed since.
+    times: u32,
+}
 
 impl Trail {
     fn is_news(&mut self, order: &Order, outcome: &FenceOutcome) -> bool {
         let news = (order.rule, outcome.as_str());
-        let repeats = self.0.insert(order.member.clone(), news) == Some(news);
+        let repeats = self.entries.insert(order.member.clone(), news) == Some(news);
         // Each time that it is confirmed the server took writes before.
         !repeats || matches!(outcome, FenceOutcome::Confirmed { .. })
+    }
+
+    /// How often it has failed since that was last said, this time too; `None` where it is not to be said now. It is at
+    /// first and when the reason is another one, else every [`SAID_AGAIN`].
+    fn failed(&mut self, member: &MemberName, why: &str, now: Instant) -> Option<u32> {
+        if let Some(known) = self.failing.get_mut(member).filter(|known| known.why == why) {
+            known.times += 1;
+            if now.duration_since(known.said) < SAID_AGAIN {
+                return None;
+            }
+            known.said = now;
+            return Some(std::mem::take(&mut known.times));
+        }
+        self.failing.insert(member.clone(), Failing { why: why.to_owned(), said: now, times: 0 });
+        Some(1)
+    }
+
+    /// It does not fail any more.
+    fn worked(&mut self, member: &MemberName) {
+        self.failing.remove(member);
     }
 }
 
@@ -236,6 +271,7 @@ impl Fencer {
             FenceOutcome::Confirmed { by, took } => {
                 tracing::warn!(member, rule, reason, by, took_ms = took.as_millis(), "fenced");
                 detail = format!(": {by}, after {} ms", took.as_millis());
+                trail.worked(&order.member);
                 self.record(order, true);
             }
             FenceOutcome::Waiting => {
@@ -245,6 +281,7 @@ impl Fencer {
                     reason,
                     "the server is silent; the fence is the first thing it does when it wakes"
                 );
+                trail.worked(&order.member);
                 self.record(order, false);
             }
             FenceOutcome::Observed => {
@@ -255,7 +292,10 @@ impl Fencer {
                 detail = format!(": {why}");
             }
             FenceOutcome::Failed(why) => {
-                tracing::error!(member, rule, reason, why, "THE FENCE FAILED: this server may still take writes");
+                if let Some(times) = trail.failed(&order.member, why, Instant::now()) {
+                    let words = "THE FENCE FAILED: this server may still take writes";
+                    tracing::error!(member, rule, reason, why, times, "{words}");
+                }
                 detail = format!(": {why}");
                 self.record(order, false);
             }
