@@ -104,6 +104,10 @@ pub struct Leadership {
     pub gone: Option<Gone>,
     /// The session that is kept ready for a fence.
     pub fence_session: Option<Fact<FenceSession>>,
+    /// Since when the local PostgreSQL has answered, if it does.
+    pub answers_since: Option<Moment>,
+    /// Since when it has answered and attempts to have such a session with it have failed.
+    pub fence_session_lost: Option<Moment>,
     /// Fences that were ordered from here, by member.
     pub ordered: BTreeMap<MemberName, Ordered>,
     /// The fence records in ZooKeeper, by member.
@@ -144,6 +148,11 @@ impl Leadership {
             }
             Event::Postgres { member, answer, .. } if Some(member) == own => self.note_postgres(answer, at),
             Event::FenceSession(session) => {
+                self.fence_session_lost = match session {
+                    FenceSession::Ready => None,
+                    // While the server is away there can be none.
+                    FenceSession::Lost(_) => self.fence_session_lost.or(self.answers_since.map(|_| at)),
+                };
                 self.fence_session = Some(Fact::new(session.clone(), Source::Socket, at));
             }
             Event::Fence(FenceReport { member, rule, outcome }) => {
@@ -252,6 +261,12 @@ impl Leadership {
     }
 
     fn note_postgres(&mut self, answer: &PostgresAnswer, at: Moment) {
+        // One that answers, but not to us, runs too: too many connections are just what keeps a session from being ready.
+        if answer.server().is_some() || matches!(answer, PostgresAnswer::Unknown(_)) {
+            self.answers_since = self.answers_since.or(Some(at));
+        } else {
+            (self.answers_since, self.fence_session_lost) = (None, None);
+        }
         match answer {
             PostgresAnswer::Gone(_) => {
                 let gone = self.gone.get_or_insert(Gone { since: at, last: at, probes: 0 });

@@ -248,19 +248,15 @@ fn fences(view: &View, now: Moment, list: &mut List) {
         list.about("fence_held", member, format!("{member} would be fenced ({rule}), but {why}"));
     }
     let Some(own) = &view.identity.member else { return };
-    let runs = view.members.get(own).and_then(|member| member.postgres.as_ref());
-    // One that answers, but not to us, runs too: too many connections are just what keeps a session from being ready.
-    let runs = runs
-        .and_then(|fact| fact.fresh(now, PROBE_LIMIT))
-        .is_some_and(|answer| answer.server().is_some() || matches!(answer, PostgresAnswer::Unknown(_)));
-    match &view.leadership.fence_session {
-        Some(fact) if runs && fact.age(now) > PROBE_LIMIT => {
-            if let FenceSession::Lost(why) = &fact.value {
-                let text = format!("no session is ready to fence {own} with, so a fence would be slower: {why}");
-                list.about("fence_session_lost", own, text);
-            }
-        }
-        _ => {}
+    let memory = &view.leadership;
+    let answers = view.members.get(own).and_then(|member| member.postgres.as_ref()?.fresh(now, PROBE_LIMIT));
+    // Just started again it answers before there is a new session.
+    let lasting = memory.fence_session_lost.is_some_and(|since| now.since(since) > PROBE_LIMIT);
+    if let (Some(FenceSession::Lost(why)), Some(_), true) =
+        (memory.fence_session.as_ref().map(|fact| &fact.value), answers, lasting)
+    {
+        let text = format!("no session is ready to fence {own} with, so a fence would be slower: {why}");
+        list.about("fence_session_lost", own, text);
     }
 }
 

@@ -361,6 +361,19 @@ fn about_fences() -> Vec<Scenario> {
     let mut down = Scenario::new("fence_session_lost", Some("a"), &[]).at(4500);
     down.wrong = cold.wrong.clone();
     down.right = vec![(1400, lost()), (4000, probe("a", PostgresAnswer::Refused("it is shut down".to_string())))];
+    // It was started again: what was in the way before says nothing of it, and the first attempt since begins the time.
+    let refused = || probe("a", PostgresAnswer::Gone("nobody listens on its socket".to_string()));
+    let nobody = || Event::FenceSession(FenceSession::Lost("nobody listens".to_string()));
+    let mut again = Scenario::new("fence_session_lost", Some("a"), &["slower: password"]).at(9200);
+    let back = |at| vec![(1500, refused()), (1600, nobody()), (2000, probe("a", writable())), (at, lost())];
+    (again.wrong, again.right) = (back(5000), back(6500));
+    let answers = |scenario: &mut Vec<Told>| scenario.push((9000, probe("a", writable())));
+    answers(&mut again.wrong);
+    answers(&mut again.right);
+    let mut old = Scenario::new("fence_session_lost", Some("a"), &[]).at(9200);
+    old.wrong = again.wrong.clone();
+    old.right =
+        vec![(1500, refused()), (1600, nobody()), (2000, probe("a", writable())), (9000, probe("a", writable()))];
     vec![
         Scenario::new("fenced", Some("b"), &["b is being fenced, NOT confirmed yet (superseded)", "a holds"])
             .wrong(fence_record(None))
@@ -395,6 +408,8 @@ fn about_fences() -> Vec<Scenario> {
             .right(probe("a", PostgresAnswer::Writable(Server { system_id: Some(SystemId(7)), ..server(1, 100) }))),
         cold,
         down,
+        again,
+        old,
         Scenario::new("fence_session_lost", Some("a"), &[])
             .both(lost())
             .right(Event::FenceSession(FenceSession::Ready))

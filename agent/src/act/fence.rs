@@ -40,6 +40,9 @@ const SHORT_PAUSE: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// Attempts to have the session that fail and fail, many a second perhaps, are told this often.
+const RETOLD: Duration = Duration::from_secs(1);
+
 /// A fence that fails and fails is said again after this.
 const SAID_AGAIN: Duration = Duration::from_secs(10);
 
@@ -80,8 +83,8 @@ struct Warmth {
     /// One is being opened.
     opening: Option<JoinHandle<Result<Warm, NotReady>>>,
     pause: Duration,
-    /// What the view has been told.
-    told: Option<FenceSession>,
+    /// What the view has been told, and when.
+    told: Option<(FenceSession, Instant)>,
 }
 
 /// What happens to the session.
@@ -137,11 +140,16 @@ fn next_pause(pause: Duration, failed: Option<&NotReady>) -> Duration {
 }
 
 impl Warmth {
-    /// Tells the view, if that is news to it.
+    /// Tells the view, if that is news to it. That an attempt has failed is, each second: the server may have been
+    /// started again since the last one, and then this one is the first that says something about it.
     async fn tell(&mut self, fencer: &Fencer, session: FenceSession) -> anyhow::Result<()> {
-        if self.told.as_ref() != Some(&session) {
+        let known = self
+            .told
+            .as_ref()
+            .is_some_and(|(told, at)| *told == session && (session == FenceSession::Ready || at.elapsed() < RETOLD));
+        if !known {
             fencer.events.send(fencer.events.clock.now(), Event::FenceSession(session.clone())).await?;
-            self.told = Some(session);
+            self.told = Some((session, Instant::now()));
         }
         Ok(())
     }
