@@ -53,6 +53,19 @@ pub fn parse(data: &[u8]) -> Result<FenceRecord, String> {
     })
 }
 
+/// Reads the record in the znode of `member`. One that is about somebody else counts for neither: believed of the one it
+/// would let the gate pass, believed of the other it would fence a server that nobody meant.
+pub fn parse_of(member: &MemberName, data: &[u8]) -> Result<FenceRecord, String> {
+    let record = parse(data)?;
+    if record.member == *member {
+        return Ok(record);
+    }
+    let other = &record.member;
+    Err(format!(
+        "it is about {other}, not about {member}, and counts for neither; `warden unfence {member}` takes it away"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +85,14 @@ mod tests {
             };
             assert_eq!(parse(&write(&record)).unwrap(), record);
         }
+    }
+
+    #[test]
+    fn a_record_in_another_members_place_is_an_error_that_says_how_to_be_rid_of_it() {
+        let text = br#"{"member":"a","rule":"operator","reason":"","by":"operator","ordered_ms":1,"confirmed_ms":2}"#;
+        assert_eq!(parse_of(&"a".into(), text).unwrap().member.as_str(), "a");
+        let why = parse_of(&"b".into(), text).unwrap_err();
+        assert!(why.contains("about a, not about b") && why.contains("`warden unfence b`"), "{why}");
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub struct Ordered {
     pub at: Moment,
     /// What became of it, and when we heard.
     pub outcome: Option<(FenceOutcome, Rule, Moment)>,
+    /// The attempts fail: why the last one that ended did, by which rule, and when we heard. It stands while the next one
+    /// is under way.
+    pub failing: Option<(String, Rule, Moment)>,
 }
 
 /// A release that was ordered.
@@ -103,6 +106,10 @@ pub struct Leadership {
     pub shutdown: Option<Fact<Reading<ShutdownCheckpoint>>>,
     /// The session that is kept ready for a fence.
     pub fence_session: Option<Fact<FenceSession>>,
+    /// Since when the local PostgreSQL has answered, if it does.
+    pub answers_since: Option<Moment>,
+    /// Since when it has answered and attempts to have such a session with it have failed.
+    pub fence_session_lost: Option<Moment>,
     /// Fences that were ordered from here, by member.
     pub ordered: BTreeMap<MemberName, Ordered>,
     /// The fence records in ZooKeeper, by member.
@@ -144,11 +151,21 @@ impl Leadership {
             Event::Postgres { member, answer, .. } if Some(member) == own => self.note_postgres(answer, at),
             Event::ShutDown(reading) => self.shutdown = Some(Fact::new(reading.clone(), Source::Own, at)),
             Event::FenceSession(session) => {
+                self.fence_session_lost = match session {
+                    FenceSession::Ready => None,
+                    // While the server is away there can be none.
+                    FenceSession::Lost(_) => self.fence_session_lost.or(self.answers_since.map(|_| at)),
+                };
                 self.fence_session = Some(Fact::new(session.clone(), Source::Socket, at));
             }
             Event::Fence(FenceReport { member, rule, outcome }) => {
-                let ordered = self.ordered.entry(member.clone()).or_insert(Ordered { at, outcome: None });
+                let ordered =
+                    self.ordered.entry(member.clone()).or_insert(Ordered { at, outcome: None, failing: None });
                 ordered.outcome = Some((outcome.clone(), *rule, at));
+                ordered.failing = match outcome {
+                    FenceOutcome::Failed(why) => Some((why.clone(), *rule, at)),
+                    _ => None,
+                };
             }
             Event::FenceRecord { member, record } => match record {
                 Reading::Absent => {
@@ -247,6 +264,12 @@ impl Leadership {
     }
 
     fn note_postgres(&mut self, answer: &PostgresAnswer, at: Moment) {
+        // One that answers, but not to us, runs too: too many connections are just what keeps a session from being ready.
+        if answer.server().is_some() || matches!(answer, PostgresAnswer::Unknown(_)) {
+            self.answers_since = self.answers_since.or(Some(at));
+        } else {
+            (self.answers_since, self.fence_session_lost) = (None, None);
+        }
         match answer {
             PostgresAnswer::Gone(_) => {
                 let gone = self.gone.get_or_insert(Gone { since: at, last: at, probes: 0 });
@@ -266,7 +289,8 @@ impl Leadership {
     fn note_started(&mut self, started: &Started, at: Moment) {
         match started {
             Started::Fence(member) => {
-                self.ordered.insert(member.clone(), Ordered { at, outcome: None });
+                let failing = self.ordered.remove(member).and_then(|before| before.failing);
+                self.ordered.insert(member.clone(), Ordered { at, outcome: None, failing });
             }
             Started::Probe => self.probed = Some(at),
             Started::CloseFence => self.closed = Some(at),

@@ -4,7 +4,7 @@
 //! listed in [`CODES`], documented in the README, and used as metric labels.
 
 use crate::assess::{self, Leader, MemberTruth, PROBE_LIMIT, seconds};
-use crate::event::{AliveLock, FenceOutcome, FenceSession, HaproxyAnswer, PatroniAnswer, PostgresAnswer, Role};
+use crate::event::{AliveLock, FenceSession, HaproxyAnswer, PatroniAnswer, PostgresAnswer, Role};
 use crate::fact::{Reading, Source};
 use crate::fence;
 use crate::types::{MemberName, Moment};
@@ -233,7 +233,7 @@ fn fences(view: &View, now: Moment, list: &mut List) {
     }
     for (member, ordered) in &view.leadership.ordered {
         // What failed and is wanted no more (the server may even lead by now) is not tried again, and is no news.
-        if let Some((FenceOutcome::Failed(why), rule, at)) = &ordered.outcome
+        if let Some((why, rule, at)) = &ordered.failing
             && now.since(*at) <= FENCE_TRIED
             && fence::presumed_writable(view, member)
         {
@@ -248,19 +248,15 @@ fn fences(view: &View, now: Moment, list: &mut List) {
         list.about("fence_held", member, format!("{member} would be fenced ({rule}), but {why}"));
     }
     let Some(own) = &view.identity.member else { return };
-    let runs = view.members.get(own).and_then(|member| member.postgres.as_ref());
-    // One that answers, but not to us, runs too: too many connections are just what keeps a session from being ready.
-    let runs = runs
-        .and_then(|fact| fact.fresh(now, PROBE_LIMIT))
-        .is_some_and(|answer| answer.server().is_some() || matches!(answer, PostgresAnswer::Unknown(_)));
-    match &view.leadership.fence_session {
-        Some(fact) if runs && fact.age(now) > PROBE_LIMIT => {
-            if let FenceSession::Lost(why) = &fact.value {
-                let text = format!("no session is ready to fence {own} with, so a fence would be slower: {why}");
-                list.about("fence_session_lost", own, text);
-            }
-        }
-        _ => {}
+    let memory = &view.leadership;
+    let answers = view.members.get(own).and_then(|member| member.postgres.as_ref()?.fresh(now, PROBE_LIMIT));
+    // Just started again it answers before there is a new session.
+    let lasting = memory.fence_session_lost.is_some_and(|since| now.since(since) > PROBE_LIMIT);
+    if let (Some(FenceSession::Lost(why)), Some(_), true) =
+        (memory.fence_session.as_ref().map(|fact| &fact.value), answers, lasting)
+    {
+        let text = format!("no session is ready to fence {own} with, so a fence would be slower: {why}");
+        list.about("fence_session_lost", own, text);
     }
 }
 

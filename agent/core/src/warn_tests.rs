@@ -1,8 +1,8 @@
 use super::*;
 use crate::assess::tests::{patroni, probe, server, status};
 use crate::event::{
-    AgentRecord, Archiver, Barrier, ClusterConfig, Event, FenceRecord, FenceReport, HaproxyServer, LeaderKey,
-    MemberRecord, PatroniStatus, Rule, Server, State, SyncState, Znode,
+    AgentRecord, Archiver, Barrier, ClusterConfig, Event, FenceOutcome, FenceRecord, FenceReport, HaproxyServer,
+    LeaderKey, MemberRecord, PatroniStatus, Rule, Server, Started, State, SyncState, Znode,
 };
 use crate::types::{SystemId, Timeline, UnixMillis};
 use crate::view::tests::{
@@ -361,6 +361,19 @@ fn about_fences() -> Vec<Scenario> {
     let mut down = Scenario::new("fence_session_lost", Some("a"), &[]).at(4500);
     down.wrong = cold.wrong.clone();
     down.right = vec![(1400, lost()), (4000, probe("a", PostgresAnswer::Refused("it is shut down".to_string())))];
+    // It was started again: what was in the way before says nothing of it, and the first attempt since begins the time.
+    let refused = || probe("a", PostgresAnswer::Gone("nobody listens on its socket".to_string()));
+    let nobody = || Event::FenceSession(FenceSession::Lost("nobody listens".to_string()));
+    let mut again = Scenario::new("fence_session_lost", Some("a"), &["slower: password"]).at(9200);
+    let back = |at| vec![(1500, refused()), (1600, nobody()), (2000, probe("a", writable())), (at, lost())];
+    (again.wrong, again.right) = (back(5000), back(6500));
+    let answers = |scenario: &mut Vec<Told>| scenario.push((9000, probe("a", writable())));
+    answers(&mut again.wrong);
+    answers(&mut again.right);
+    let mut old = Scenario::new("fence_session_lost", Some("a"), &[]).at(9200);
+    old.wrong = again.wrong.clone();
+    old.right =
+        vec![(1500, refused()), (1600, nobody()), (2000, probe("a", writable())), (9000, probe("a", writable()))];
     vec![
         Scenario::new("fenced", Some("b"), &["b is being fenced, NOT confirmed yet (superseded)", "a holds"])
             .wrong(fence_record(None))
@@ -376,6 +389,11 @@ fn about_fences() -> Vec<Scenario> {
             .wrong(fence(FenceOutcome::Failed("no route to host".to_string())))
             .right(fence(confirmed)),
         tried,
+        // The next attempt is under way: the last one's failure stands until it is known how this one ends.
+        Scenario::new("fence_failed", Some("a"), &["no route", "stop its"])
+            .wrong(failed())
+            .right(fence(FenceOutcome::Waiting))
+            .both(Event::Started(Started::Fence("a".into()))),
         // It failed, and the server has been seen in recovery since: it may not take writes any more.
         Scenario::new("fence_failed", Some("a"), &[])
             .wrong(fence(FenceOutcome::Failed("no route to host".to_string())))
@@ -390,6 +408,8 @@ fn about_fences() -> Vec<Scenario> {
             .right(probe("a", PostgresAnswer::Writable(Server { system_id: Some(SystemId(7)), ..server(1, 100) }))),
         cold,
         down,
+        again,
+        old,
         Scenario::new("fence_session_lost", Some("a"), &[])
             .both(lost())
             .right(Event::FenceSession(FenceSession::Ready))

@@ -7,7 +7,7 @@
 
 use super::ladder::{self, Server};
 use super::records::Records;
-use super::warm::Warm;
+use super::warm::{NotReady, Warm};
 use crate::audit::Entry;
 use crate::config::Superuser;
 use crate::watch::members::Targets;
@@ -34,8 +34,17 @@ use warden_core::types::{MemberName, UnixMillis};
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Pause before the warm session is tried again, with jitter: doubled from the first to the longest.
+/// Where the one that was there has just ended, or every slot is taken, it is the short one: who takes the slots and ends
+/// our session must not have it for long.
+const SHORT_PAUSE: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Attempts to have the session that fail and fail, many a second perhaps, are told this often.
+const RETOLD: Duration = Duration::from_secs(1);
+
+/// A fence that fails and fails is said again after this.
+const SAID_AGAIN: Duration = Duration::from_secs(10);
 
 /// What the actor needs.
 pub struct Fencer {
@@ -72,10 +81,10 @@ struct Done {
 struct Warmth {
     session: Option<Warm>,
     /// One is being opened.
-    opening: Option<JoinHandle<Result<Warm, String>>>,
+    opening: Option<JoinHandle<Result<Warm, NotReady>>>,
     pause: Duration,
-    /// What the view has been told.
-    told: Option<FenceSession>,
+    /// What the view has been told, and when.
+    told: Option<(FenceSession, Instant)>,
 }
 
 /// What happens to the session.
@@ -83,7 +92,7 @@ enum Change {
     /// It has ended.
     Ended,
     /// It is ready, or could not be had.
-    Opened(Result<Warm, String>),
+    Opened(Result<Warm, NotReady>),
 }
 
 impl Drop for Warmth {
@@ -109,23 +118,38 @@ impl Warmth {
         let opening = self.opening.get_or_insert_with(|| {
             let (place, login) = (place.clone(), login.clone());
             tokio::spawn(async move {
-                sleep(pause.mul_f64(rand::random_range(0.2..1.0))).await;
+                sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
                 ladder::warm_up(&place, &login).await
             })
         });
-        let opened = opening.await.unwrap_or_else(|error| Err(format!("it could not be tried: {error}")));
+        let opened = opening.await.unwrap_or_else(|error| {
+            Err(NotReady { why: format!("it could not be tried: {error}"), in_passing: false })
+        });
         self.opening = None;
-        self.pause = if opened.is_ok() { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+        self.pause = next_pause(pause, opened.as_ref().err());
         Change::Opened(opened)
     }
 }
 
+/// The pause before the next attempt, after one that ended like this.
+fn next_pause(pause: Duration, failed: Option<&NotReady>) -> Duration {
+    match failed {
+        None | Some(NotReady { in_passing: true, .. }) => SHORT_PAUSE,
+        Some(_) => (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE),
+    }
+}
+
 impl Warmth {
-    /// Tells the view, if that is news to it.
+    /// Tells the view, if that is news to it. That an attempt has failed is, each second: the server may have been
+    /// started again since the last one, and then this one is the first that says something about it.
     async fn tell(&mut self, fencer: &Fencer, session: FenceSession) -> anyhow::Result<()> {
-        if self.told.as_ref() != Some(&session) {
+        let known = self
+            .told
+            .as_ref()
+            .is_some_and(|(told, at)| *told == session && (session == FenceSession::Ready || at.elapsed() < RETOLD));
+        if !known {
             fencer.events.send(fencer.events.clock.now(), Event::FenceSession(session.clone())).await?;
-            self.told = Some(session);
+            self.told = Some((session, Instant::now()));
         }
         Ok(())
     }
@@ -193,7 +217,7 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Arc<Fencer>) -> anyh
                         warmth.session = Some(session);
                         FenceSession::Ready
                     }
-                    Change::Opened(Err(why)) => FenceSession::Lost(why),
+                    Change::Opened(Err(failed)) => FenceSession::Lost(failed.why),
                 };
                 warmth.tell(fencer, session).await?;
             }
@@ -201,17 +225,49 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Arc<Fencer>) -> anyh
     }
 }
 
-/// What was last put into the audit trail of each member: a fence that is tried again and again is one entry until
-/// something else comes of it.
+/// What was last said of each member's fence: one that is tried again and again is one entry of the audit trail until
+/// something else comes of it, and one line of the log now and then.
 #[derive(Default)]
-struct Trail(BTreeMap<MemberName, (Rule, &'static str)>);
+struct Trail {
+    entries: BTreeMap<MemberName, (Rule, &'static str)>,
+    failing: BTreeMap<MemberName, Failing>,
+}
+
+/// A fence that fails.
+struct Failing {
+    why: String,
+    /// When that was last said.
+    said: Instant,
+    /// How often it has failed since.
+    times: u32,
+}
 
 impl Trail {
     fn is_news(&mut self, order: &Order, outcome: &FenceOutcome) -> bool {
         let news = (order.rule, outcome.as_str());
-        let repeats = self.0.insert(order.member.clone(), news) == Some(news);
+        let repeats = self.entries.insert(order.member.clone(), news) == Some(news);
         // Each time that it is confirmed the server took writes before.
         !repeats || matches!(outcome, FenceOutcome::Confirmed { .. })
+    }
+
+    /// How often it has failed since that was last said, this time too; `None` where it is not to be said now. It is at
+    /// first and when the reason is another one, else every [`SAID_AGAIN`].
+    fn failed(&mut self, member: &MemberName, why: &str, now: Instant) -> Option<u32> {
+        if let Some(known) = self.failing.get_mut(member).filter(|known| known.why == why) {
+            known.times += 1;
+            if now.duration_since(known.said) < SAID_AGAIN {
+                return None;
+            }
+            known.said = now;
+            return Some(std::mem::take(&mut known.times));
+        }
+        self.failing.insert(member.clone(), Failing { why: why.to_owned(), said: now, times: 0 });
+        Some(1)
+    }
+
+    /// It does not fail any more.
+    fn worked(&mut self, member: &MemberName) {
+        self.failing.remove(member);
     }
 }
 
@@ -223,6 +279,7 @@ impl Fencer {
             FenceOutcome::Confirmed { by, took } => {
                 tracing::warn!(member, rule, reason, by, took_ms = took.as_millis(), "fenced");
                 detail = format!(": {by}, after {} ms", took.as_millis());
+                trail.worked(&order.member);
                 self.record(order, true);
             }
             FenceOutcome::Waiting => {
@@ -232,6 +289,7 @@ impl Fencer {
                     reason,
                     "the server is silent; the fence is the first thing it does when it wakes"
                 );
+                trail.worked(&order.member);
                 self.record(order, false);
             }
             FenceOutcome::Observed => {
@@ -242,7 +300,10 @@ impl Fencer {
                 detail = format!(": {why}");
             }
             FenceOutcome::Failed(why) => {
-                tracing::error!(member, rule, reason, why, "THE FENCE FAILED: this server may still take writes");
+                if let Some(times) = trail.failed(&order.member, why, Instant::now()) {
+                    let words = "THE FENCE FAILED: this server may still take writes";
+                    tracing::error!(member, rule, reason, why, times, "{words}");
+                }
                 detail = format!(": {why}");
                 self.record(order, false);
             }

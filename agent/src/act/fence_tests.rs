@@ -70,6 +70,35 @@ fn what_is_tried_again_and_again_is_one_entry_of_the_trail_and_each_confirmation
     assert!(trail.is_news(&orphaned, &confirmed));
 }
 
+#[test]
+fn a_fence_that_fails_and_fails_is_said_at_once_then_now_and_then_with_how_often() {
+    let (mut trail, member, started) = (Trail::default(), MemberName::from("a"), Instant::now());
+    let mut failed = |ms: u64, why: &str| trail.failed(&member, why, started + Duration::from_millis(ms));
+    assert_eq!(failed(0, "no route"), Some(1));
+    for again in 1..20 {
+        assert_eq!(failed(again * 500, "no route"), None);
+    }
+    assert_eq!(failed(10_000, "no route"), Some(20), "the first one was said, the others are counted");
+    assert_eq!(failed(10_500, "no route"), None);
+    assert_eq!(failed(11_000, "no password"), Some(1), "another reason is news");
+    trail.worked(&member);
+    assert_eq!(trail.failed(&member, "no password", started + Duration::from_secs(12)), Some(1));
+}
+
+#[test]
+fn a_session_that_is_kept_out_by_a_crowd_or_was_just_ended_is_tried_again_at_once_and_others_ever_later() {
+    let failed = |in_passing| NotReady { why: String::new(), in_passing };
+    let lasting = failed(false);
+    let mut pause = next_pause(LONGEST_PAUSE, None);
+    assert_eq!(pause, SHORT_PAUSE, "it was there, so it is wanted back soon");
+    for expected in [FIRST_PAUSE, FIRST_PAUSE * 2, FIRST_PAUSE * 4] {
+        pause = next_pause(pause, Some(&lasting));
+        assert_eq!(pause, expected);
+    }
+    assert_eq!(next_pause(LONGEST_PAUSE, Some(&lasting)), LONGEST_PAUSE);
+    assert_eq!(next_pause(LONGEST_PAUSE, Some(&failed(true))), SHORT_PAUSE);
+}
+
 /// A Patroni that answers every request with `body`, or takes it and says nothing.
 async fn patroni(body: Option<&'static str>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -10,13 +10,14 @@
 //! that is no longer wanted does nothing.
 
 use super::postmaster::Postmaster;
-use super::warm::{EXPIRED, GLANCE, NOT_THE_ONE, Warm};
+use super::warm::{EXPIRED, GLANCE, NOT_THE_ONE, NotReady, Warm};
 use crate::config::Superuser;
 use crate::watch::postgres::{self, Place};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use warden_core::event::{FenceOutcome, PostgresAnswer};
 use warden_core::types::Timeline;
@@ -33,6 +34,13 @@ const VERIFY: Duration = Duration::from_millis(5);
 /// A new session that neither begins nor is refused for this long: the server is silent.
 const SILENT: Duration = Duration::from_millis(700);
 
+/// A server all of whose slots are taken is knocked at for this long in one fence, so that the whole of it stays below
+/// the 12 s after which it would be ordered again.
+const SLOTS: Duration = Duration::from_secs(3);
+
+/// Between two knocks there, with jitter: a slot that is free for a moment is all it takes, and others want it too.
+const SLOT_PAUSE: Duration = Duration::from_millis(20);
+
 /// Whom to stop.
 #[derive(Clone, Copy, Debug)]
 pub struct Server<'a> {
@@ -44,14 +52,18 @@ pub struct Server<'a> {
     pub older_than: Option<Timeline>,
 }
 
-/// How a new session fares.
+/// A session that has begun.
+type Session = (Client, postgres::Driver);
+
+/// Why a new session does not begin.
 enum Door {
-    /// It begins.
-    Open(Box<(Client, postgres::Driver)>),
     /// The server refuses all sessions, or nobody listens.
     Shut(Shut),
-    /// The server refuses ours (a wrong password, too many sessions): it may take others.
+    /// The server refuses ours (a wrong password): it may take others.
     Locked(String),
+    /// Every slot is taken, those kept for superusers too, or somebody ended our session before it was ready: it may be
+    /// another way in a moment.
+    Crowded(String),
     /// It broke off: the server may be ending in this very moment, and the next one tells.
     Broken,
     /// None of these.
@@ -69,34 +81,66 @@ enum Shut {
     Stopping,
 }
 
-async fn knock(place: &Place, login: &Superuser, limit: Duration) -> Door {
+async fn knock(place: &Place, login: &Superuser, limit: Duration) -> Result<Session, Door> {
     let mut config = postgres::client_config(place, login);
     config.application_name("warden-fence");
-    match timeout(limit, postgres::connect(&config, place.sslmode(login))).await {
-        Ok(Ok(session)) => Door::Open(Box::new(session)),
-        Ok(Err(error)) if postgres::broke_off(&error) => Door::Broken,
-        Ok(Err(error)) => match postgres::answer_of_error(&error) {
-            PostgresAnswer::Refused(_) if error.as_db_error().is_some() => Door::Shut(Shut::NotOpen),
-            PostgresAnswer::Refused(_) => Door::Shut(Shut::Nobody),
-            PostgresAnswer::Stopping(_) => Door::Shut(Shut::Stopping),
-            PostgresAnswer::Gone(_) => Door::Shut(Shut::Nobody),
-            PostgresAnswer::Unknown(why) => Door::Locked(why),
-            _ => Door::Silent,
-        },
-        Err(_) => Door::Silent,
+    let error = match timeout(limit, postgres::connect(&config, place.sslmode(login))).await {
+        Ok(Ok(session)) => return Ok(session),
+        Ok(Err(error)) => error,
+        Err(_) => return Err(Door::Silent),
+    };
+    if postgres::broke_off(&error) {
+        return Err(Door::Broken);
+    }
+    Err(match postgres::answer_of_error(&error) {
+        PostgresAnswer::Refused(_) if error.as_db_error().is_some() => Door::Shut(Shut::NotOpen),
+        PostgresAnswer::Refused(_) => Door::Shut(Shut::Nobody),
+        PostgresAnswer::Stopping(_) => Door::Shut(Shut::Stopping),
+        PostgresAnswer::Gone(_) => Door::Shut(Shut::Nobody),
+        PostgresAnswer::Unknown(why) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) => Door::Crowded(why),
+        PostgresAnswer::Unknown(why) => Door::Locked(why),
+        _ => Door::Silent,
+    })
+}
+
+/// Knocks until the server is not crowded, or `until`.
+async fn knock_on(place: &Place, login: &Superuser, until: Instant) -> Result<Session, Door> {
+    loop {
+        match knock(place, login, CONNECT).await {
+            Err(Door::Crowded(_)) if Instant::now() < until => slot_pause().await,
+            found => return found,
+        }
     }
 }
 
-/// Opens a session that is ready for a fence. The error says what is in the way.
-pub async fn warm_up(place: &Place, login: &Superuser) -> Result<Warm, String> {
-    match knock(place, login, CONNECT).await {
-        Door::Open(session) => Warm::ready(*session).await,
-        Door::Shut(Shut::Nobody) => Err("nobody listens".to_owned()),
-        Door::Shut(_) => Err("the server takes no sessions".to_owned()),
-        Door::Locked(why) => Err(why),
-        Door::Broken => Err("the session broke off".to_owned()),
-        Door::Silent => Err(format!("no session within {} s", CONNECT.as_secs())),
+async fn slot_pause() {
+    sleep(SLOT_PAUSE.mul_f64(rand::random_range(0.5..1.0))).await;
+}
+
+/// A session that is ready for a fence: what is in the way for a moment only is tried again until `until`.
+async fn get_in(server: &Server<'_>, until: Instant) -> Result<Warm, Door> {
+    loop {
+        let session = knock_on(server.place, server.login, until).await?;
+        match Warm::ready(session).await {
+            Ok(ready) => return Ok(ready),
+            Err(NotReady { in_passing: true, .. }) if Instant::now() < until => slot_pause().await,
+            Err(NotReady { why, .. }) => return Err(Door::Locked(why)),
+        }
     }
+}
+
+/// Opens a session that is ready for a fence.
+pub async fn warm_up(place: &Place, login: &Superuser) -> Result<Warm, NotReady> {
+    let lasting = |why: String| NotReady { why, in_passing: false };
+    Err(match knock(place, login, CONNECT).await {
+        Ok(session) => return Warm::ready(session).await,
+        Err(Door::Shut(Shut::Nobody)) => lasting("nobody listens".to_owned()),
+        Err(Door::Shut(_)) => lasting("the server takes no sessions".to_owned()),
+        Err(Door::Locked(why)) => lasting(why),
+        Err(Door::Crowded(why)) => NotReady { why, in_passing: true },
+        Err(Door::Broken) => lasting("the session broke off".to_owned()),
+        Err(Door::Silent) => lasting(format!("no session within {} s", CONNECT.as_secs())),
+    })
 }
 
 /// What a new session says about the server.
@@ -113,11 +157,11 @@ async fn verify(server: &Server<'_>) -> Verified {
     let started = Instant::now();
     while started.elapsed() < STEP {
         match knock(server.place, server.login, SILENT).await {
-            Door::Locked(_) | Door::Broken => {}
-            Door::Shut(shut) => return Verified::Refused(shut),
-            Door::Silent => return Verified::Silent,
-            Door::Open(session) => {
-                if who_is_there(*session).await.is_some_and(|(in_recovery, _)| in_recovery) {
+            Err(Door::Locked(_) | Door::Crowded(_) | Door::Broken) => {}
+            Err(Door::Shut(shut)) => return Verified::Refused(shut),
+            Err(Door::Silent) => return Verified::Silent,
+            Ok(session) => {
+                if who_is_there(session).await.is_some_and(|(in_recovery, _)| in_recovery) {
                     return Verified::InRecovery;
                 }
             }
@@ -193,8 +237,8 @@ async fn by_process(server: &Server<'_>, session: &mut Option<Warm>, started: In
     let in_recovery = match session {
         Some(session) => session.is_in_recovery().await,
         None => match knock(server.place, server.login, GLANCE).await {
-            Door::Open(new) => who_is_there(*new).await.is_some_and(|(in_recovery, _)| in_recovery),
-            _ => false,
+            Ok(new) => who_is_there(new).await.is_some_and(|(in_recovery, _)| in_recovery),
+            Err(_) => false,
         },
     };
     if in_recovery {
@@ -229,26 +273,27 @@ async fn by_process(server: &Server<'_>, session: &mut Option<Warm>, started: In
 
 async fn by_session(server: &Server<'_>, mut session: Option<Warm>, started: Instant) -> (FenceOutcome, Option<Warm>) {
     let mut trouble = String::new();
+    let until = Instant::now() + SLOTS;
     for (signal, by) in [("INT", "fast shutdown"), ("QUIT", "immediate shutdown")] {
         // Once more if the server's clock was set meanwhile, and the order came too late by it.
         for again in [true, false] {
             let ready = match session.take().filter(|session| !session.is_over()) {
                 Some(ready) => Ok(ready),
-                None => match knock(server.place, server.login, CONNECT).await {
-                    Door::Open(new) => Warm::ready(*new).await,
-                    Door::Locked(why) => Err(why),
-                    Door::Shut(Shut::Stopping) => {
+                None => match get_in(server, until).await {
+                    Ok(ready) => Ok(ready),
+                    Err(Door::Locked(why) | Door::Crowded(why)) => Err(why),
+                    Err(Door::Shut(Shut::Stopping)) => {
                         let seen = watch_stopping(server).await;
                         match settled(seen, "shutting down already", started, &mut None).await {
                             Ok(outcome) => return (outcome, None),
                             Err(why) => Err(why),
                         }
                     }
-                    Door::Shut(_) => {
+                    Err(Door::Shut(_)) => {
                         return (FenceOutcome::Confirmed { by: "refused already", took: started.elapsed() }, None);
                     }
-                    Door::Broken => Err("a session broke off while it was opened".to_owned()),
-                    Door::Silent => Err("the server is silent, and there was no warm session".to_owned()),
+                    Err(Door::Broken) => Err("a session broke off while it was opened".to_owned()),
+                    Err(Door::Silent) => Err("the server is silent, and there was no warm session".to_owned()),
                 },
             };
             let mut ready = match ready {
@@ -327,13 +372,14 @@ pub async fn stop_old_primary(
     cluster: Option<&str>,
     and_fence: bool,
 ) -> Result<(&'static str, bool), OldPrimary> {
-    match knock(place, login, CONNECT).await {
-        Door::Shut(Shut::Nobody) => return Ok(("nobody listens there", false)),
-        Door::Shut(Shut::NotOpen) => return Ok(("it lets nobody in: it is starting, or a standby", false)),
-        Door::Shut(Shut::Stopping) => return Err(OldPrimary::Stopping),
-        Door::Silent | Door::Broken => return Err(OldPrimary::Silent),
-        Door::Locked(why) => return Err(OldPrimary::Writable(why)),
-        Door::Open(session) => match who_is_there(*session).await {
+    let patience = if and_fence { SLOTS } else { Duration::ZERO };
+    match knock_on(place, login, Instant::now() + patience).await {
+        Err(Door::Shut(Shut::Nobody)) => return Ok(("nobody listens there", false)),
+        Err(Door::Shut(Shut::NotOpen)) => return Ok(("it lets nobody in: it is starting, or a standby", false)),
+        Err(Door::Shut(Shut::Stopping)) => return Err(OldPrimary::Stopping),
+        Err(Door::Silent | Door::Broken) => return Err(OldPrimary::Silent),
+        Err(Door::Locked(why) | Door::Crowded(why)) => return Err(OldPrimary::Writable(why)),
+        Ok(session) => match who_is_there(session).await {
             Some((true, _)) => return Ok(("it is in recovery", false)),
             // Addresses are given again: what stands there now is not to be stopped for what stood there before.
             Some((false, there)) if cluster.is_some_and(|cluster| cluster != there) => {
@@ -366,7 +412,7 @@ pub enum OldPrimary {
 }
 
 /// Whether the server is in recovery, and its system identifier; `None` where it does not say.
-async fn who_is_there((client, driver): (Client, postgres::Driver)) -> Option<(bool, String)> {
+async fn who_is_there((client, driver): Session) -> Option<(bool, String)> {
     let question =
         "SELECT pg_catalog.pg_is_in_recovery(), (SELECT system_identifier FROM pg_catalog.pg_control_system())";
     let asking = client.simple_query(question);

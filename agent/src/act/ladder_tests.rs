@@ -11,11 +11,15 @@ struct Postgres {
 
 impl Postgres {
     fn start() -> Self {
+        Self::start_with("")
+    }
+
+    fn start_with(more: &str) -> Self {
         let server = Self { directory: tempfile::tempdir().unwrap() };
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(server.directory.path(), mode).unwrap();
         server.run("initdb -D $0/data -U postgres -A trust -E UTF8 --no-sync >/dev/null");
-        let options = "-k $0 -p 5432 -c listen_addresses= -c fsync=off";
+        let options = format!("-k $0 -p 5432 -c listen_addresses= -c fsync=off {more}");
         server.run(&format!("pg_ctl -w -D $0/data -l $0/log -o \"{options}\" start >/dev/null"));
         server
     }
@@ -136,4 +140,40 @@ async fn an_order_lies_in_front_of_a_silent_server_once_and_is_obeyed_when_it_wa
     assert!(session.unwrap().ends_within(SOON).await);
     let woken = after_waking(&server(&place, &login), Instant::now()).await.unwrap();
     assert_eq!(by(&woken), "fast shutdown on waking");
+}
+
+/// Superusers that have taken every slot, those reserved for superusers too.
+async fn crowd(place: &Place, login: &Superuser) -> Vec<(Client, JoinHandle<()>)> {
+    let config = postgres::client_config(place, login);
+    let mut sessions = Vec::new();
+    while let Ok((client, driver)) = postgres::connect(&config, SslMode::Disable).await {
+        sessions.push((client, tokio::spawn(driver)));
+        assert!(sessions.len() < 20, "it never gets crowded");
+    }
+    sessions
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
+async fn where_every_slot_is_taken_one_that_is_free_for_a_moment_is_enough() {
+    let postgres = Postgres::start_with("-c max_connections=5 -c superuser_reserved_connections=2");
+    let (place, login) = (postgres.place(), login());
+    let mut sessions = crowd(&place, &login).await;
+    assert!(warm_up(&place, &login).await.is_err_and(|failed| failed.in_passing), "worth another try at once");
+    let started = Instant::now();
+    let (outcome, _) = by_session(&server(&place, &login), None, started).await;
+    println!("{outcome:?} after {:?}", started.elapsed());
+    assert!(matches!(&outcome, FenceOutcome::Failed(why) if why.contains("53300")), "{outcome:?}");
+    assert!(started.elapsed() >= SLOTS && started.elapsed() < SLOTS * 2, "{:?}", started.elapsed());
+    let leaves = tokio::spawn(async move {
+        sleep(Duration::from_secs(1)).await;
+        sessions.pop();
+        sessions
+    });
+    let (outcome, _) = by_session(&server(&place, &login), None, Instant::now()).await;
+    println!("{outcome:?}");
+    assert_eq!(by(&outcome), "fast shutdown");
+    for (_, driver) in leaves.await.unwrap() {
+        assert!(timeout(SOON, driver).await.is_ok(), "the others' sessions are over too");
+    }
 }

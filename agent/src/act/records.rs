@@ -284,10 +284,10 @@ async fn attempt(
         return Ok(false);
     }
     let expect = found.as_ref().map_or(Expect::Nothing, |znode| Expect::Version(znode.version));
-    let known = match found.as_ref().map(|znode| fence_record::parse(&znode.data)).transpose() {
+    let known = match found.as_ref().map(|znode| fence_record::parse_of(member, &znode.data)).transpose() {
         Ok(known) => known,
         Err(why) => {
-            // It may be a newer version's, and a person's.
+            // It may be a newer version's, and a person's; or in the wrong place, and then it is told in a warning.
             tracing::error!(%member, why, "the fence record there cannot be understood, and is left as it is");
             return Ok(true);
         }

@@ -197,3 +197,14 @@ fn what_becomes_of_a_record() {
     assert_eq!(becomes(ours(), Change::Remove), Becomes::Nothing);
     assert_eq!(becomes(None, Change::Remove), Becomes::AsItIs);
 }
+
+#[tokio::test]
+async fn what_is_about_another_member_is_left_as_it_is_and_not_taken_for_a_persons_word() {
+    let store = Arc::new(Fake::default());
+    let misplaced = FenceRecord { member: "b".into(), ..record(Rule::Operator, 1, None) };
+    store.set(&misplaced);
+    for change in [Change::Put(record(Rule::Superseded, 2, Some(3))), Change::Remove] {
+        assert_eq!(attempt(&store, &"a".into(), &change, || true).await, Ok(true));
+        assert_eq!(store.holds(), Some(misplaced.clone()));
+    }
+}

@@ -27,6 +27,15 @@ pub const EXPIRED: &str = "Warden: this fence has expired";
 /// The same, where it is not the server that was meant.
 pub const NOT_THE_ONE: &str = "Warden: it is on the leader's timeline, so it is not the one";
 
+/// Why no session is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotReady {
+    /// In words.
+    pub why: String,
+    /// It may be another way in a moment: every slot is taken, or somebody ended the session.
+    pub in_passing: bool,
+}
+
 /// A session that is ready: a fence needs no more than one statement on it.
 pub struct Warm {
     client: Arc<Client>,
@@ -49,13 +58,15 @@ impl Drop for Warm {
 }
 
 impl Warm {
-    /// Finds out what a fence needs to know. The error says what is in the way.
-    pub async fn ready((client, driver): (Client, postgres::Driver)) -> Result<Self, String> {
+    /// Finds out what a fence needs to know.
+    pub async fn ready((client, driver): (Client, postgres::Driver)) -> Result<Self, NotReady> {
         let (client, driver) = (Arc::new(client), tokio::spawn(driver));
         let clock = (0.0, Instant::now());
         let mut warm = Self { client, postmaster: 0, clock, lies_until: None, lying: 0, driver };
-        warm.measure().await?;
-        Ok(warm)
+        match warm.measure().await {
+            Ok(()) => Ok(warm),
+            Err(why) => Err(NotReady { why, in_passing: warm.is_over() }),
+        }
     }
 
     /// The postmaster's number, and the server's clock.

@@ -13,6 +13,10 @@ pub struct LogControl(reload::Handle<EnvFilter, Registry>);
 /// What is worth knowing of it is in our own events.
 const SILENCED: &str = "zookeeper_async=off";
 
+/// The PostgreSQL library tells each notice that a server sends, and that servers went away: it is in our own events too.
+/// It keeps quiet unless the filter names it.
+const QUIET: &str = "tokio_postgres";
+
 /// Reads a filter as `RUST_LOG` has it. The error says what is wrong with it.
 pub fn parse_filter(text: &str) -> Result<EnvFilter, String> {
     if text.trim().is_empty() {
@@ -24,14 +28,21 @@ pub fn parse_filter(text: &str) -> Result<EnvFilter, String> {
             return Err(format!("{directive:?} is not a level: use error, warn, info, debug, trace, or module=level"));
         }
     }
-    EnvFilter::builder()
-        .parse(format!("{text},{SILENCED}"))
-        .map_err(|error| format!("{text:?} is not a log filter: {error}"))
+    EnvFilter::builder().parse(directives(text)).map_err(|error| format!("{text:?} is not a log filter: {error}"))
+}
+
+/// The filter with what is added to it.
+fn directives(text: &str) -> String {
+    let general = text.split(',').map(str::trim).rfind(|directive| !directive.contains('='));
+    // It is not to be louder than everything else.
+    let loud = general.is_some_and(|level| ["info", "debug", "trace"].contains(&level.to_ascii_lowercase().as_str()));
+    let quiet = if loud && !text.contains(QUIET) { format!(",{QUIET}=warn") } else { String::new() };
+    format!("{text}{quiet},{SILENCED}")
 }
 
 /// Starts logging. A second call in the same process changes nothing and returns a control without effect.
 pub fn start(config: &LogConfig) -> LogControl {
-    let filter = parse_filter(&config.level).unwrap_or_else(|_| EnvFilter::new(format!("info,{SILENCED}")));
+    let filter = parse_filter(&config.level).unwrap_or_else(|_| EnvFilter::new(directives("info")));
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let _already_started = match config.format {
@@ -55,6 +66,20 @@ impl LogControl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_postgresql_library_is_heard_only_where_it_is_named_and_never_louder_than_the_rest() {
+        for (text, expected) in [
+            ("info", "info,tokio_postgres=warn,zookeeper_async=off"),
+            ("warden=trace, DEBUG", "warden=trace, DEBUG,tokio_postgres=warn,zookeeper_async=off"),
+            ("info,tokio_postgres=debug", "info,tokio_postgres=debug,zookeeper_async=off"),
+            ("error", "error,zookeeper_async=off"),
+            ("warden=debug", "warden=debug,zookeeper_async=off"),
+        ] {
+            assert_eq!(directives(text), expected);
+            assert!(parse_filter(text).is_ok(), "{text}");
+        }
+    }
 
     #[test]
     fn a_word_that_is_no_level_is_refused_instead_of_silencing_the_log() {

@@ -44,6 +44,10 @@ impl Narrator {
                 );
                 self.lost.clear();
             }
+            // Our own doing, and a new session begins at once.
+            Event::SessionLost { reason: reason @ "settings_changed", detail } => {
+                info!(reason, detail, "the ZooKeeper session is begun anew");
+            }
             Event::SessionLost { reason, detail } => {
                 let first = self.lost.is_empty();
                 if !self.lost.insert(reason) {

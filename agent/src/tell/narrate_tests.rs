@@ -188,3 +188,15 @@ fn the_alive_lock_is_told_when_it_changes() {
     apply(&mut view, 3, Event::AliveLock(AliveLock::Gone));
     assert!(told(&view).contains(r#"state="gone""#));
 }
+
+#[test]
+fn a_session_that_is_begun_anew_for_a_new_ttl_is_information_and_what_fails_then_is_not() {
+    let mut narrator = Narrator::default();
+    let told = lines(|| {
+        narrator.event(&lost("settings_changed"));
+        narrator.event(&lost("unreachable"));
+    });
+    let [anew, failed] = told.as_slice() else { panic!("{told:?}") };
+    assert!(anew.starts_with("INFO the ZooKeeper session is begun anew"), "{anew}");
+    assert!(failed.starts_with("WARN no ZooKeeper session"), "{failed}");
+}

@@ -69,9 +69,10 @@ fn znode(node: Node, value: Option<&Raw>) -> Event {
         Node::Initialize => Znode::Initialize(initialize(value)),
         Node::Member(name) => Znode::Member(MemberName::from(name), json(value, member)),
         Node::Fence(name) => {
+            let member = MemberName::from(name);
             let record = match value {
                 None => Reading::Absent,
-                Some(raw) => match fence_record::parse(&raw.data) {
+                Some(raw) => match fence_record::parse_of(&member, &raw.data) {
                     Ok(record) => {
                         let written = Some((Zxid(raw.mzxid), UnixMillis(raw.mtime_ms)));
                         Reading::Present(FenceRecord { written, ..record })
@@ -79,7 +80,7 @@ fn znode(node: Node, value: Option<&Raw>) -> Event {
                     Err(why) => Reading::Unreadable(why),
                 },
             };
-            return Event::FenceRecord { member: MemberName::from(name), record };
+            return Event::FenceRecord { member, record };
         }
         Node::Agent(name) => {
             let record = match value {

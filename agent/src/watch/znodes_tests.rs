@@ -104,6 +104,20 @@ fn what_is_not_there_is_absent_and_what_is_empty_is_not_a_leader() {
     assert_eq!(history(Some(&raw("[]"))), Reading::Absent);
 }
 
+/// Patroni's members `a` and `b`, and a record of a's in b's place: no statement about either.
+#[test]
+fn a_fence_record_in_another_members_place_is_unreadable_there() {
+    let text = r#"{"member":"a","rule":"operator","reason":"","by":"operator","ordered_ms":1,"confirmed_ms":2}"#;
+    let read = |name: &str| match znode(Node::Fence(name.to_owned()), Some(&raw(text))) {
+        Event::FenceRecord { member, record } => (member.to_string(), record),
+        other => panic!("{other:?}"),
+    };
+    let (member, record) = read("a");
+    assert!(member == "a" && record.present().is_some_and(|record| record.written.is_some()), "{record:?}");
+    let (member, record) = read("b");
+    assert!(member == "b" && record.unreadable().is_some_and(|why| why.contains("unfence b")), "{record:?}");
+}
+
 proptest! {
     #[test]
     fn no_bytes_in_any_znode_make_us_panic(data in proptest::collection::vec(any::<u8>(), 0..200), name in ".{0,20}") {
@@ -111,6 +125,7 @@ proptest! {
         for node in [
             Node::Leader, Node::Config, Node::Sync, Node::Status, Node::History, Node::Failover, Node::Failsafe,
             Node::Initialize, Node::Member(name.clone()), Node::Agent(name.clone()),
+            Node::Fence(name.clone()),
         ] {
             znode(node, Some(&raw));
         }

@@ -72,6 +72,18 @@ pub(super) async fn in_own_thread(
     (end, server)
 }
 
+/// What the library says of the connection, for people; `None` where it says nothing any more.
+const fn words(state: Option<ZkState>) -> &'static str {
+    match state {
+        Some(ZkState::Connecting) => "is lost",
+        Some(ZkState::Closed) => "has ended with its session",
+        Some(ZkState::AuthFailed) => "is refused: authentication failed",
+        Some(ZkState::ConnectedReadOnly) => "is to a server that has lost its quorum",
+        Some(_) => "is in an unknown state",
+        None => "is given up by the client",
+    }
+}
+
 /// Pokes from the library's default watcher: which paths have changed.
 #[derive(Clone, Default)]
 struct Pokes {
@@ -187,7 +199,10 @@ impl Epoch {
             }
         };
         if state != Some(ZkState::Connected) {
-            return Err(End::new(EndReason::Disconnected, format!("{server}: no session, but {state:?}")));
+            return Err(End::new(
+                EndReason::Disconnected,
+                format!("{server}: no session: the connection {}", words(state)),
+            ));
         }
         let Some(granted) = capture.granted() else {
             return Err(End::new(EndReason::Crashed, "the ZooKeeper library does not tell its session"));
@@ -242,7 +257,7 @@ impl Epoch {
                 biased;
                 () = stop.cancelled() => Err(End::new(EndReason::Shutdown, "shutdown")),
                 state = self.states.recv() => {
-                    Err(End::new(EndReason::Disconnected, format!("the connection is {state:?}")))
+                    Err(End::new(EndReason::Disconnected, format!("the connection {}", words(state))))
                 }
                 paths = self.pokes.wait() => self.guarded(Work::Poked(paths)).await,
                 Some(asked) = requests.recv() => self.guarded(Work::Request(asked)).await,
@@ -310,7 +325,7 @@ impl Epoch {
         tokio::select! {
             biased;
             () = stop.cancelled() => Err(End::new(EndReason::Shutdown, "shutdown")),
-            state = states.recv() => Err(End::new(EndReason::Disconnected, format!("the connection is {state:?}"))),
+            state = states.recv() => Err(End::new(EndReason::Disconnected, format!("the connection {}", words(state)))),
             done = timeout(REQUEST * 5, working) => done.unwrap_or_else(|_| {
                 Err(End::new(EndReason::RequestTimeout, "a series of requests took too long"))
             }),
@@ -354,4 +369,15 @@ enum Work {
     Poked(BTreeSet<String>),
     Request(Request),
     Publish,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_library_says_of_the_connection_is_told_in_words() {
+        assert_eq!(words(Some(ZkState::Connecting)), "is lost");
+        assert_eq!(words(None), "is given up by the client");
+    }
 }
