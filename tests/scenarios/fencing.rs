@@ -109,6 +109,15 @@ pub(crate) async fn the_agent_is_dead_and_patroni_frozen(stack: &Stack) -> anyho
     outcome.report.nothing_lost_and_no_two_primaries()?;
     let proxy = outcome.report.stories.get(&Route::Proxy).context("no story")?;
     ensure!(!proxy.acks.is_empty(), "nothing through the proxy");
+    // Whichever of the two it was, it is written down.
+    let trail = stack.container("warden-haproxy").exec(&["warden", "audit", "--format", "json"]).await?;
+    let trail: Vec<serde_json::Value> = serde_json::from_str(&trail).context("the audit trail is not JSON")?;
+    let struck = outcome.struck_at.duration_since(std::time::UNIX_EPOCH)?.as_millis();
+    let by = trail.iter().filter(|entry| {
+        entry["member"] == outcome.leader.member && entry["at_ms"].as_u64().is_some_and(|at| u128::from(at) >= struck)
+    });
+    let rules: Vec<_> = by.filter_map(|entry| entry["rule"].as_str()).collect();
+    ensure!(rules.iter().any(|rule| ["gate", "peer"].contains(rule)), "the audit trail has {rules:?}");
     Ok(())
 }
 

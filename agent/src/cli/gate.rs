@@ -10,12 +10,16 @@
 
 use super::{Failure, client, load, runtime, status};
 use crate::act::ladder::{OldPrimary, stop_old_primary};
+use crate::audit::Entry;
 use crate::config::{Config, FencingMode, Superuser};
+use crate::run;
 use crate::tell::state::{Fence, Leader, Member, State};
 use crate::watch::postgres::Place;
+use crate::watch::zookeeper;
 use jiff::Timestamp;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 /// A member that cannot be reached is waited for this long: the leader key was ours only when its lease was over, and
@@ -33,6 +37,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// All of it takes no longer.
 const LIMIT: Duration = Duration::from_secs(15);
+
+/// The promotion waits no longer than this for the audit trail, and only where there is something to write.
+const TRAIL: Duration = Duration::from_secs(1);
 
 /// The local agent answers within milliseconds or is away.
 const AGENT: Duration = Duration::from_millis(500);
@@ -97,7 +104,35 @@ async fn pass(config: &Config, own: &str, login: &Superuser) -> Result<(), Strin
         return Ok(());
     }
     let waits = others.map(|member| wait_for(member, &state, config, own, login));
-    futures_util::future::join_all(waits).await.into_iter().collect()
+    let verdicts = futures_util::future::join_all(waits).await;
+    let stopped: Vec<&Entry> = verdicts.iter().flatten().flatten().collect();
+    if !stopped.is_empty() && timeout(TRAIL, leave_a_trail(config, &stopped)).await.is_err() {
+        eprintln!("warden gate: the audit trail could not be written within {} ms", TRAIL.as_millis());
+    }
+    verdicts.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
+}
+
+/// Adds what was stopped from here to the audit trail. The agent beside this node may be away: we have a session of our
+/// own for that.
+async fn leave_a_trail(config: &Config, stopped: &[&Entry]) {
+    let mut settings = run::zookeeper_settings(config);
+    settings.agent = "gate".to_owned();
+    let (updates_in, mut updates) = mpsc::channel(64);
+    let zookeeper = zookeeper::spawn(settings, updates_in);
+    let heard = async { while updates.recv().await.is_some() {} };
+    let written = async {
+        for entry in stopped {
+            while zookeeper.append_audit(entry.write(), TRAIL).await.is_err() {
+                // There is no session yet.
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = written => {}
+        () = heard => {}
+    }
+    drop(timeout(TRAIL / 4, zookeeper.shutdown()).await);
 }
 
 /// Why nobody has to be waited for, if so.
@@ -187,8 +222,15 @@ async fn glance(member: &Member, state: &State, login: &Superuser) {
     eprintln!("warden gate: {would} (fencing.mode is observe)");
 }
 
-async fn wait_for(member: &Member, state: &State, config: &Config, own: &str, login: &Superuser) -> Result<(), String> {
-    let Some(place) = place(member, state) else { return Ok(()) };
+/// Waits until a member can take no writes any more; if it was stopped from here, that is an entry of the audit trail.
+async fn wait_for(
+    member: &Member,
+    state: &State,
+    config: &Config,
+    own: &str,
+    login: &Superuser,
+) -> Result<Option<Entry>, String> {
+    let Some(place) = place(member, state) else { return Ok(None) };
     let name = &member.name;
     let started = Instant::now();
     let mut said = String::new();
@@ -204,15 +246,25 @@ async fn wait_for(member: &Member, state: &State, config: &Config, own: &str, lo
                 if stopped_from_here || started.elapsed() > Duration::from_millis(100) {
                     eprintln!("warden gate: {name}: {by}, after {} ms", started.elapsed().as_millis());
                 }
-                return Ok(());
+                return Ok(stopped_from_here.then(|| Entry {
+                    rule: Some("gate".to_owned()),
+                    outcome: format!("confirmed: {by}, after {} ms", started.elapsed().as_millis()),
+                    facts: [("leader".to_owned(), own.to_owned())].into(),
+                    ..Entry::new(
+                        &config.name,
+                        "fence",
+                        name,
+                        &format!("{own} is about to be promoted, and {name} took writes"),
+                    )
+                }));
             }
             Err(OldPrimary::Silent) if started.elapsed() >= UNREACHABLE => {
                 eprintln!("warden gate: {name} cannot be reached for {} s: its lease is over", UNREACHABLE.as_secs());
-                return Ok(());
+                return Ok(None);
             }
             Err(OldPrimary::Stopping) if started.elapsed() >= UNREACHABLE => {
                 eprintln!("warden gate: {name} has been shutting down for {} s", UNREACHABLE.as_secs());
-                return Ok(());
+                return Ok(None);
             }
             Err(OldPrimary::Silent) => say("does not answer: waiting until its lease is over".to_owned()),
             Err(OldPrimary::Stopping) => say("is shutting down: waiting until nobody listens".to_owned()),
@@ -228,11 +280,11 @@ async fn wait_for(member: &Member, state: &State, config: &Config, own: &str, lo
         let Some(now) = look(config).await else { continue };
         if let Some(why) = nothing_to_wait_for(&now, own) {
             // In maintenance mode it is a person's business; without the key there is nothing to be promoted for.
-            return if now.cluster.pause == Some(true) { Ok(()) } else { Err(why) };
+            return if now.cluster.pause == Some(true) { Ok(None) } else { Err(why) };
         }
         if now.fences.iter().any(|fence| fence.member == *name && proves(fence, &now.leader)) {
             eprintln!("warden gate: {name} is fenced, after {} ms", started.elapsed().as_millis());
-            return Ok(());
+            return Ok(None);
         }
     }
 }
