@@ -8,7 +8,7 @@ use warden_e2e::storm::{Crowd, Storm};
 use warden_e2e::supervised::{SEEN, UNSEEN};
 use warden_e2e::trial::{self, Observed, Outcome};
 use warden_e2e::writers::{Commit, Route};
-use warden_e2e::{storm, truth};
+use warden_e2e::{storm, supervised, truth};
 
 /// SIGSTOP: without a fence both would take writes until SIGCONT. Commits do not wait for the standby: a second primary
 /// would show at once.
@@ -63,6 +63,18 @@ pub(crate) async fn frozen_where_the_postmaster_is_visible_and_has_no_room(stack
     let warned = last.context("the agent said nothing before its fence")?.warnings();
     ensure!(warned.contains(&"fence_session_lost"), "it had a session again before its fence: {warned:?}");
     Ok(())
+}
+
+/// The server is stopped as well: an order by a session would lie in front of it until it wakes. It is killed with its
+/// children, which would keep it from being started again. What it acknowledged is all there, because the standby has it.
+pub(crate) async fn frozen_with_its_server_where_the_postmaster_is_visible(stack: &Stack) -> anyhow::Result<()> {
+    let leader = Leader::at(stack, SEEN).await?;
+    let observed = Observed::start(stack, Commit::Synchronous).await?;
+    supervised::freeze_server(&leader.node).await?;
+    let outcome = trial::with(stack, Fault::Freeze, leader, observed).await?;
+    eprintln!("      {}", outcome.report);
+    outcome.report.nothing_lost_and_no_two_primaries()?;
+    by_signal(&outcome)
 }
 
 /// Whichever of the three it took.

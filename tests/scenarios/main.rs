@@ -64,6 +64,7 @@ fn main() -> std::process::ExitCode {
         scenario!(Supervised, fencing::patroni_is_killed_and_outlived),
         scenario!(Supervised, fencing::frozen_where_the_postmaster_is_visible_and_has_no_room),
         scenario!(Supervised, fencing::patroni_is_restarted_without_zookeeper),
+        scenario!(Supervised, fencing::frozen_with_its_server_where_the_postmaster_is_visible),
         scenario!(Single, zookeeper::paused_for_longer_than_ttl),
         scenario!(Single, agents::a_member_is_removed_and_added),
         scenario!(Single, fencing::the_node_is_paused_past_the_failover),

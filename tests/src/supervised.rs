@@ -62,3 +62,8 @@ pub async fn stay_down(node: &Container) -> anyhow::Result<()> {
 pub async fn may_start(node: &Container) -> anyhow::Result<()> {
     node.exec(&["rm", "-f", STAY_DOWN]).await.map(drop)
 }
+
+/// SIGSTOP of the postmaster and all its children. Nothing thaws them: they are killed, or their stack is thrown away.
+pub async fn freeze_server(node: &Container) -> anyhow::Result<()> {
+    node.signal("STOP", "^postgres: |bin/postgres -D").await
+}
