@@ -4,10 +4,11 @@ use anyhow::{Context, ensure};
 use std::time::Duration;
 use warden_e2e::faults::{Fault, Leader};
 use warden_e2e::stack::Stack;
-use warden_e2e::storm::Storm;
+use warden_e2e::storm::{Crowd, Storm};
+use warden_e2e::supervised::{SEEN, UNSEEN};
 use warden_e2e::trial::{self, Observed, Outcome};
 use warden_e2e::writers::{Commit, Route};
-use warden_e2e::{storm, truth};
+use warden_e2e::{storm, supervised, truth};
 
 /// SIGSTOP: without a fence both would take writes until SIGCONT. Commits do not wait for the standby: a second primary
 /// would show at once.
@@ -37,8 +38,57 @@ pub(crate) async fn frozen_in_a_storm_of_connections(stack: &Stack) -> anyhow::R
     outcome.somebody_fenced()
 }
 
+/// The agent sees the postmaster as a process, and signals it.
+pub(crate) async fn frozen_where_the_postmaster_is_visible(stack: &Stack) -> anyhow::Result<()> {
+    Leader::at(stack, SEEN).await?;
+    let outcome = trial::run(stack, Fault::Freeze, Commit::Local).await?;
+    outcome.report.nothing_lost_and_no_two_primaries()?;
+    by_signal(&outcome)
+}
+
+/// The same without a session: superusers have all the room that there is. By a session nobody could stop this server.
+pub(crate) async fn frozen_where_the_postmaster_is_visible_and_has_no_room(stack: &Stack) -> anyhow::Result<()> {
+    let leader = Leader::at(stack, SEEN).await?;
+    let observed = Observed::start(stack, Commit::Local).await?;
+    let crowd = Crowd::start(stack, leader.service);
+    storm::until_without_session(stack, &leader).await?;
+    let outcome = trial::with(stack, Fault::Freeze, leader, observed).await;
+    drop(crowd);
+    let outcome = outcome?;
+    eprintln!("      {}", outcome.report);
+    outcome.report.nothing_lost_and_no_two_primaries()?;
+    by_signal(&outcome)?;
+    let (agent, (_, fenced)) = (format!("warden-{}", outcome.leader.service), outcome.fenced_how()?);
+    let last = outcome.samples.iter().rfind(|sample| sample.agent == agent && sample.answered <= fenced);
+    let warned = last.context("the agent said nothing before its fence")?.warnings();
+    ensure!(warned.contains(&"fence_session_lost"), "it had a session again before its fence: {warned:?}");
+    Ok(())
+}
+
+/// The server is stopped as well: an order by a session would lie in front of it until it wakes. It is killed with its
+/// children, which would keep it from being started again. What it acknowledged is all there, because the standby has it.
+pub(crate) async fn frozen_with_its_server_where_the_postmaster_is_visible(stack: &Stack) -> anyhow::Result<()> {
+    let leader = Leader::at(stack, SEEN).await?;
+    let observed = Observed::start(stack, Commit::Synchronous).await?;
+    supervised::freeze_server(&leader.node).await?;
+    let outcome = trial::with(stack, Fault::Freeze, leader, observed).await?;
+    eprintln!("      {}", outcome.report);
+    outcome.report.nothing_lost_and_no_two_primaries()?;
+    by_signal(&outcome)
+}
+
+/// Whichever of the three it took.
+fn by_signal(outcome: &Outcome) -> anyhow::Result<()> {
+    let (how, at) = outcome.fenced_how()?;
+    eprintln!("      fenced {:.1?} after the fault: {how}", at.duration_since(outcome.struck_at).unwrap_or_default());
+    let signals = ["fast shutdown by signal", "immediate shutdown by signal", "killed"];
+    ensure!(signals.contains(&how), "not by a signal, but: {how}");
+    Ok(())
+}
+
 /// SIGKILL, and PostgreSQL lives on without anybody.
 pub(crate) async fn patroni_is_killed_and_outlived(stack: &Stack) -> anyhow::Result<()> {
+    Leader::at(stack, UNSEEN).await?;
     let outcome = trial::run(stack, Fault::Orphan, Commit::Local).await?;
     outcome.report.nothing_lost_and_no_two_primaries()?;
     outcome.somebody_fenced()
@@ -47,6 +97,7 @@ pub(crate) async fn patroni_is_killed_and_outlived(stack: &Stack) -> anyhow::Res
 /// Its Patroni is started again and again, and gives up each time without touching its PostgreSQL; the agent has no
 /// ZooKeeper either.
 pub(crate) async fn patroni_is_restarted_without_zookeeper(stack: &Stack) -> anyhow::Result<()> {
+    Leader::at(stack, UNSEEN).await?;
     let outcome = trial::run(stack, Fault::OrphanCut, Commit::Local).await?;
     outcome.report.nothing_lost_and_no_two_primaries()?;
     outcome.fenced_by("lease")

@@ -59,8 +59,12 @@ fn main() -> std::process::ExitCode {
     let mut scenarios = vec![
         scenario!(Ensemble, zookeeper::a_stalled_follower_is_not_believed),
         scenario!(Ensemble, never::a_rolling_restart_of_the_ensemble),
+        // By turns: each leaves the leadership where the next one wants it.
+        scenario!(Supervised, fencing::frozen_where_the_postmaster_is_visible),
         scenario!(Supervised, fencing::patroni_is_killed_and_outlived),
+        scenario!(Supervised, fencing::frozen_where_the_postmaster_is_visible_and_has_no_room),
         scenario!(Supervised, fencing::patroni_is_restarted_without_zookeeper),
+        scenario!(Supervised, fencing::frozen_with_its_server_where_the_postmaster_is_visible),
         scenario!(Single, zookeeper::paused_for_longer_than_ttl),
         scenario!(Single, agents::a_member_is_removed_and_added),
         scenario!(Single, fencing::the_node_is_paused_past_the_failover),

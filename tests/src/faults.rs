@@ -41,6 +41,18 @@ impl Leader {
         Ok(Self { member, service, node: stack.container(service), agent, patroni })
     }
 
+    /// The same, once it is the member of the node `service`: by a switchover, if it has to be.
+    pub async fn at(stack: &Stack, service: &str) -> anyhow::Result<Self> {
+        let leader = Self::find(stack).await?;
+        if leader.service == service {
+            return Ok(leader);
+        }
+        stack.switchover(&leader.member).await?;
+        let leader = Self::find(stack).await?;
+        ensure!(leader.service == service, "{} leads in spite of a switchover", leader.member);
+        Ok(leader)
+    }
+
     /// Waits until the other member takes writes.
     pub async fn replaced(&self, stack: &Stack) -> anyhow::Result<()> {
         let new = other(&self.member);

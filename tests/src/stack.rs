@@ -29,8 +29,8 @@ pub enum Flavor {
     Ensemble,
     /// One ZooKeeper server; TLS and passwords wherever Patroni and PostgreSQL have them ([`crate::secured`]).
     Secured,
-    /// One ZooKeeper server; Patroni is not its container's process, so that PostgreSQL outlives it
-    /// ([`crate::supervised`]).
+    /// One ZooKeeper server; Patroni is not its container's process, so that PostgreSQL outlives it; one agent sees its
+    /// node's processes ([`crate::supervised`]).
     Supervised,
 }
 

@@ -1,5 +1,5 @@
 //! More clients than a server has room for, that come and go; and every session terminated. What a superuser needs to
-//! fence has to get through all the same.
+//! fence has to get through all the same. And superusers that leave no room at all: there a fence needs another way.
 
 use crate::faults::Leader;
 use crate::stack::{Stack, session, session_as};
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
 
 /// PostgreSQL has room for 97 that are not superusers.
 const CLIENTS: u64 = 120;
@@ -87,17 +88,59 @@ pub async fn terminate_everybody(stack: &Stack, service: &str) -> anyhow::Result
     Ok(())
 }
 
+/// Superusers that take all the room that a server has, what it keeps for superusers too, until it is stopped or this
+/// is dropped. Every session that an agent has for a fence is terminated, and its room is taken.
+#[derive(Debug)]
+pub struct Crowd {
+    _keeper: JoinSet<()>,
+}
+
+impl Crowd {
+    /// They come to the server of a node, and stay.
+    pub fn start(stack: &Stack, service: &str) -> Self {
+        let mut keeper = JoinSet::new();
+        keeper.spawn(take_all_room(stack.node_port(service)));
+        Self { _keeper: keeper }
+    }
+}
+
+async fn take_all_room(port: u16) {
+    let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'warden-fence'";
+    let mut held: Vec<Client> = Vec::new();
+    // Nobody terminates these: where one ends the server was stopped, and needs room when it comes back.
+    while !held.iter().any(Client::is_closed) {
+        match session(port).await {
+            Ok(new) => held.push(new),
+            // There is none for now.
+            Err(_) => sleep(Duration::from_millis(20)).await,
+        }
+        if let Some(first) = held.first() {
+            drop(timeout(Duration::from_secs(3), first.simple_query(terminate)).await);
+        }
+    }
+}
+
 /// Waits until the agent beside the leader has its session for a fence again, by its metrics.
 pub async fn until_ready_to_fence(stack: &Stack, leader: &Leader) -> anyhow::Result<()> {
+    until_session(stack, leader, true).await
+}
+
+/// Waits until it says that it can have none.
+pub async fn until_without_session(stack: &Stack, leader: &Leader) -> anyhow::Result<()> {
+    until_session(stack, leader, false).await
+}
+
+async fn until_session(stack: &Stack, leader: &Leader, wanted: bool) -> anyhow::Result<()> {
     let agent = leader.agent.clone();
     let url = format!("http://{}:8010/metrics", agent.ip().await?);
     let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build()?;
-    let what = format!("the agent of {} has its session again on {}", leader.member, stack.project);
+    let (has, value) = if wanted { ("has its session again", " 1") } else { ("has no session", " 0") };
+    let what = format!("the agent of {} {has} on {}", leader.member, stack.project);
     wait::until(&what, Duration::from_secs(120), || async {
         let text = http.get(&url).send().await?.text().await?;
         let ready =
             text.lines().find(|line| line.starts_with("warden_fence_session_ready")).context("no such metric")?;
-        ensure!(ready.ends_with(" 1"), "{ready}");
+        ensure!(ready.ends_with(value), "{ready}");
         Ok(())
     })
     .await

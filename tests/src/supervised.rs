@@ -1,10 +1,20 @@
 //! The stack with Patroni under a supervisor, as systemd would be: a shell is the container's process, starts Patroni
 //! again when it has died, and PostgreSQL outlives it. That Patroni is process 1 can then not be said to Warden, and
 //! there is no release.
+//!
+//! The agent beside [`SEEN`] sees the machine's processes, the postmaster among them, as it would under systemd, and
+//! stops it by signals; the one beside [`UNSEEN`] sees its own only, and needs a session.
 
 use crate::docker::Container;
 use anyhow::ensure;
 use std::path::{Path, PathBuf};
+
+/// The node whose processes its agent sees. It is given the machine's pid namespace and not the node's: whoever is in
+/// that one ends with the node, and Docker does not always start it again. So other stacks' servers, at the same path,
+/// are seen too.
+pub const SEEN: &str = "pg-master";
+/// The other one.
+pub const UNSEEN: &str = "pg-slave";
 
 /// While this file is there Patroni is not started again.
 const STAY_DOWN: &str = "/tmp/stay-down";
@@ -23,7 +33,7 @@ done"#;
 pub async fn prepare(root: &Path, directory: &Path) -> anyhow::Result<PathBuf> {
     tokio::fs::create_dir_all(directory).await?;
     let mut text = String::from("services:\n");
-    for (node, file) in [("pg-master", "/postgres0.yml"), ("pg-slave", "/postgres1.yml")] {
+    for (node, file) in [(SEEN, "/postgres0.yml"), (UNSEEN, "/postgres1.yml")] {
         let warden = tokio::fs::read_to_string(root.join(format!("compose/warden/{node}.yml"))).await?;
         let (with, without) = ("release:\n  enabled: true\n", "release:\n  enabled: false\n");
         let pid_1 = "  patroni_is_pid_1: true\n";
@@ -34,6 +44,9 @@ pub async fn prepare(root: &Path, directory: &Path) -> anyhow::Result<PathBuf> {
         let script = SUPERVISOR.replace("STAY_DOWN", STAY_DOWN).replace("FILE", file).replace('\n', "\n        ");
         text += &format!("  {node}:\n    command:\n      - bash\n      - -c\n      - |\n        {script}\n{mount}");
         text += &format!("  warden-{node}:\n{mount}");
+        if node == SEEN {
+            text += "    pid: host\n";
+        }
     }
     let path = directory.join("supervised.yml");
     tokio::fs::write(&path, text).await?;
@@ -48,4 +61,9 @@ pub async fn stay_down(node: &Container) -> anyhow::Result<()> {
 /// It is started again.
 pub async fn may_start(node: &Container) -> anyhow::Result<()> {
     node.exec(&["rm", "-f", STAY_DOWN]).await.map(drop)
+}
+
+/// SIGSTOP of the postmaster and all its children. Nothing thaws them: they are killed, or their stack is thrown away.
+pub async fn freeze_server(node: &Container) -> anyhow::Result<()> {
+    node.signal("STOP", "^postgres: |bin/postgres -D").await
 }

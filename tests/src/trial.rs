@@ -57,6 +57,16 @@ impl Outcome {
         Ok(())
     }
 
+    /// How the agent beside whoever led stopped it, in its own words, and when; fails if it did not.
+    pub fn fenced_how(&self) -> anyhow::Result<(&str, SystemTime)> {
+        let agent = format!("warden-{}", self.leader.service);
+        let mut fences = self.fences().into_iter();
+        // Only the first stops a server that takes writes.
+        let fence = fences.find(|fence| fence.agent == agent && fence.field("member") == Some(&self.leader.member));
+        let fence = fence.with_context(|| format!("{agent} fenced nobody: {:?}", self.fences()))?;
+        Ok((fence.field("by").context("it does not say how")?, fence.at))
+    }
+
     /// Fails if anybody was fenced at all.
     pub fn nobody_fenced(&self) -> anyhow::Result<()> {
         let fences = self.fences();

@@ -250,14 +250,14 @@ async fn by_process(server: &Server<'_>, session: &mut Option<Warm>, started: In
         (Signal::KILL, "killed"),
     ];
     for (signal, by) in steps {
-        if let Err(why) = postmaster.signal(signal) {
+        let kill = signal == Signal::KILL;
+        let signalled = if kill { postmaster.kill() } else { postmaster.signal(signal) };
+        if let Err(why) = signalled {
             tracing::warn!(why, by, "the postmaster");
             return None;
         }
-        if signal == Signal::KILL && !postmaster.leaves_nobody(STEP).await {
-            return Some(FenceOutcome::Failed(
-                "its postmaster is killed, but not all of its processes have ended".to_owned(),
-            ));
+        if kill && !postmaster.leaves_nobody(STEP).await {
+            return Some(FenceOutcome::Failed("it is killed, but not all of its processes have ended".to_owned()));
         }
         let seen = verify(server).await;
         if seen == Verified::Silent {

@@ -103,6 +103,23 @@ async fn a_visible_postmaster_is_stopped_by_a_signal_and_a_frozen_one_is_killed(
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
+async fn what_is_stopped_is_killed_with_its_postmaster() {
+    let login = login();
+    let backend = "kill -STOP $(pgrep -P $(head -n1 $0/data/postmaster.pid) -f 'postgres postgres')";
+    let all = "kill -STOP $(head -n1 $0/data/postmaster.pid) $(pgrep -P $(head -n1 $0/data/postmaster.pid))";
+    for stopped in [backend, all] {
+        let postgres = Postgres::start();
+        let place = postgres.place();
+        let session = warm_up(&place, &login).await.unwrap();
+        postgres.run(stopped);
+        let (outcome, _) = climb(&server(&place, &login), Some(session)).await;
+        println!("{outcome:?}");
+        assert_eq!(by(&outcome), "killed");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
 async fn by_a_session_open_sessions_end_whether_it_was_running_or_in_a_smart_shutdown() {
     let login = login();
     for smart in [false, true] {
