@@ -174,6 +174,7 @@ impl Watcher {
 
     /// Asks every second; returns when the connection is of no use any more.
     async fn ask_for_ever(&mut self, client: Client) -> Result<(), Closed> {
+        let mut timeline = None;
         loop {
             let asked = Instant::now();
             let at = self.events.clock.now();
@@ -194,7 +195,7 @@ impl Watcher {
                 Ok(messages) => {
                     // An answer that took long says how things are now, not how they were when it was asked.
                     let at = if asked.elapsed() > PERIOD { self.events.clock.now() } else { at };
-                    self.tell(at, read_answer(&messages)).await?;
+                    self.tell(at, no_way_back(read_answer(&messages), &mut timeline)).await?;
                 }
                 Err(error) if error.is_closed() || io_cause(&error).is_some() => return Ok(()),
                 Err(error) if error.code() == Some(&SqlState::ADMIN_SHUTDOWN) => return Ok(()),
@@ -297,6 +298,17 @@ fn read_answer(messages: &[SimpleQueryMessage]) -> PostgresAnswer {
     }
 }
 
+/// A standby that does not stream tells the timeline of its last restartpoint, which can be an hour old and older than
+/// what it has replayed. No server goes back to an older timeline while it runs, and so within one session: `known` is
+/// the newest that it told. What a primary tells stays as it is: a rule stands on that.
+fn no_way_back(mut answer: PostgresAnswer, known: &mut Option<Timeline>) -> PostgresAnswer {
+    if let PostgresAnswer::InRecovery(server) = &mut answer {
+        *known = server.timeline.max(*known);
+        server.timeline = *known;
+    }
+    answer
+}
+
 fn text<'a>(row: &'a SimpleQueryRow, column: &str) -> Option<&'a str> {
     row.try_get(column).ok().flatten()
 }
@@ -375,6 +387,21 @@ mod tests {
         let answer = read(&[("in_recovery", "t"), ("timeline", "26"), ("archive_mode", "off")]);
         let PostgresAnswer::InRecovery(server) = answer else { panic!("{answer:?}") };
         assert_eq!(server, Server { timeline: Some(Timeline(26)), ..Server::default() });
+    }
+
+    #[test]
+    fn a_standby_that_streams_no_more_stays_on_the_timeline_that_it_received() {
+        let told = |timeline: &str| read(&[("in_recovery", "t"), ("timeline", timeline)]);
+        let mut known = None;
+        // Its last restartpoint; what it receives; the restartpoint again, because there is no other word; a failover.
+        for (says, is) in [("1", 1), ("2", 2), ("1", 2), ("", 2), ("3", 3)] {
+            let answer = no_way_back(told(says), &mut known);
+            assert_eq!(answer.server().unwrap().timeline, Some(Timeline(is)), "{says}");
+        }
+        let promoted = no_way_back(read(&[("in_recovery", "f")]), &mut known);
+        assert_eq!(promoted.server().unwrap().timeline, None, "of a primary nothing is made up");
+        // Asked anew, it may have been rewound, or be another server.
+        assert_eq!(no_way_back(told("1"), &mut None).server().unwrap().timeline, Some(Timeline(1)));
     }
 
     #[test]
