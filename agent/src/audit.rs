@@ -25,7 +25,7 @@ pub struct Entry {
     /// What came of it, in words that begin with one of a few: `asked`, `confirmed`, `waiting`, `withdrawn`, `failed`,
     /// `observed`, `done`.
     pub outcome: String,
-    /// What was believed.
+    /// What was believed when it was ordered; what was found in the end is the outcome's.
     #[serde(default)]
     pub facts: BTreeMap<String, String>,
 }

@@ -34,6 +34,28 @@ fn whatever_is_wrong_with_wardens_configuration_the_candidate_passes_and_the_log
 }
 
 #[test]
+fn a_mode_of_fencing_that_is_none_does_not_open_the_gate_but_stops_the_agent() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("warden.yml");
+    let yaml = "scope: s\nname: a\nzookeeper: {hosts: 127.0.0.1:1}\nnode: {api: 127.0.0.1:1}\nfencing: {mode: of}\n";
+    std::fs::write(&path, yaml).unwrap();
+    let warden = |command: &str| {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_warden")).arg(command).arg("--config").arg(&path).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for command in ["run", "check-config"] {
+        let (code, told) = warden(command);
+        assert!(code == Some(3) && told.contains(":5: fencing.mode: \"of\""), "{command}: {code:?}, {told}");
+        assert!(told.contains("enforce, observe or off"), "{command}: {told}");
+    }
+    // It goes on, to what keeps it from asking anybody here.
+    let (code, told) = warden("gate");
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("as with enforce") && told.contains("no superuser to ask others with"), "{told}");
+}
+
+#[test]
 fn where_fencing_is_off_the_gate_is_open_and_where_it_is_observed_it_says_what_it_sees() {
     let yaml = |mode: &str| {
         format!(

@@ -618,7 +618,7 @@ impl PostgresAnswer {
 /// What a PostgreSQL server tells about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Server {
-    /// Its timeline (the one it receives, in recovery).
+    /// Its timeline; in recovery the one that it receives, and where it has received none that of its last restartpoint.
     pub timeline: Option<Timeline>,
     /// Written (primary) or replayed (standby) up to here.
     pub lsn: Option<Lsn>,

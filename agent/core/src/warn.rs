@@ -82,7 +82,7 @@ pub fn warnings(view: &View, now: Moment, asked: Option<Moment>) -> Vec<Warning>
     let members = assess::members(view, now);
     zookeeper(view, &leader, now, &mut list);
     cluster(view, &leader, &members, &mut list);
-    fences(view, now, &mut list);
+    fences(view, &members, now, &mut list);
     for member in &members {
         leadership(view, &leader, member, &mut list);
         patroni(view, member, now, &mut list);
@@ -216,11 +216,17 @@ fn unreadable(view: &View) -> impl Iterator<Item = (String, &str)> {
 /// A fence that failed and is wanted still has been tried again within this.
 const FENCE_TRIED: Duration = Duration::from_secs(15);
 
-fn fences(view: &View, now: Moment, list: &mut List) {
+fn fences(view: &View, members: &[MemberTruth<'_>], now: Moment, list: &mut List) {
     for (member, fact) in &view.leadership.records {
         match &fact.value {
             Reading::Present(record) => {
-                let state = if record.confirmed.is_some() { "is fenced" } else { "is being fenced, NOT confirmed yet" };
+                // What a person wants fenced and takes no writes anyway is left as it is.
+                let as_it_is = members.iter().any(|truth| truth.name == member && truth.writable == Some(false));
+                let state = match record.confirmed {
+                    Some(_) => "is fenced",
+                    None if as_it_is => "is fenced, for it is in recovery",
+                    None => "is being fenced, NOT confirmed yet",
+                };
                 let (rule, reason) = (record.rule.as_str(), &record.reason);
                 list.about("fenced", member, format!("{member} {state} ({rule}): {reason}"));
             }

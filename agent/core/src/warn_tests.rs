@@ -376,6 +376,10 @@ fn about_fences() -> Vec<Scenario> {
         vec![(1500, refused()), (1600, nobody()), (2000, probe("a", writable())), (9000, probe("a", writable()))];
     vec![
         Scenario::new("fenced", Some("b"), &["b is being fenced, NOT confirmed yet (superseded)", "a holds"])
+            .both(probe("b", writable()))
+            .wrong(fence_record(None))
+            .right(no_fence_record()),
+        Scenario::new("fenced", Some("b"), &["b is fenced, for it is in recovery (superseded): a holds"])
             .wrong(fence_record(None))
             .right(no_fence_record()),
         Scenario::new("fenced", Some("b"), &["b is fenced (superseded): a holds the leader key"])

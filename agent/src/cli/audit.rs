@@ -47,7 +47,7 @@ fn pretty(entries: &[Entry]) -> String {
         let rule = rule.as_ref().filter(|rule| *rule != action).map_or_else(String::new, |rule| format!(" ({rule})"));
         let whose = if by == agent { String::new() } else { format!(" for {by}") };
         let facts: Vec<String> = facts.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let facts = if facts.is_empty() { String::new() } else { format!(" [{}]", facts.join(", ")) };
+        let facts = if facts.is_empty() { String::new() } else { format!(" [when ordered: {}]", facts.join(", ")) };
         clean(&format!("{at} {agent}{whose}: {action} {member}{rule}: {outcome}"))
             + "\n    "
             + &clean(&format!("{reason}{facts}"))
@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(
             pretty(&[fenced, asked]),
             "2026-11-24T12:24:42.114Z a: fence a (superseded): confirmed: fast shutdown, after 21 ms\n    \
-             b holds the leader key [leader=b]\n\
+             b holds the leader key [when ordered: leader=b]\n\
              2026-11-24T12:24:42.114Z a for operator: unfence b: asked\n    \
              it was taken back"
         );

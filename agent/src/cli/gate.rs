@@ -8,7 +8,7 @@
 //! takes writes and could not be stopped. Where nothing can be found out (no configuration, no agent, no ZooKeeper), the
 //! answer is to promote: without Warden it would be too. So it is in maintenance mode, which is a person's own business.
 
-use super::{Failure, client, load, runtime, status};
+use super::{Failure, client, runtime, status};
 use crate::act::ladder::{OldPrimary, stop_old_primary};
 use crate::audit::Entry;
 use crate::config::{Config, FencingMode, Superuser};
@@ -46,10 +46,14 @@ const AGENT: Duration = Duration::from_millis(500);
 
 pub(super) fn main(path: &Path) -> Result<(), Failure> {
     // A promotion is not to fail for a mistake in Warden's configuration.
-    let config = match load(path) {
-        Ok(config) => config,
-        Err(failure) => {
-            eprintln!("warden gate: {failure}: not waiting");
+    let config = match Config::load_for_gate(path) {
+        Ok((config, None)) => config,
+        Ok((config, Some(wrong))) => {
+            eprintln!("warden gate: {wrong}: going on as with enforce");
+            config
+        }
+        Err(error) => {
+            eprintln!("warden gate: {error}: not waiting");
             return Ok(());
         }
     };

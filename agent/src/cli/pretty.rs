@@ -44,8 +44,11 @@ pub(super) fn render(state: &State, colour: bool) -> String {
         line(&mut out, "HAProxy", &haproxy_text(haproxy));
     }
     for fence in &state.fences {
-        let colour = if fence.confirmed.is_some() { YELLOW } else { RED };
-        let texts = lines("Fence", &fence_text(fence, &state.at));
+        // It takes no writes, so that there was nothing to carry out.
+        let as_it_is =
+            state.members.iter().any(|member| member.name == fence.member && member.postgres.answer == "in_recovery");
+        let colour = if fence.confirmed.is_some() || as_it_is { YELLOW } else { RED };
+        let texts = lines("Fence", &fence_text(fence, &state.at, as_it_is));
         texts.iter().for_each(|text| out.push_str(&(paint.with(colour, text) + "\n")));
     }
     if state.warnings.is_empty() {
@@ -221,9 +224,13 @@ fn haproxy_text(haproxy: &Haproxy) -> String {
 }
 
 /// The day is left out where it is the day of `at`.
-fn fence_text(fence: &Fence, at: &str) -> String {
+fn fence_text(fence: &Fence, at: &str, as_it_is: bool) -> String {
     let Fence { member, rule, reason, by, ordered, confirmed, written: _, zxid: _ } = fence;
-    let confirmed = if confirmed.is_some() { "confirmed" } else { "NOT confirmed" };
+    let confirmed = match confirmed {
+        Some(_) => "confirmed",
+        None if as_it_is => "confirmed: in recovery",
+        None => "NOT confirmed",
+    };
     let when = match ordered.as_deref().map(|ordered| (ordered.get(..10), ordered.get(11..19), ordered)) {
         Some((day, Some(time), _)) if day == at.get(..10) => format!(" {time}"),
         Some((Some(day), Some(time), _)) => format!(" {day} {time}"),

@@ -266,6 +266,11 @@ Fence      pg-master: superseded, confirmed, ordered 11:10:07 by pg-master:
     }];
     assert_eq!(told(&state), "Fence      pg-slave: peer, NOT confirmed, ordered 11:10:07 by pg-master: why");
     assert!(render(&state, true).contains(&format!("{RED}Fence ")), "what is not certain is red");
+    // A person wants a standby fenced: it is no emergency that there is nothing to be done.
+    state.members[1].postgres.answer = "in_recovery".to_owned();
+    assert!(told(&state).starts_with("Fence      pg-slave: peer, confirmed: in recovery, ordered"), "{}", told(&state));
+    assert!(render(&state, true).contains(&format!("{YELLOW}Fence ")), "{}", render(&state, true));
+    state.members[1].postgres.answer = "writable".to_owned();
     state.fences[0].ordered = Some("2025-11-23T11:10:07.250Z".to_owned());
     assert!(told(&state).contains("ordered 2025-11-23 11:10:07 by"), "of another day: {}", told(&state));
     state.fences[0].ordered = None;

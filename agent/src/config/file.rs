@@ -1,6 +1,6 @@
 //! The shape of `warden.yml`. Every key is optional here; what is needed in the end is settled in `resolve`.
 
-use super::{FencingMode, LogFormat};
+use super::LogFormat;
 use crate::secret::Secret;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -29,7 +29,8 @@ pub(super) struct WardenFile {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FencingSection {
-    pub mode: Option<FencingMode>,
+    /// As it is written, so that one that is none makes no other key unreadable: the gate goes on with the rest.
+    pub mode: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

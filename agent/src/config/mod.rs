@@ -65,6 +65,13 @@ impl Config {
         resolve::load(path, &env)
     }
 
+    /// The same, for the gate: where nothing but the mode of fencing is wrong it is `enforce`, because a slip of the pen
+    /// is not to open the gate, and the error comes beside it.
+    pub fn load_for_gate(path: &Path) -> Result<(Self, Option<ConfigError>), ConfigError> {
+        let env: BTreeMap<String, String> = std::env::vars().collect();
+        resolve::load_but_mode(path, &env)
+    }
+
     /// Patroni's tree in ZooKeeper, without chroot: `/service/my_cluster`.
     pub fn patroni_tree(&self) -> String {
         let group = self.citus_group.map_or_else(String::new, |group| format!("/{group}"));
@@ -188,7 +195,7 @@ pub struct FencingConfig {
 }
 
 /// Carried out, only said, or not asked at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum FencingMode {
     /// A server that must not take writes is stopped.

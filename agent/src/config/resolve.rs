@@ -22,6 +22,15 @@ const DEFAULT_LISTEN: &str = "0.0.0.0:8010";
 
 /// Reads `path` and everything it names.
 pub(super) fn load(path: &Path, env: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
+    let (config, wrong_mode) = load_but_mode(path, env)?;
+    wrong_mode.map_or(Ok(config), Err)
+}
+
+/// The same; but where only the mode of fencing is wrong, it is `enforce`, and the error comes beside it.
+pub(super) fn load_but_mode(
+    path: &Path,
+    env: &BTreeMap<String, String>,
+) -> Result<(Config, Option<ConfigError>), ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
         file: Some(path.to_owned()),
         line: None,
@@ -63,7 +72,7 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    fn resolve(mut self) -> Result<Config, ConfigError> {
+    fn resolve(mut self) -> Result<(Config, Option<ConfigError>), ConfigError> {
         self.check_timing()?;
         let node = self.node()?;
         let haproxy = self.haproxy()?;
@@ -86,7 +95,11 @@ impl Resolver<'_> {
             (None, None) => hostname(),
         };
         let (http, release) = (self.http()?, self.release(node.as_ref())?);
-        Ok(Config {
+        let (mode, wrong_mode) = match self.fencing_mode() {
+            Ok(mode) => (mode, None),
+            Err(error) => (FencingMode::Enforce, Some(error)),
+        };
+        let config = Config {
             scope,
             namespace,
             citus_group: self.patroni.citus.as_ref().and_then(|citus| citus.group),
@@ -96,12 +109,13 @@ impl Resolver<'_> {
             superuser: self.superuser()?,
             node,
             haproxy,
-            fencing: FencingConfig { mode: self.fencing_mode()? },
+            fencing: FencingConfig { mode },
             release,
             nudge: NudgeConfig { enabled: self.file.nudge.take().and_then(|section| section.enabled).unwrap_or(false) },
             http,
             log: self.log()?,
-        })
+        };
+        Ok((config, wrong_mode))
     }
 
     /// Patroni's own rule: the leader has to be able to give up before its key expires.
@@ -271,17 +285,21 @@ impl Resolver<'_> {
     /// The environment's, so that a whole stack can be set to observe and back without touching its files; else the
     /// file's.
     fn fencing_mode(&mut self) -> Result<FencingMode, ConfigError> {
-        let ours = self.file.fencing.take().and_then(|section| section.mode).unwrap_or_default();
-        match self.env.get("WARDEN_FENCING_MODE").map(String::as_str) {
-            None | Some("") => Ok(ours),
-            Some("enforce") => Ok(FencingMode::Enforce),
-            Some("observe") => Ok(FencingMode::Observe),
-            Some("off") => Ok(FencingMode::Off),
-            Some(other) => Err(ConfigError::env(
-                "WARDEN_FENCING_MODE",
-                format!("{other:?} is not a mode of fencing"),
-                "set it to enforce, observe or off, or leave it to fencing.mode",
-            )),
+        let ours = self.file.fencing.take().and_then(|section| section.mode);
+        let modes = "set it to enforce, observe or off";
+        match self.env.get("WARDEN_FENCING_MODE").filter(|text| !text.is_empty()) {
+            Some(text) => mode_called(text).ok_or_else(|| {
+                let remedy = format!("{modes}, or leave it to fencing.mode");
+                ConfigError::env("WARDEN_FENCING_MODE", format!("{text:?} is not a mode of fencing"), remedy)
+            }),
+            None => {
+                let Some(ours) = ours else { return Ok(FencingMode::default()) };
+                let (text, line) = (ours.value, ours.defined.line());
+                mode_called(&text).ok_or_else(|| {
+                    let problem = format!("{text:?} is not a mode of fencing");
+                    ConfigError::new(self.path, "fencing.mode", problem, modes).at(line)
+                })
+            }
         }
     }
 
@@ -400,6 +418,15 @@ impl Resolver<'_> {
         let text = std::fs::read_to_string(&named.value).map_err(|error| problem(error.to_string()))?;
         let text = text.trim_end_matches(['\r', '\n']);
         if text.is_empty() { Err(problem("is empty".to_owned())) } else { Ok(Secret::new(text)) }
+    }
+}
+
+fn mode_called(text: &str) -> Option<FencingMode> {
+    match text {
+        "enforce" => Some(FencingMode::Enforce),
+        "observe" => Some(FencingMode::Observe),
+        "off" => Some(FencingMode::Off),
+        _ => None,
     }
 }
 

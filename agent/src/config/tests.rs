@@ -124,7 +124,31 @@ fn the_mode_of_fencing_in_the_environment_wins_over_the_file() {
         assert_eq!(files.load(&[("WARDEN_FENCING_MODE", text)]).unwrap().fencing.mode, mode, "{text:?}");
     }
     let error = files.load(&[("WARDEN_FENCING_MODE", "sometimes")]).unwrap_err().to_string();
-    assert!(error.contains("WARDEN_FENCING_MODE") && error.contains("sometimes"), "{error}");
+    assert!(
+        error.contains("WARDEN_FENCING_MODE: \"sometimes\"") && error.contains("enforce, observe or off"),
+        "{error}"
+    );
+}
+
+#[test]
+fn for_the_gate_a_mode_of_fencing_that_is_none_is_enforce_and_anything_else_that_is_wrong_an_error() {
+    let load = |yaml: &str, mode: &str| {
+        let env = [("WARDEN_FENCING_MODE".to_owned(), mode.to_owned())].into();
+        let files = Files::new(PATRONI, &format!("patroni_config: PATRONI\nnode: {{}}\n{yaml}"));
+        resolve::load_but_mode(&files.0.path().join("warden.yml"), &env)
+    };
+    for (yaml, mode, key) in [
+        ("fencing: {mode: of}\n", "", "fencing.mode"),
+        ("fencing: {mode: Off}\n", "", "fencing.mode"),
+        ("fencing: {mode: off}\n", "Observe", "WARDEN_FENCING_MODE"),
+    ] {
+        let (config, wrong) = load(yaml, mode).unwrap();
+        assert_eq!(config.fencing.mode, FencingMode::Enforce, "{yaml} {mode}");
+        assert_eq!(wrong.unwrap().key.as_deref(), Some(key));
+    }
+    let (config, wrong) = load("fencing: {mode: off}\n", "").unwrap();
+    assert_eq!((config.fencing.mode, wrong), (FencingMode::Off, None));
+    assert!(load("fencing: {mode: of}\nlog: {level: loud}\n", "").is_err());
 }
 
 #[test]
@@ -186,7 +210,12 @@ fn what_is_wrong_is_named_with_file_line_key_and_remedy() {
         (
             PATRONI,
             "patroni_config: PATRONI\nnode: {}\nfencing:\n  mode: sometimes\n",
-            &["warden.yml:4:", "sometimes", "enforce", "observe", "off"],
+            &["warden.yml:4: fencing.mode", "sometimes", "enforce, observe or off"],
+        ),
+        (
+            PATRONI,
+            "patroni_config: PATRONI\nnode: {}\nfencing: {mode: false}\n",
+            &["warden.yml:3: fencing.mode", "enforce, observe or off"],
         ),
         (
             PATRONI,

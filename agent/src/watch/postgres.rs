@@ -182,8 +182,7 @@ impl Watcher {
 
     /// Asks every second; returns when the connection is of no use any more.
     async fn ask_for_ever(&mut self, client: Client) -> Result<(), Closed> {
-        // A server that is not restarted never goes back to an older timeline.
-        let mut newest: Option<Timeline> = None;
+        let mut timeline = None;
         loop {
             let asked = Instant::now();
             let at = self.events.clock.now();
@@ -204,7 +203,7 @@ impl Watcher {
                 Ok(messages) => {
                     // An answer that took long says how things are now, not how they were when it was asked.
                     let at = if asked.elapsed() > PERIOD { self.events.clock.now() } else { at };
-                    self.tell(at, no_older_than(&mut newest, read_answer(&messages))).await?;
+                    self.tell(at, no_way_back(read_answer(&messages), &mut timeline)).await?;
                 }
                 Err(error) if error.is_closed() || io_cause(&error).is_some() => return Ok(()),
                 Err(error) if error.code() == Some(&SqlState::ADMIN_SHUTDOWN) => return Ok(()),
@@ -216,18 +215,6 @@ impl Watcher {
                 () = self.probe.notified() => {}
             }
         }
-    }
-}
-
-/// A standby that streams tells the timeline that it streams; one that does not, that of its last restartpoint, which
-/// may be older: it is still on the newest that it has told in this session.
-fn no_older_than(newest: &mut Option<Timeline>, answer: PostgresAnswer) -> PostgresAnswer {
-    match answer {
-        PostgresAnswer::InRecovery(server) => {
-            *newest = server.timeline.max(*newest);
-            PostgresAnswer::InRecovery(Server { timeline: *newest, ..server })
-        }
-        other => other,
     }
 }
 
@@ -319,6 +306,17 @@ fn read_answer(messages: &[SimpleQueryMessage]) -> PostgresAnswer {
     }
 }
 
+/// A standby that does not stream tells the timeline of its last restartpoint, which can be an hour old and older than
+/// what it has replayed. No server goes back to an older timeline while it runs, and so within one session: `known` is
+/// the newest that it told. What a primary tells stays as it is: a rule stands on that.
+fn no_way_back(mut answer: PostgresAnswer, known: &mut Option<Timeline>) -> PostgresAnswer {
+    if let PostgresAnswer::InRecovery(server) = &mut answer {
+        *known = server.timeline.max(*known);
+        server.timeline = *known;
+    }
+    answer
+}
+
 fn text<'a>(row: &'a SimpleQueryRow, column: &str) -> Option<&'a str> {
     row.try_get(column).ok().flatten()
 }
@@ -400,16 +398,18 @@ mod tests {
     }
 
     #[test]
-    fn a_standby_that_has_stopped_streaming_is_still_on_the_timeline_that_it_streamed() {
-        let mut newest = None;
-        let mut told = |timeline| {
-            let answer = read(&[("in_recovery", "t"), ("timeline", timeline)]);
-            no_older_than(&mut newest, answer).server().and_then(|server| server.timeline)
-        };
-        assert_eq!(told("3"), Some(Timeline(3)));
-        assert_eq!(told("2"), Some(Timeline(3)), "of its last restartpoint");
-        assert_eq!(told("4"), Some(Timeline(4)));
-        assert_eq!(told(""), Some(Timeline(4)));
+    fn a_standby_that_streams_no_more_stays_on_the_timeline_that_it_received() {
+        let told = |timeline: &str| read(&[("in_recovery", "t"), ("timeline", timeline)]);
+        let mut known = None;
+        // Its last restartpoint; what it receives; the restartpoint again, because there is no other word; a failover.
+        for (says, is) in [("1", 1), ("2", 2), ("1", 2), ("", 2), ("3", 3)] {
+            let answer = no_way_back(told(says), &mut known);
+            assert_eq!(answer.server().unwrap().timeline, Some(Timeline(is)), "{says}");
+        }
+        let promoted = no_way_back(read(&[("in_recovery", "f")]), &mut known);
+        assert_eq!(promoted.server().unwrap().timeline, None, "of a primary nothing is made up");
+        // Asked anew, it may have been rewound, or be another server.
+        assert_eq!(no_way_back(told("1"), &mut None).server().unwrap().timeline, Some(Timeline(1)));
     }
 
     #[test]
