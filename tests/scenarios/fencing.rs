@@ -46,7 +46,8 @@ pub(crate) async fn frozen_where_the_postmaster_is_visible(stack: &Stack) -> any
     by_signal(&outcome)
 }
 
-/// The same without a session: superusers have all the room that there is. By a session nobody could stop this server.
+/// The same without a session: superusers have all the room that there is. An agent that needs one gets it only where it
+/// is quicker than they are when room becomes free, and loses it again in the middle of its fence.
 pub(crate) async fn frozen_where_the_postmaster_is_visible_and_has_no_room(stack: &Stack) -> anyhow::Result<()> {
     let leader = Leader::at(stack, SEEN).await?;
     let observed = Observed::start(stack, Commit::Local).await?;
