@@ -124,6 +124,7 @@ async fn get_in(server: &Server<'_>, until: Instant) -> Result<Warm, Door> {
         match Warm::ready(session).await {
             Ok(ready) => return Ok(ready),
             Err(NotReady { in_passing: true, .. }) if Instant::now() < until => slot_pause().await,
+            Err(NotReady { why, in_passing: true }) => return Err(Door::Crowded(why)),
             Err(NotReady { why, .. }) => return Err(Door::Locked(why)),
         }
     }

@@ -194,3 +194,15 @@ async fn where_every_slot_is_taken_one_that_is_free_for_a_moment_is_enough() {
         assert!(timeout(SOON, driver).await.is_ok(), "the others' sessions are over too");
     }
 }
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
+async fn a_server_on_the_leaders_timeline_says_that_it_is_not_the_one_and_the_fence_is_withdrawn() {
+    let (postgres, login) = (Postgres::start(), login());
+    let place = postgres.place();
+    let leads = Server { older_than: Some(Timeline(1)), ..server(&place, &login) };
+    let (outcome, session) = by_session(&leads, None, Instant::now()).await;
+    println!("{outcome:?}");
+    assert!(matches!(&outcome, FenceOutcome::Withdrawn(why) if why.contains(NOT_THE_ONE)), "{outcome:?}");
+    assert!(!session.unwrap().is_over(), "it goes on as if nothing had been");
+}

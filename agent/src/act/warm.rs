@@ -3,7 +3,7 @@
 //! What the statement needs is found out beforehand: the number of the postmaster, and what the server's clock shows.
 
 use super::ladder::CONNECT;
-use crate::watch::postgres;
+use crate::watch::{postgres, root_cause};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
@@ -63,20 +63,23 @@ impl Warm {
         let (client, driver) = (Arc::new(client), tokio::spawn(driver));
         let clock = (0.0, Instant::now());
         let mut warm = Self { client, postmaster: 0, clock, lies_until: None, lying: 0, driver };
-        match warm.measure().await {
-            Ok(()) => Ok(warm),
-            Err(why) => Err(NotReady { why, in_passing: warm.is_over() }),
-        }
+        warm.measure().await?;
+        Ok(warm)
     }
 
     /// The postmaster's number, and the server's clock.
-    pub async fn measure(&mut self) -> Result<(), String> {
+    pub async fn measure(&mut self) -> Result<(), NotReady> {
         let question = "SELECT split_part(pg_catalog.pg_read_file('postmaster.pid'), E'\\n', 1), \
                                extract(epoch FROM pg_catalog.clock_timestamp())::float8";
-        let answer = timeout(CONNECT, self.client.simple_query(question)).await.map_err(|_| "no answer within 1 s")?;
+        let lasting = |why: &str| NotReady { why: why.to_owned(), in_passing: false };
+        let asked = timeout(CONNECT, self.client.simple_query(question)).await;
+        let answer = asked.map_err(|_| lasting("no answer within 1 s"))?;
         // Taken when the answer is there, so that the server's clock shows more than we think, and a limit comes sooner.
         let at = Instant::now();
-        let messages = answer.map_err(|error| format!("postmaster.pid cannot be read: {error}"))?;
+        let messages = answer.map_err(|error| NotReady {
+            why: format!("postmaster.pid cannot be read: {}", root_cause(&error)),
+            in_passing: ended(&error),
+        })?;
         let (pid, clock) = messages
             .iter()
             .find_map(|message| match message {
@@ -85,8 +88,9 @@ impl Warm {
                 }
                 _ => None,
             })
-            .ok_or("postmaster.pid names no process")?;
-        self.postmaster = Some(pid).filter(|pid| *pid > 0).ok_or("postmaster.pid names no process")?;
+            .filter(|(pid, _)| *pid > 0)
+            .ok_or_else(|| lasting("postmaster.pid names no process"))?;
+        self.postmaster = pid;
         self.clock = (clock, at);
         Ok(())
     }
@@ -146,14 +150,17 @@ impl Warm {
             match client.simple_query(&statement).await {
                 Ok(_) => Ok(()),
                 // That it ends the session is the purpose.
-                Err(error) if error.is_closed() || error.as_db_error().is_none() => Ok(()),
-                Err(error) if matches!(error.code(), Some(&SqlState::ADMIN_SHUTDOWN | &SqlState::CRASH_SHUTDOWN)) => {
-                    Ok(())
-                }
-                Err(error) => Err(error.to_string()),
+                Err(error) if ended(&error) => Ok(()),
+                // The server's own words, which tell why it does not do it.
+                Err(error) => Err(root_cause(&error)),
             }
         })
     }
+}
+
+/// Whether the session has ended, by itself or because somebody ended it.
+fn ended(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_none() || matches!(error.code(), Some(&SqlState::ADMIN_SHUTDOWN | &SqlState::CRASH_SHUTDOWN))
 }
 
 /// The statement by which a server signals its own postmaster, unless it is in recovery, or it is later than `limit`
