@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// A row every so often.
@@ -307,7 +308,15 @@ async fn write(route: Route, port: u16, commit: Commit, run: String, story: Arc<
             );
             let sent = Instant::now();
             // The simple protocol's answer is complete only when the server has committed.
-            let messages = timeout(patience, open.simple_query(&insert)).await.context("no answer")??;
+            let messages = match timeout(patience, open.simple_query(&insert)).await.context("no answer")? {
+                Ok(messages) => messages,
+                Err(error) => {
+                    // A standby keeps the session; a new one for each refusal would be most of its work.
+                    let refused = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
+                    client = (refused && route != Route::ProxyAnew).then_some(open);
+                    return Err(error.into());
+                }
+            };
             let timeline = messages.iter().find_map(|message| match message {
                 SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
                 _ => None,
