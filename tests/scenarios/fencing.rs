@@ -8,7 +8,7 @@ use warden_e2e::storm::{Crowd, Storm};
 use warden_e2e::supervised::{SEEN, UNSEEN};
 use warden_e2e::trial::{self, Observed, Outcome};
 use warden_e2e::writers::{Commit, Route};
-use warden_e2e::{storm, supervised, truth};
+use warden_e2e::{storm, supervised, truth, wait};
 
 /// SIGSTOP: without a fence both would take writes until SIGCONT. Commits do not wait for the standby: a second primary
 /// would show at once.
@@ -161,16 +161,18 @@ pub(crate) async fn the_agent_is_dead_and_patroni_frozen(stack: &Stack) -> anyho
     outcome.report.nothing_lost_and_no_two_primaries()?;
     let proxy = outcome.report.stories.get(&Route::Proxy).context("no story")?;
     ensure!(!proxy.acks.is_empty(), "nothing through the proxy");
-    // Whichever of the two it was, it is written down.
-    let trail = stack.container("warden-haproxy").exec(&["warden", "audit", "--format", "json"]).await?;
-    let trail: Vec<serde_json::Value> = serde_json::from_str(&trail).context("the audit trail is not JSON")?;
-    let struck = outcome.struck_at.duration_since(std::time::UNIX_EPOCH)?.as_millis();
-    let by = trail.iter().filter(|entry| {
-        entry["member"] == outcome.leader.member && entry["at_ms"].as_u64().is_some_and(|at| u128::from(at) >= struck)
-    });
-    let rules: Vec<_> = by.filter_map(|entry| entry["rule"].as_str()).collect();
-    ensure!(rules.iter().any(|rule| ["gate", "peer"].contains(rule)), "the audit trail has {rules:?}");
-    Ok(())
+    // Whichever of the two it was, it is written down, in the end.
+    let begun = outcome.struck_at.duration_since(std::time::UNIX_EPOCH)?.as_millis();
+    wait::until("it is in the audit trail", Duration::from_secs(60), || async {
+        let trail = stack.container("warden-haproxy").exec(&["warden", "audit", "--format", "json"]).await?;
+        let trail: Vec<serde_json::Value> = serde_json::from_str(&trail).context("the audit trail is not JSON")?;
+        let since = |entry: &&serde_json::Value| entry["at_ms"].as_u64().is_some_and(|at| u128::from(at) >= begun);
+        let about = trail.iter().filter(|entry| entry["member"] == outcome.leader.member).filter(since);
+        let rules: Vec<_> = about.filter_map(|entry| entry["rule"].as_str()).collect();
+        ensure!(rules.iter().any(|rule| ["gate", "peer"].contains(rule)), "it has {rules:?}");
+        Ok(())
+    })
+    .await
 }
 
 /// A person fences the leader and takes it back.

@@ -8,7 +8,7 @@
 //! takes writes and could not be stopped. Where nothing can be found out (no configuration, no agent, no ZooKeeper), the
 //! answer is to promote: without Warden it would be too. So it is in maintenance mode, which is a person's own business.
 
-use super::{Failure, client, runtime, status};
+use super::{Failure, client, load, runtime, status};
 use crate::act::ladder::{OldPrimary, stop_old_primary};
 use crate::audit::Entry;
 use crate::config::{Config, FencingMode, Superuser};
@@ -17,7 +17,9 @@ use crate::tell::state::{Fence, Leader, Member, State};
 use crate::watch::postgres::Place;
 use crate::watch::zookeeper;
 use jiff::Timestamp;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -38,13 +40,26 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// All of it takes no longer.
 const LIMIT: Duration = Duration::from_secs(15);
 
-/// The promotion waits no longer than this for the audit trail, and only where there is something to write.
-const TRAIL: Duration = Duration::from_secs(1);
+/// One write to ZooKeeper.
+const REQUEST: Duration = Duration::from_secs(2);
+
+/// What was stopped is tried to be written down for this long, by a process of its own: no promotion waits for that.
+const TRAIL: Duration = Duration::from_secs(60);
 
 /// The local agent answers within milliseconds or is away.
 const AGENT: Duration = Duration::from_millis(500);
 
-pub(super) fn main(path: &Path) -> Result<(), Failure> {
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Only add this entry to the audit trail
+    #[arg(long, hide = true)]
+    write_down: Option<String>,
+}
+
+pub(super) fn main(path: &Path, args: Args) -> Result<(), Failure> {
+    if let Some(entry) = args.write_down {
+        return write_down(&load(path)?, entry);
+    }
     // A promotion is not to fail for a mistake in Warden's configuration.
     let config = match Config::load_for_gate(path) {
         Ok((config, None)) => config,
@@ -76,7 +91,7 @@ pub(super) fn main(path: &Path) -> Result<(), Failure> {
         }
     };
     let verdict = runtime.block_on(async {
-        match timeout(LIMIT, pass(&config, &node.member, &login)).await {
+        match timeout(LIMIT, pass(path, &config, &node.member, &login)).await {
             Ok(verdict) => verdict,
             Err(_) => Err(format!("not within {} s", LIMIT.as_secs())),
         }
@@ -86,7 +101,7 @@ pub(super) fn main(path: &Path) -> Result<(), Failure> {
 }
 
 /// Passes when no other member can be taking writes; the error names the one that does.
-async fn pass(config: &Config, own: &str, login: &Superuser) -> Result<(), String> {
+async fn pass(path: &Path, config: &Config, own: &str, login: &Superuser) -> Result<(), String> {
     let Some(state) = look(config).await else {
         eprintln!("warden gate: nothing can be found out, so not waiting");
         return Ok(());
@@ -109,34 +124,52 @@ async fn pass(config: &Config, own: &str, login: &Superuser) -> Result<(), Strin
     }
     let waits = others.map(|member| wait_for(member, &state, config, own, login));
     let verdicts = futures_util::future::join_all(waits).await;
-    let stopped: Vec<&Entry> = verdicts.iter().flatten().flatten().collect();
-    if !stopped.is_empty() && timeout(TRAIL, leave_a_trail(config, &stopped)).await.is_err() {
-        eprintln!("warden gate: the audit trail could not be written within {} ms", TRAIL.as_millis());
+    for entry in verdicts.iter().flatten().flatten() {
+        if let Err(error) = leave_to_write_down(path, entry) {
+            eprintln!("warden gate: the audit trail cannot be written: {error}");
+        }
     }
     verdicts.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
 }
 
-/// Adds what was stopped from here to the audit trail. The agent beside this node may be away: we have a session of our
-/// own for that.
-async fn leave_a_trail(config: &Config, stopped: &[&Entry]) {
-    let mut settings = run::zookeeper_settings(config);
-    settings.agent = "gate".to_owned();
-    let (updates_in, mut updates) = mpsc::channel(64);
-    let zookeeper = zookeeper::spawn(settings, updates_in);
-    let heard = async { while updates.recv().await.is_some() {} };
-    let written = async {
-        for entry in stopped {
-            while zookeeper.append_audit(entry.write(), TRAIL).await.is_err() {
-                // There is no session yet.
-                sleep(Duration::from_millis(20)).await;
+/// Has an entry added to the audit trail by a process that outlives this one.
+fn leave_to_write_down(path: &Path, entry: &Entry) -> std::io::Result<()> {
+    let entry = String::from_utf8_lossy(&entry.write()).into_owned();
+    Command::new(std::env::current_exe()?)
+        .args(["gate", "--write-down", &entry, "--config"])
+        .arg(path)
+        // Patroni may end the hook's group, or wait until nobody holds its output any more.
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map(drop)
+}
+
+/// Adds an entry to the audit trail, in a ZooKeeper session of its own: the agent beside this node may be away.
+fn write_down(config: &Config, entry: String) -> Result<(), Failure> {
+    let runtime = runtime()?;
+    let done = runtime.block_on(timeout(TRAIL, async {
+        let mut settings = run::zookeeper_settings(config);
+        settings.agent = "gate".to_owned();
+        let (updates_in, mut updates) = mpsc::channel(64);
+        let zookeeper = zookeeper::spawn(settings, updates_in);
+        let heard = async { while updates.recv().await.is_some() {} };
+        let written = async {
+            while zookeeper.append_audit(entry.clone().into_bytes(), REQUEST).await.is_err() {
+                // There is no session yet, or it is slow.
+                sleep(PAUSE).await;
             }
+        };
+        tokio::select! {
+            () = written => {}
+            () = heard => {}
         }
-    };
-    tokio::select! {
-        () = written => {}
-        () = heard => {}
-    }
-    drop(timeout(TRAIL / 4, zookeeper.shutdown()).await);
+        zookeeper.shutdown().await;
+    }));
+    runtime.shutdown_background();
+    done.map_err(|_| Failure::NoAnswer(format!("not written within {} s", TRAIL.as_secs())))
 }
 
 /// Why nobody has to be waited for, if so.

@@ -60,7 +60,7 @@ enum Command {
     /// Who was fenced, unfenced or released, when, why, and what came of it
     Audit(audit::Args),
     /// Patroni's pre_promote hook: wait until no other member can be taking writes
-    Gate,
+    Gate(gate::Args),
     /// Change the log level of the agent on this machine
     LogLevel(log_level::Args),
 }
@@ -101,7 +101,7 @@ pub fn main() -> ExitCode {
         Command::Unfence(args) => fence::unfence(&config, &args),
         Command::Plan => fence::plan(&config),
         Command::Audit(args) => audit::main(&config, &args),
-        Command::Gate => gate::main(&config),
+        Command::Gate(args) => gate::main(&config, args),
         Command::LogLevel(args) => log_level::main(&config, &args),
     };
     match done {
