@@ -34,6 +34,20 @@ fn whatever_is_wrong_with_wardens_configuration_the_candidate_passes_and_the_log
 }
 
 #[test]
+fn what_is_to_be_written_down_waits_for_zookeeper() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("warden.yml");
+    std::fs::write(&path, "scope: s\nname: a\nzookeeper: {hosts: 127.0.0.1:1}\nnode: {api: 127.0.0.1:1}\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_warden"));
+    let mut writer = command.args(["gate", "--write-down", "{}", "--config"]).arg(&path).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let ended = writer.try_wait().unwrap();
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    assert_eq!(ended, None, "it tries for a minute");
+}
+
+#[test]
 fn a_mode_of_fencing_that_is_none_does_not_open_the_gate_but_stops_the_agent() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("warden.yml");

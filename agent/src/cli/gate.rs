@@ -150,26 +150,29 @@ fn leave_to_write_down(path: &Path, entry: &Entry) -> std::io::Result<()> {
 /// Adds an entry to the audit trail, in a ZooKeeper session of its own: the agent beside this node may be away.
 fn write_down(config: &Config, entry: String) -> Result<(), Failure> {
     let runtime = runtime()?;
-    let done = runtime.block_on(timeout(TRAIL, async {
-        let mut settings = run::zookeeper_settings(config);
-        settings.agent = "gate".to_owned();
-        let (updates_in, mut updates) = mpsc::channel(64);
-        let zookeeper = zookeeper::spawn(settings, updates_in);
-        let heard = async { while updates.recv().await.is_some() {} };
-        let written = async {
-            while zookeeper.append_audit(entry.clone().into_bytes(), REQUEST).await.is_err() {
-                // There is no session yet, or it is slow.
-                sleep(PAUSE).await;
-            }
-        };
-        tokio::select! {
-            () = written => {}
-            () = heard => {}
-        }
-        zookeeper.shutdown().await;
-    }));
+    // A limit can be set only inside of the runtime.
+    let done = runtime.block_on(async { timeout(TRAIL, append(config, entry)).await });
     runtime.shutdown_background();
     done.map_err(|_| Failure::NoAnswer(format!("not written within {} s", TRAIL.as_secs())))
+}
+
+async fn append(config: &Config, entry: String) {
+    let mut settings = run::zookeeper_settings(config);
+    settings.agent = "gate".to_owned();
+    let (updates_in, mut updates) = mpsc::channel(64);
+    let zookeeper = zookeeper::spawn(settings, updates_in);
+    let heard = async { while updates.recv().await.is_some() {} };
+    let written = async {
+        while zookeeper.append_audit(entry.clone().into_bytes(), REQUEST).await.is_err() {
+            // There is no session yet, or it is slow.
+            sleep(PAUSE).await;
+        }
+    };
+    tokio::select! {
+        () = written => {}
+        () = heard => {}
+    }
+    zookeeper.shutdown().await;
 }
 
 /// Why nobody has to be waited for, if so.
