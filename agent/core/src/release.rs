@@ -1,8 +1,8 @@
 //! When a leader key is given back before its time: its owner is proved dead, or its server is proved down in the
 //! middle of a switchover.
 //!
-//! This is the only thing that Warden changes in Patroni's tree. It stands on proofs alone: the alive lock, and a unix
-//! socket on which nobody listens. A time-out, an unreachable host, a name that does not resolve prove nothing.
+//! This is the only thing that Warden changes in Patroni's tree. It stands on proofs alone: the alive lock, a unix
+//! socket on which nobody listens, and of a server that is left in asynchronous mode its control file. A time-out, an unreachable host, a name that does not resolve prove nothing.
 
 use crate::assess::PROBE_LIMIT;
 use crate::event::{AliveLock, ClusterConfig, PostgresAnswer, Rule, ShutdownCheckpoint, SyncState};
@@ -158,7 +158,6 @@ fn leaving(view: &View, member: &MemberName, now: Moment) -> Option<Leaving> {
     if !view.members.get(member)?.postgres.as_ref()?.value.turns_away() {
         return None;
     }
-    let mut others = view.members.iter().filter(|(name, known)| *name != member && known.last_record.is_some());
     let sync = match &view.cluster.sync.as_ref()?.value {
         Reading::Present(sync) if sync.leader.as_ref() == Some(member) => Some(sync),
         // Nobody is synchronous, and nobody has to be.
@@ -172,10 +171,13 @@ fn leaving(view: &View, member: &MemberName, now: Moment) -> Option<Leaving> {
     let candidate = match (&request.candidate, sync) {
         (Some(candidate), _) => candidate,
         (None, Some(sync)) if sync.standbys.len() == 1 => sync.standbys.first()?,
-        (None, None) => match (others.next(), others.next()) {
-            (Some((only, _)), None) => only,
-            _ => return None,
-        },
+        (None, None) => {
+            let mut others = view.members.iter().filter(|(name, known)| *name != member && known.last_record.is_some());
+            match (others.next(), others.next()) {
+                (Some((only, _)), None) => only,
+                _ => return None,
+            }
+        }
         (None, Some(_)) => return None,
     };
     // Patroni lets nobody else take over.
@@ -189,11 +191,10 @@ fn leaving(view: &View, member: &MemberName, now: Moment) -> Option<Leaving> {
     }
     let has_everything = match sync {
         Some(sync) if sync.quorum == 0 => Some(Everything::Synchronous),
-        _ => came_past(view, candidate, now),
+        // Without our last record in the control file there is nothing to ask the candidate for.
+        _ => came_past(view, candidate, shut_down_with(view)?, now),
     };
-    // Without our last record in the control file there is nothing to ask the candidate for.
-    let possible = has_everything.is_some() || shut_down_with(view).is_some();
-    possible.then(|| Leaving { candidate: candidate.clone(), has_everything })
+    Some(Leaving { candidate: candidate.clone(), has_everything })
 }
 
 /// The last record of our server, if it is gone, was shut down cleanly, and is the cluster's.
@@ -203,10 +204,9 @@ fn shut_down_with(view: &View) -> Option<ShutdownCheckpoint> {
     (checkpoint.system_id == *cluster).then_some(checkpoint)
 }
 
-/// Whether the candidate has replayed our last record. It is on our timeline: what it has, it has from us. What it has
+/// Whether the candidate has replayed our last record, `past`. It is on our timeline: what it has, it has from us. What it has
 /// only received counts when it is replayed, a moment later, and before it is promoted anyway.
-fn came_past(view: &View, candidate: &MemberName, now: Moment) -> Option<Everything> {
-    let past = shut_down_with(view)?;
+fn came_past(view: &View, candidate: &MemberName, past: ShutdownCheckpoint, now: Moment) -> Option<Everything> {
     let answer = view.members.get(candidate)?.postgres.as_ref()?.fresh(now, PROBE_LIMIT)?;
     let PostgresAnswer::InRecovery(server) = answer else { return None };
     let far = server.lsn?;
