@@ -3,7 +3,6 @@
 
 use anyhow::{Context, ensure};
 use std::time::SystemTime;
-use warden_e2e::fences::Line;
 use warden_e2e::stack::Stack;
 use warden_e2e::watching::{Watching, writable_was_true};
 use warden_e2e::writers::{Commit, Writers};
@@ -31,12 +30,7 @@ pub(crate) async fn switchover_there_and_back(stack: &Stack) -> anyhow::Result<(
             ensure!(knew, "{agent} never knew that {holder} leads");
         }
     }
-    let report = writers.stop(stack).await?;
-    report.nothing_lost_and_no_two_primaries()?;
-    eprintln!("      {report}");
-    let lines = fences::lines_since(stack, begin).await?;
-    fences::none_of_a_leader(stack, &lines).await?;
-    handed_over(&lines)
+    handed_over(stack, writers, begin).await
 }
 
 /// Without a synchronous standby: what the clients were told is on the candidate because its LSN says so.
@@ -56,16 +50,17 @@ async fn asynchronous_switchovers(stack: &Stack) -> anyhow::Result<()> {
     ensure!(leader(stack).await? == second, "the switchover did not last");
     stack.switchover(&second).await?;
     ensure!(leader(stack).await? == first, "not back at {first}");
+    handed_over(stack, writers, begin).await
+}
+
+/// Fails if a row was lost, a leader was fenced, or no key was handed over since `begin`. Now and then Patroni itself is
+/// faster.
+async fn handed_over(stack: &Stack, writers: Writers, begin: SystemTime) -> anyhow::Result<()> {
     let report = writers.stop(stack).await?;
     report.nothing_lost_and_no_two_primaries()?;
     eprintln!("      {report}");
     let lines = fences::lines_since(stack, begin).await?;
     fences::none_of_a_leader(stack, &lines).await?;
-    handed_over(&lines)
-}
-
-/// Fails if no key was handed over. Now and then Patroni itself is faster.
-fn handed_over(lines: &[Line]) -> anyhow::Result<()> {
     let released = lines.iter().any(|line| line.text.contains("leader key released"));
     ensure!(released, "in neither of two switchovers was the key handed over");
     Ok(())
