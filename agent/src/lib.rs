@@ -15,6 +15,8 @@ pub mod config;
 pub mod audit;
 pub mod clock;
 pub mod fence_record;
+pub mod haproxy;
+pub mod layout;
 pub mod record;
 pub mod secret;
 pub mod tasks;

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use warden_core::event::{AgentRecord, AliveLock, Archiver, HaproxyAnswer, HaproxyServer, PostgresAnswer, Server};
+use warden_core::haproxy::Pool;
 use warden_core::types::{MemberName, SystemId, Timeline};
 
 /// More servers than this are not published: the znode has to stay small.
@@ -72,6 +73,9 @@ struct Haproxy {
 
 #[derive(Serialize, Deserialize)]
 struct WireServer {
+    /// Absent from agents that knew of no reads.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    reads: bool,
     name: String,
     address: String,
     member: Option<String>,
@@ -150,6 +154,7 @@ fn read_postgres(wire: Postgres) -> (PostgresAnswer, Duration) {
             failed: archiver.failed,
             failing: archiver.failing,
         }),
+        receives: None,
     };
     let detail = wire.detail.unwrap_or_default();
     let answer = match wire.answer.as_str() {
@@ -168,6 +173,7 @@ fn haproxy(answer: &HaproxyAnswer, age: Duration) -> Haproxy {
         HaproxyAnswer::Unusable(why) => ([].as_slice(), Some(why.clone())),
     };
     let servers = servers.iter().take(MAX_SERVERS).map(|server| WireServer {
+        reads: server.pool == Pool::Reads,
         name: server.name.clone(),
         address: server.address.clone(),
         member: server.member.as_ref().map(ToString::to_string),
@@ -185,6 +191,7 @@ fn read_haproxy(wire: Haproxy) -> (HaproxyAnswer, Duration) {
             wire.servers
                 .into_iter()
                 .map(|server| HaproxyServer {
+                    pool: if server.reads { Pool::Reads } else { Pool::Writes },
                     name: server.name,
                     address: server.address,
                     member: server.member.map(MemberName::from),
@@ -220,12 +227,14 @@ mod tests {
                     lsn: Some(Lsn(0x16_B374_D848)),
                     system_id: Some(SystemId(u64::MAX)),
                     archiver: Some(Archiver { archived: 1, failed: 2, failing: Some("x".to_owned()) }),
+                    receives: None,
                 }),
                 Duration::from_millis(7),
             )),
             alive_lock: Some(AliveLock::Unknown("why".to_owned())),
             haproxy: Some((
                 HaproxyAnswer::Servers(vec![HaproxyServer {
+                    pool: Pool::Reads,
                     name: "pg".to_owned(),
                     address: "1.2.3.4:5432".to_owned(),
                     member: None,

@@ -14,6 +14,8 @@
 //! | upkeep        | verifies, announces                                    | steps                | events            |
 //! | fence         | stops servers, a task for each; keeps a session warm   | steps                | events, records   |
 //! | lead          | releases the leader key, nudges Patroni                | steps                | events, records   |
+//! | route         | tells HAProxy which servers take connections           | steps                | events            |
+//! | layout        | writes HAProxy's configuration and has it reloaded     | steps                | events            |
 //! | records       | writes fence records and the audit trail               | (its own queue)      |                   |
 //! | http          | the API, a task for each connection, at most 64        |                      | queries           |
 //!
@@ -53,6 +55,7 @@ use tokio_util::sync::CancellationToken;
 use warden_core::decide::{Fencing, Policy, Step, decide};
 use warden_core::event::{Event, Observed};
 use warden_core::release::ReleasePolicy;
+use warden_core::route::RoutePolicy;
 use warden_core::types::{AgentName, MemberName};
 use warden_core::view::{Identity, View};
 
@@ -115,8 +118,8 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let (events_in, events) = mpsc::channel(EVENTS);
     let (updates_in, updates) = mpsc::channel(EVENTS);
     let (queries_in, queries) = mpsc::channel(QUERIES);
-    let (actors, steps) = queues(&config.name);
     let probes = Probes::default();
+    let (actors, steps) = queues(&config.name, &probes);
     let (targets_in, targets) = latest::channel(Targets::new());
     let events_in = Events::new(events_in, clock);
 
@@ -134,7 +137,11 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let tasks = Supervisor::new(events_in.clone(), shutdown.clone());
     keep_zookeeper(&tasks, updates, &events_in);
     {
-        let (local, superuser, client) = (config.node.clone(), config.superuser.clone(), client.clone());
+        let (mut local, superuser, client) = (config.node.clone(), config.superuser.clone(), client.clone());
+        // The control file is there for the handover.
+        if let (Some(node), false) = (&mut local, config.release.handover) {
+            node.data_dir = None;
+        }
         let (targets, probes, events) = (targets.clone(), probes.clone(), events_in.clone());
         tasks.keep("members", move || {
             let (local, superuser, client) = (local.clone(), superuser.clone(), client.clone());
@@ -147,9 +154,9 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
         tasks.keep("alive-lock", move || alive_lock::watch(path.clone(), held.clone(), events.clone()));
     }
     if let Some(config) = config.haproxy.clone() {
-        let (targets, events) = (targets.clone(), events_in.clone());
+        let (targets, probe, events) = (targets.clone(), Arc::clone(&probes.haproxy), events_in.clone());
         tasks.keep("haproxy", move || {
-            let watch = haproxy::watch(config.clone(), targets.clone(), events.clone());
+            let watch = haproxy::watch(config.clone(), targets.clone(), Arc::clone(&probe), events.clone());
             async { Ok(watch.await?) }
         });
     }
@@ -216,14 +223,18 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     Ok(())
 }
 
+const fn fencing(mode: FencingMode) -> Fencing {
+    match mode {
+        FencingMode::Enforce => Fencing::Enforce,
+        FencingMode::Observe => Fencing::Observe,
+        FencingMode::Off => Fencing::Off,
+    }
+}
+
 /// What the operator leaves to us, as the configuration has it.
 fn policy(config: &Config) -> Policy {
     Policy {
-        fencing: match config.fencing.mode {
-            FencingMode::Enforce => Fencing::Enforce,
-            FencingMode::Observe => Fencing::Observe,
-            FencingMode::Off => Fencing::Off,
-        },
+        fencing: fencing(config.fencing.mode),
         release: ReleasePolicy {
             enabled: config.release.enabled,
             handover: config.release.handover,
@@ -231,6 +242,13 @@ fn policy(config: &Config) -> Policy {
             patroni_is_pid_1: config.release.patroni_is_pid_1,
         },
         nudge: config.nudge.enabled,
+        routing: match config.haproxy.as_ref().map(|haproxy| haproxy.mode) {
+            // Whoever wants to see what is without Warden wants it here, too.
+            Some(FencingMode::Enforce) if config.fencing.mode == FencingMode::Observe => Fencing::Observe,
+            Some(mode) => fencing(mode),
+            None => Fencing::Off,
+        },
+        route: RoutePolicy { max_lag: config.haproxy.as_ref().map_or(0, |haproxy| haproxy.max_lag) },
         ..Policy::default()
     }
 }
@@ -240,16 +258,29 @@ struct Steps {
     upkeep: mpsc::Receiver<Step>,
     fence: mpsc::Receiver<Step>,
     lead: mpsc::Receiver<Step>,
+    route: mpsc::Receiver<Step>,
+    layout: mpsc::Receiver<Step>,
 }
 
-fn queues(agent: &str) -> (Actors, Steps) {
+fn queues(agent: &str, probes: &Probes) -> (Actors, Steps) {
     let (upkeep_in, upkeep) = mpsc::channel(act::QUEUE);
     let (fence_in, fence) = mpsc::channel(act::QUEUE);
     let (lead_in, lead) = mpsc::channel(act::QUEUE);
-    let records = Records::default();
+    let (route_in, route) = mpsc::channel(act::QUEUE);
+    let (layout_in, layout) = mpsc::channel(act::QUEUE);
+    let (records, agent) = (Records::default(), agent.to_owned());
     (
-        Actors { upkeep: upkeep_in, fence: fence_in, lead: lead_in, records, agent: agent.to_owned() },
-        Steps { upkeep, fence, lead },
+        Actors {
+            upkeep: upkeep_in,
+            fence: fence_in,
+            lead: lead_in,
+            route: route_in,
+            layout: layout_in,
+            records,
+            probes: probes.clone(),
+            agent,
+        },
+        Steps { upkeep, fence, lead, route, layout },
     )
 }
 
@@ -268,7 +299,30 @@ fn keep_actors(
     events: &Events,
 ) {
     // The receiving ends outlive a failure of an actor: what was asked for is not lost.
-    let Steps { upkeep, fence, lead } = steps;
+    let Steps { upkeep, fence, lead, route, layout } = steps;
+    if let Some((haproxy, file)) = config.haproxy.clone().and_then(|haproxy| Some((haproxy.clone(), haproxy.file?))) {
+        let layouts =
+            act::layout::Layouts { haproxy, file, checker: "haproxy", probes: probes.clone(), events: events.clone() };
+        let (steps, layouts) = (Arc::new(Mutex::new(layout)), Arc::new(layouts));
+        tasks.keep("layout", move || {
+            let (steps, layouts) = (Arc::clone(&steps), Arc::clone(&layouts));
+            async move { act::layout::run(&mut *steps.lock().await, &layouts).await }
+        });
+    }
+    if let Some(config) = config.haproxy.clone() {
+        let router = Arc::new(act::route::Router {
+            config,
+            zookeeper: zookeeper.clone(),
+            targets: targets.clone(),
+            probes: probes.clone(),
+            events: events.clone(),
+        });
+        let steps = Arc::new(Mutex::new(route));
+        tasks.keep("route", move || {
+            let (steps, router) = (Arc::clone(&steps), Arc::clone(&router));
+            async move { act::route::run(&mut *steps.lock().await, &router).await }
+        });
+    }
     {
         let (steps, zookeeper, events) = (Arc::new(Mutex::new(upkeep)), zookeeper.clone(), events.clone());
         tasks.keep("upkeep", move || {
@@ -276,14 +330,15 @@ fn keep_actors(
             async move { act::upkeep::run(&mut *steps.lock().await, zookeeper, events).await }
         });
     }
+    let local = config.node.as_ref().map(|node| {
+        let place = match &node.socket_dir {
+            Some(directory) => Place::Socket(directory.clone(), node.port),
+            None => Place::Tcp(node.host.clone(), node.port),
+        };
+        (MemberName::from(node.member.as_str()), place)
+    });
     {
-        let local = config.node.as_ref().map(|node| {
-            let place = match &node.socket_dir {
-                Some(directory) => Place::Socket(directory.clone(), node.port),
-                None => Place::Tcp(node.host.clone(), node.port),
-            };
-            (MemberName::from(node.member.as_str()), place)
-        });
+        let local = local.clone();
         let fencer = Arc::new(act::fence::Fencer {
             local,
             login: config.superuser.clone(),
@@ -307,6 +362,7 @@ fn keep_actors(
         records: records.clone(),
         client: client.clone(),
         api: config.node.as_ref().map(|node| node.api.clone()),
+        local: local.map(|(_, place)| place).zip(config.superuser.clone()),
         probes: probes.clone(),
         events: events.clone(),
         agent: config.name.clone(),

@@ -21,6 +21,7 @@ use warden_core::event::{
     Role, Rule, Server, Session, State, Znode,
 };
 use warden_core::fact::{Reading, Source};
+use warden_core::haproxy::{HoldReport, Pool, RouteOutcome, RouteReport, Wish};
 use warden_core::types::{Lsn, MemberName, SessionId, SystemId, Timeline, UnixMillis, Zxid};
 use warden_core::view::{Identity, View};
 use warden_core::warn::CODES;
@@ -105,6 +106,16 @@ fn every_metric_is_documented_with_its_type() {
         Event::Fence(FenceReport { member: "b".into(), rule: Rule::Superseded, outcome: fenced }),
         Event::Release(ReleaseReport::Done { took }),
         Event::Nudged { outcome: Ok(()) },
+        Event::Reconnected { outcome: Ok(()) },
+        Event::Hold(HoldReport::Begun),
+        Event::Hold(HoldReport::Ended { after: took }),
+        Event::Routed(RouteReport {
+            pool: Pool::Writes,
+            server: "pg-a".to_owned(),
+            member: "a".into(),
+            to: Wish::Up,
+            outcome: RouteOutcome::Done { took },
+        }),
     ];
     for event in [Event::Tick, lost, Event::Barrier(Barrier::Unknown(String::new())), failed()].iter().chain(&acts) {
         metrics.count(event, clock.now());
@@ -249,7 +260,7 @@ fn the_fence_record_that_is_shown_has_the_fields_of_a_fence_record() {
 #[test]
 fn every_rule_is_documented() {
     let fences = Rule::ALL.into_iter().filter(|rule| *rule != Rule::Crashed).map(|rule| rule.as_str().to_owned());
-    let others = ["release", "handover", "nudge", "gate"].map(str::to_owned);
+    let others = ["release", "handover", "nudge", "reconnect", "gate", "routing"].map(str::to_owned);
     assert_documented("## What it does about it", &fences.chain(others).collect());
 }
 
@@ -271,6 +282,7 @@ fn sample() -> (Clock, View) {
         lsn: Some(Lsn(1)),
         system_id: Some(SystemId(1)),
         archiver: Some(Archiver::default()),
+        receives: None,
     };
     let session = Session {
         id: SessionId(1),
@@ -297,6 +309,7 @@ fn sample() -> (Clock, View) {
         version: Some("4".to_owned()),
     };
     let haproxy = HaproxyServer {
+        pool: Pool::Writes,
         name: "b".to_owned(),
         address: "10.0.0.2:5432".to_owned(),
         member: Some("b".into()),

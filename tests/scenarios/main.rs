@@ -14,6 +14,8 @@ mod fencing;
 mod long;
 mod never;
 mod pool;
+mod reloads;
+mod routing;
 mod secured;
 mod walkthrough;
 mod zookeeper;
@@ -71,6 +73,17 @@ fn main() -> std::process::ExitCode {
         scenario!(Single, fencing::frozen_in_a_storm_of_connections),
         scenario!(Single, never::zookeeper_is_away_in_failsafe_mode),
         scenario!(Single, fencing::patroni_is_frozen),
+        scenario!(Single, reloads::a_third_node_joins_and_leaves),
+        scenario!(Single, reloads::the_nodes_swap_their_addresses),
+        scenario!(Single, reloads::a_second_haproxy_with_a_template_of_its_own),
+        scenario!(Single, reloads::ten_reloads_under_load),
+        scenario!(Single, reloads::haproxy_hangs_and_is_started_again),
+        scenario!(Single, routing::a_frozen_patroni_is_not_felt),
+        scenario!(Single, routing::a_replica_that_falls_back_takes_no_new_reads),
+        scenario!(Single, routing::haproxy_goes_on_without_its_agent),
+        scenario!(Single, routing::an_edited_configuration_is_left_alone),
+        scenario!(Single, routing::a_switchover_is_followed),
+        scenario!(Single, routing::a_crash_is_followed),
         scenario!(Single, fencing::frozen_and_cut_off),
         scenario!(Single, fencing::the_agent_is_dead_and_patroni_frozen),
         scenario!(Single, walkthrough::walkthrough),

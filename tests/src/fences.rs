@@ -3,12 +3,9 @@
 use crate::docker::{self, Container};
 use crate::history::{self, Reign};
 use crate::promise::kept;
-use crate::stack::Stack;
+use crate::stack::{AGENTS, Stack};
 use anyhow::{Context, ensure};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// The agents that fence: those beside the nodes.
-const FENCERS: [&str; 2] = ["warden-pg-master", "warden-pg-slave"];
 
 /// A line of an agent's log.
 #[derive(Clone, Debug)]
@@ -32,22 +29,30 @@ impl Line {
     }
 }
 
-/// What the agents beside the nodes have logged since a moment.
+/// What the agents have logged since a moment.
 pub async fn lines_since(stack: &Stack, since: SystemTime) -> anyhow::Result<Vec<Line>> {
     let mut lines = Vec::new();
-    for agent in FENCERS {
-        let Container(name) = stack.container(agent);
-        let from = since.duration_since(UNIX_EPOCH)?;
-        let from = format!("{}.{:09}", from.as_secs(), from.subsec_nanos());
-        let args = ["logs", "--timestamps", "--since", &from, &name];
-        let (status, out, err) = docker::run_with("docker", &args, &[], docker::LIMIT).await?;
-        ensure!(status == 0, "docker logs {name}: {err}");
-        for line in out.lines().chain(err.lines()) {
-            let Some((at, text)) = line.split_once(' ') else { continue };
-            let Ok(at) = at.parse::<jiff::Timestamp>() else { continue };
-            let at = UNIX_EPOCH + Duration::from_nanos(u64::try_from(at.as_nanosecond())?);
-            lines.push(Line { agent, at, text: text.to_owned() });
-        }
+    for agent in AGENTS {
+        lines.extend(log_since(stack, agent, since).await?);
+    }
+    lines.sort_by_key(|line| line.at);
+    Ok(lines)
+}
+
+/// What the container of one service has logged since a moment, an agent or not.
+pub async fn log_since(stack: &Stack, agent: &'static str, since: SystemTime) -> anyhow::Result<Vec<Line>> {
+    let Container(name) = stack.container(agent);
+    let from = since.duration_since(UNIX_EPOCH)?;
+    let from = format!("{}.{:09}", from.as_secs(), from.subsec_nanos());
+    let args = ["logs", "--timestamps", "--since", &from, &name];
+    let (status, out, err) = docker::run_with("docker", &args, &[], docker::LIMIT).await?;
+    ensure!(status == 0, "docker logs {name}: {err}");
+    let mut lines = Vec::new();
+    for line in out.lines().chain(err.lines()) {
+        let Some((at, text)) = line.split_once(' ') else { continue };
+        let Ok(at) = at.parse::<jiff::Timestamp>() else { continue };
+        let at = UNIX_EPOCH + Duration::from_nanos(u64::try_from(at.as_nanosecond())?);
+        lines.push(Line { agent, at, text: text.to_owned() });
     }
     lines.sort_by_key(|line| line.at);
     Ok(lines)
@@ -69,13 +74,20 @@ pub fn deeds(lines: &[Line]) -> Vec<String> {
         "would be fenced",
         "the leader key would be released",
         "Patroni would be nudged",
+        "standby told to try again to stream",
+        "standby would be told to try again",
+        "HAProxy's server told",
+        "HAProxy's server would be told",
+        "HAProxy's configuration written anew",
     ];
     let mut told: Vec<String> = Vec::new();
     for line in lines.iter().filter(|line| signs.iter().any(|sign| line.text.contains(sign))) {
         let sign = signs.iter().find(|sign| line.text.contains(**sign)).copied().unwrap_or_default();
         let rule = line.field("rule").map(|rule| format!("rule {rule}: ")).unwrap_or_default();
         let what = sign.trim_start_matches("act::fence: ");
-        let deed = format!("{}: {rule}{what}: {}", line.agent, line.field("reason").unwrap_or_default());
+        let server = line.field("server").zip(line.field("to"));
+        let server = server.map(|(server, to)| format!(" ({server}: {to})")).unwrap_or_default();
+        let deed = format!("{}: {rule}{what}{server}: {}", line.agent, line.field("reason").unwrap_or_default());
         if !told.contains(&deed) {
             told.push(deed);
         }

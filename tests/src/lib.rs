@@ -18,5 +18,6 @@ pub mod writers;
 
 pub mod faults;
 pub mod measure;
+pub mod rivals;
 pub mod storm;
 pub mod trial;

@@ -7,7 +7,45 @@ use crate::trial::Outcome;
 use crate::writers::{Ack, Route};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
+
+/// What has been measured: a line of JSON for each run, written as soon as it is done.
+#[derive(Debug)]
+pub struct File {
+    path: PathBuf,
+    /// In order.
+    pub lines: Vec<Value>,
+}
+
+impl File {
+    /// The file `name` in `tests/out`, with what is in it or, unless a run is to `go_on`, empty; then what was in it is
+    /// kept under another name.
+    pub fn open(name: &str, go_on: bool) -> anyhow::Result<Self> {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("out");
+        std::fs::create_dir_all(&directory)?;
+        let path = directory.join(name);
+        let mut lines = Vec::new();
+        if path.exists() && go_on {
+            for line in std::fs::read_to_string(&path)?.lines() {
+                // A line that was cut short is measured again.
+                lines.extend(serde_json::from_str(line).ok());
+            }
+        } else if path.exists() {
+            std::fs::rename(&path, directory.join(format!("{name}.before")))?;
+        }
+        Ok(Self { path, lines })
+    }
+
+    /// One more.
+    pub fn add(&mut self, line: Value) -> anyhow::Result<()> {
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&self.path)?;
+        writeln!(file, "{line}")?;
+        self.lines.push(line);
+        Ok(())
+    }
+}
 
 /// A figure that has an aim.
 #[derive(Clone, Copy, Debug)]
@@ -139,12 +177,16 @@ pub fn figures(outcome: &Outcome, fault: Fault, reigns: &[Reign], synchronous: O
 }
 
 /// The turn from one primary to the next, as clients straight at the nodes saw it.
-struct Turn {
-    last_old: Option<Ack>,
-    first_new: Option<Ack>,
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    /// The last row that the old primary acknowledged.
+    pub last_old: Option<Ack>,
+    /// The first row that the new one did.
+    pub first_new: Option<Ack>,
 }
 
-fn turn(outcome: &Outcome) -> Turn {
+/// Who acknowledged what last, and first.
+pub fn turn(outcome: &Outcome) -> Turn {
     let story = |node: &str| {
         let (node, _) = NODES.into_iter().find(|(known, _)| *known == node)?;
         outcome.report.stories.get(&Route::Node(node))
@@ -187,12 +229,14 @@ fn steps(outcome: &Outcome, reigns: &[Reign], turn: &Turn, synchronous: Option<I
     steps
 }
 
-fn ms(from: Instant, to: Instant) -> f64 {
+/// Milliseconds, below zero where `to` was before `from`.
+pub fn ms(from: Instant, to: Instant) -> f64 {
     let ahead = to.saturating_duration_since(from).as_secs_f64();
     (ahead - from.saturating_duration_since(to).as_secs_f64()) * 1000.0
 }
 
-fn between(from: SystemTime, to: SystemTime) -> f64 {
+/// The same by the wall clock.
+pub fn between(from: SystemTime, to: SystemTime) -> f64 {
     match to.duration_since(from) {
         Ok(ahead) => ahead.as_secs_f64() * 1000.0,
         Err(behind) => -behind.duration().as_secs_f64() * 1000.0,

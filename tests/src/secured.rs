@@ -13,15 +13,11 @@ const UID: u32 = 999;
 pub async fn prepare(root: &Path, directory: &Path) -> anyhow::Result<PathBuf> {
     let tls = directory.join("tls");
     tokio::fs::create_dir_all(&tls).await?;
-    tokio::fs::create_dir_all(directory.join("haproxy")).await?;
     certificates(&tls).await?;
     for (file, node) in [("postgres0.yml", "pg-master"), ("postgres1.yml", "pg-slave")] {
         let text = tokio::fs::read_to_string(root.join("compose/patroni").join(file)).await?;
         tokio::fs::write(directory.join(file), patroni(&text, node)?).await?;
     }
-    let text = tokio::fs::read_to_string(root.join("compose/haproxy/haproxy.cfg")).await?;
-    let text = replace(&text, "check port 8008", "check port 8008 check-ssl verify none")?;
-    tokio::fs::write(directory.join("haproxy/haproxy.cfg"), text).await?;
     let path = directory.join("secured.yml");
     tokio::fs::write(&path, compose(directory)).await?;
     Ok(path)
@@ -59,7 +55,6 @@ fn compose(directory: &Path) -> String {
     }
     text +=
         &service_text("warden-haproxy", &format!("{directory}/postgres0.yml:/postgres0.yml"), &directory.to_string());
-    text += &format!("  haproxy:\n    volumes: ['{directory}/haproxy:/etc/haproxy:ro']\n");
     text
 }
 

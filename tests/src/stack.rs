@@ -49,6 +49,8 @@ pub struct Ports {
     pub slave: u16,
     /// Writes, through HAProxy.
     pub proxy: u16,
+    /// Reads, through HAProxy.
+    pub reads: u16,
     /// HAProxy's statistics.
     pub stats: u16,
     /// Prometheus.
@@ -82,7 +84,9 @@ impl Stack {
             Flavor::Supervised => Some(supervised::prepare(&root, &root.join("tests/out").join(project)).await?),
         };
         let prefix = format!("{project}-");
-        let stack = Self { project: project.to_owned(), prefix, flavor, ports: free_ports()?, root, over };
+        let [master, slave, proxy, reads, stats, prometheus] = free_ports()?;
+        let ports = Ports { master, slave, proxy, reads, stats, prometheus };
+        let stack = Self { project: project.to_owned(), prefix, flavor, ports, root, over };
         let said = stack.compose_up().await?;
         ensure!(said.contains("the cluster is healthy"), "compose/up did not say that it is healthy: {said}");
         Ok(stack)
@@ -100,6 +104,7 @@ impl Stack {
             master: port("PG_MASTER_PORT", "5433")?,
             slave: port("PG_SLAVE_PORT", "5434")?,
             proxy: port("HAPROXY_PORT", "5000")?,
+            reads: port("HAPROXY_READ_PORT", "5001")?,
             stats: port("HAPROXY_STATS_PORT", "7000")?,
             prometheus: port("PROMETHEUS_PORT", "9090")?,
         };
@@ -125,7 +130,7 @@ impl Stack {
     }
 
     fn env(&self) -> Vec<(String, String)> {
-        let Ports { master, slave, proxy, stats, prometheus } = self.ports;
+        let Ports { master, slave, proxy, reads, stats, prometheus } = self.ports;
         let mut env = vec![
             ("COMPOSE_PROJECT_NAME".to_owned(), self.project.clone()),
             ("WARDEN_PREFIX".to_owned(), self.prefix.clone()),
@@ -137,6 +142,7 @@ impl Stack {
             ("PG_MASTER_PORT", master),
             ("PG_SLAVE_PORT", slave),
             ("HAPROXY_PORT", proxy),
+            ("HAPROXY_READ_PORT", reads),
             ("HAPROXY_STATS_PORT", stats),
             ("PROMETHEUS_PORT", prometheus),
         ];
@@ -209,11 +215,26 @@ impl Stack {
     }
 
     /// Asks for a switchover away from `leader`, and returns when Patroni says that it is done.
+    ///
+    /// Patroni looks once a second, and reads the leader key and the request one after the other: where the new leader
+    /// takes the one and removes the other in between, it says that the switchover failed, and it has not. Then it
+    /// counts who leads.
     pub async fn switchover(&self, leader: &str) -> anyhow::Result<String> {
         let candidate = other(leader);
         let args = ["switchover", "my_cluster", "--leader", leader, "--candidate", candidate, "--force"];
         let said = self.patronictl(&args).await?;
-        ensure!(said.contains("Successfully switched over"), "the switchover failed: {said}");
+        if !said.contains("Successfully switched over") {
+            ensure!(said.contains("503, Switchover failed"), "the switchover failed: {said}");
+            eprintln!("      Patroni says that the switchover to {candidate} failed");
+            wait::until("the candidate leads all the same", Duration::from_secs(15), || async {
+                let list = self.patronictl(&["list", "my_cluster", "-f", "json"]).await?;
+                let members: Vec<Value> = serde_json::from_str(&list)?;
+                let leads = members.iter().any(|one| one["Member"] == candidate && one["Role"] == "Leader");
+                ensure!(leads, "the switchover failed: {said}{list}");
+                Ok(())
+            })
+            .await?;
+        }
         Ok(candidate.to_owned())
     }
 
@@ -293,10 +314,10 @@ async fn remove(list: &[&str], remove: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Five ports that nobody listens on now, below those that the kernel gives to clients: a node that is started again
+/// Ports that nobody listens on now, below those that the kernel gives to clients: a node that is started again
 /// would find its port taken by one of the writers, and a writer that knocks at a closed port be connected to itself.
 /// Each call begins where the last one ended, so stacks that come up at once do not meet.
-fn free_ports() -> anyhow::Result<Ports> {
+pub fn free_ports<const COUNT: usize>() -> anyhow::Result<[u16; COUNT]> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let seed = std::process::id().wrapping_mul(97);
     let mut found = Vec::new();
@@ -306,11 +327,11 @@ fn free_ports() -> anyhow::Result<Ports> {
         if TcpListener::bind(("0.0.0.0", port)).is_ok() {
             found.push(port);
         }
-        if let [master, slave, proxy, stats, prometheus] = *found.as_slice() {
-            return Ok(Ports { master, slave, proxy, stats, prometheus });
+        if let Ok(ports) = found.as_slice().try_into() {
+            return Ok(ports);
         }
     }
-    anyhow::bail!("not five of the ports {PORTS:?} are free")
+    anyhow::bail!("not {COUNT} of the ports {PORTS:?} are free")
 }
 
 /// Waits until a TCP port on this machine accepts a PostgreSQL session.

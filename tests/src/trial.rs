@@ -5,7 +5,7 @@ use crate::fences::{self, Line};
 use crate::promise::kept;
 use crate::stack::Stack;
 use crate::watching::{Sample, Watching};
-use crate::writers::{Commit, Report, Writers};
+use crate::writers::{Commit, Report, Route, Writers};
 use crate::{truth, wait};
 use anyhow::{Context, ensure};
 use std::time::{Duration, Instant, SystemTime};
@@ -26,7 +26,7 @@ pub struct Outcome {
     pub healed: Instant,
     /// What the clients saw.
     pub report: Report,
-    /// What the agents beside the nodes logged meanwhile.
+    /// What the agents logged meanwhile.
     pub lines: Vec<Line>,
     /// What the agents answered meanwhile.
     pub samples: Vec<Sample>,
@@ -84,7 +84,12 @@ pub struct Observed {
 impl Observed {
     /// Begins.
     pub async fn start(stack: &Stack, commit: Commit) -> anyhow::Result<Self> {
-        let writers = Writers::start(stack, commit).await?;
+        Self::start_on(stack, commit, &Route::ALL).await
+    }
+
+    /// The same with writers on these routes, and not only on those that every stack has.
+    pub async fn start_on(stack: &Stack, commit: Commit, routes: &[Route]) -> anyhow::Result<Self> {
+        let writers = Writers::start_on(stack, commit, routes).await?;
         // A fault that struck while the writers begin would be judged by nobody.
         Ok(Self { since: SystemTime::now(), writers, watching: Watching::start(stack) })
     }
@@ -127,10 +132,21 @@ pub async fn run(stack: &Stack, fault: Fault, commit: Commit) -> anyhow::Result<
 
 /// The same with writers that are at work already.
 pub async fn with(stack: &Stack, fault: Fault, leader: Leader, observed: Observed) -> anyhow::Result<Outcome> {
+    with_healing_after(stack, fault, leader, observed, sleep(fault.lingers())).await
+}
+
+/// The same, healed when the other has taken over, where one is to, and `lingers` is over.
+pub async fn with_healing_after(
+    stack: &Stack,
+    fault: Fault,
+    leader: Leader,
+    observed: Observed,
+    lingers: impl Future<Output = ()>,
+) -> anyhow::Result<Outcome> {
     let (struck, struck_at) = (Instant::now(), SystemTime::now());
     let stricken = fault.strike(stack, &leader).await.with_context(|| format!("{fault} could not be done"));
     let replaced = if stricken.is_ok() && fault.replaces() { leader.replaced(stack).await } else { Ok(()) };
-    sleep(fault.lingers()).await;
+    lingers.await;
     let healed = fault.heal(stack, &leader).await.with_context(|| format!("{fault} could not be healed"));
     let healed_at = Instant::now();
     stricken?;

@@ -38,10 +38,17 @@ pub enum Route {
     ProxyAnew,
     /// Straight at a node, by container name.
     Node(&'static str),
+    /// Through another HAProxy in front of the same nodes, on this port of this machine.
+    Beside {
+        /// The port.
+        port: u16,
+        /// With a session for each row.
+        anew: bool,
+    },
 }
 
 impl Route {
-    /// Every route of a stack.
+    /// Every route of a stack by itself.
     pub const ALL: [Self; 4] = [Self::Proxy, Self::ProxyAnew, Self::Node(NODES[0].0), Self::Node(NODES[1].0)];
 
     fn name(self) -> String {
@@ -49,13 +56,20 @@ impl Route {
             Self::Proxy => "proxy".to_owned(),
             Self::ProxyAnew => "proxy, a session for each row".to_owned(),
             Self::Node(node) => node.to_owned(),
+            Self::Beside { port, anew: false } => format!("port {port}"),
+            Self::Beside { port, anew: true } => format!("port {port}, a session for each row"),
         }
+    }
+
+    const fn is_anew(self) -> bool {
+        matches!(self, Self::ProxyAnew | Self::Beside { anew: true, .. })
     }
 
     fn port(self, stack: &Stack) -> u16 {
         match self {
             Self::Proxy | Self::ProxyAnew => stack.ports.proxy,
             Self::Node(node) => stack.node_port(node),
+            Self::Beside { port, .. } => port,
         }
     }
 }
@@ -84,6 +98,8 @@ impl Commit {
 pub struct Ack {
     /// The row's number within its writer.
     pub row: u64,
+    /// When the writer set out: before its session, where it needed a new one.
+    pub begun: Instant,
     /// When the writer asked for it.
     pub sent: Instant,
     /// When the writer had it.
@@ -94,13 +110,24 @@ pub struct Ack {
     pub timeline: u32,
 }
 
+/// An attempt at a row that failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// When the writer set out.
+    pub begun: Instant,
+    /// When it knew.
+    pub at: Instant,
+    /// Why.
+    pub why: String,
+}
+
 /// What one writer went through.
 #[derive(Clone, Debug, Default)]
 pub struct Story {
     /// In order.
     pub acks: Vec<Ack>,
-    /// Attempts that failed, with their time.
-    pub errors: Vec<(Instant, String)>,
+    /// Attempts that failed.
+    pub errors: Vec<Failure>,
 }
 
 impl Story {
@@ -126,6 +153,11 @@ pub struct Writers {
 impl Writers {
     /// Starts a writer on every route, and waits until rows arrive through the proxy.
     pub async fn start(stack: &Stack, commit: Commit) -> anyhow::Result<Self> {
+        Self::start_on(stack, commit, &Route::ALL).await
+    }
+
+    /// The same on these routes.
+    pub async fn start_on(stack: &Stack, commit: Commit, routes: &[Route]) -> anyhow::Result<Self> {
         let setup = wait_for_session(stack.ports.proxy, FIRST).await.context("no session through the proxy")?;
         let prepare = format!(
             "DO $$ BEGIN \
@@ -140,7 +172,7 @@ impl Writers {
         let run = since_epoch.as_nanos().to_string();
         let mut tasks = JoinSet::new();
         let mut stories = BTreeMap::new();
-        for route in Route::ALL {
+        for route in routes.iter().copied() {
             let story = Arc::new(Mutex::new(Story::default()));
             tasks.spawn(write(route, route.port(stack), commit, run.clone(), Arc::clone(&story)));
             stories.insert(route, story);
@@ -175,7 +207,7 @@ impl Writers {
         let client = wait_for_session(stack.ports.proxy, FIRST).await.context("no session through the proxy")?;
         let rows = client.query("SELECT writer, row FROM truth WHERE run = $1", &[&self.run]).await?;
         let present: BTreeSet<(String, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-        let stories: BTreeMap<Route, Story> = Route::ALL.iter().map(|route| (*route, self.story(*route))).collect();
+        let stories: BTreeMap<Route, Story> = self.stories.keys().map(|route| (*route, self.story(*route))).collect();
         let mut lost = Vec::new();
         for (route, story) in &stories {
             let is_there = |row: u64| i64::try_from(row).is_ok_and(|row| present.contains(&(route.name(), row)));
@@ -292,6 +324,7 @@ async fn write(route: Route, port: u16, commit: Commit, run: String, story: Arc<
     loop {
         row += 1;
         let next = tokio::time::sleep(PACE);
+        let begun = Instant::now();
         let attempt = async {
             let open = match client.take() {
                 Some(open) if !open.is_closed() => open,
@@ -313,7 +346,7 @@ async fn write(route: Route, port: u16, commit: Commit, run: String, story: Arc<
                 Err(error) => {
                     // A standby keeps the session; a new one for each refusal would be most of its work.
                     let refused = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
-                    client = (refused && route != Route::ProxyAnew).then_some(open);
+                    client = (refused && !route.is_anew()).then_some(open);
                     return Err(error.into());
                 }
             };
@@ -329,10 +362,10 @@ async fn write(route: Route, port: u16, commit: Commit, run: String, story: Arc<
             let mut story = story.lock().unwrap_or_else(PoisonError::into_inner);
             match done {
                 Ok((open, sent, timeline)) => {
-                    story.acks.push(Ack { row, sent, at, wall: SystemTime::now(), timeline });
-                    client = (route != Route::ProxyAnew).then_some(open);
+                    story.acks.push(Ack { row, begun, sent, at, wall: SystemTime::now(), timeline });
+                    client = (!route.is_anew()).then_some(open);
                 }
-                Err(error) => story.errors.push((at, format!("{error:#}"))),
+                Err(error) => story.errors.push(Failure { begun, at, why: format!("{error:#}") }),
             }
         }
         next.await;
@@ -346,6 +379,7 @@ mod tests {
     fn story(start: Instant, acks: &[(u64, u32)]) -> Story {
         let ack = |(ms, timeline): &(u64, u32)| Ack {
             row: *ms,
+            begun: start,
             sent: start + Duration::from_millis(ms.saturating_sub(1)),
             at: start + Duration::from_millis(*ms),
             wall: UNIX_EPOCH,

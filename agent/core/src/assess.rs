@@ -7,6 +7,7 @@ use crate::event::{
     AliveLock, HaproxyAnswer, LeaderKey, PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Server, State,
 };
 use crate::fact::{Fact, Reading, Source};
+use crate::haproxy::Pool;
 use crate::types::{AgentName, Lsn, MemberName, Moment, Timeline};
 use crate::view::{self, Member, View};
 use alloc::collections::BTreeSet;
@@ -212,7 +213,13 @@ pub fn postgres(view: &View, name: &MemberName, member: &Member, now: Moment) ->
 fn heard_by_patroni(member: &Member, now: Moment) -> Option<Fact<PostgresAnswer>> {
     let fact = member.patroni.as_ref().filter(|fact| fact.age(now) <= PROBE_LIMIT)?;
     let status = status(&fact.value)?;
-    let server = Server { timeline: status.timeline, lsn: status.lsn, system_id: status.system_id, archiver: None };
+    let server = Server {
+        timeline: status.timeline,
+        lsn: status.lsn,
+        system_id: status.system_id,
+        archiver: None,
+        receives: None,
+    };
     let answer = if status.writable? { PostgresAnswer::Writable(server) } else { PostgresAnswer::InRecovery(server) };
     Some(Fact::new(answer, Source::Patroni, fact.at))
 }
@@ -283,7 +290,7 @@ fn alive_lock(view: &View, name: &MemberName, now: Moment) -> Option<AliveLock> 
 }
 
 /// The agent that stands beside `name`.
-fn agent_of<'a>(
+pub(crate) fn agent_of<'a>(
     view: &'a View,
     name: &MemberName,
 ) -> Option<(&'a AgentName, &'a Fact<Reading<crate::event::AgentRecord>>)> {
@@ -302,11 +309,12 @@ pub struct Router<'a> {
 }
 
 impl Router<'_> {
-    /// The members that it sends new connections to.
-    pub fn writes_to(&self) -> BTreeSet<&MemberName> {
+    /// The members that it sends new connections of this kind to.
+    pub fn sends_to(&self, pool: Pool) -> BTreeSet<&MemberName> {
         match self.answer {
             HaproxyAnswer::Servers(servers) => {
-                servers.iter().filter(|server| server.up).filter_map(|server| server.member.as_ref()).collect()
+                let writes = servers.iter().filter(|server| server.up && server.pool == pool);
+                writes.filter_map(|server| server.member.as_ref()).collect()
             }
             HaproxyAnswer::Unusable(_) => BTreeSet::new(),
         }

@@ -1,16 +1,19 @@
 //! What should be done, as a pure function of what is believed.
 //!
 //! The plan verifies, announces and keeps the session timeout equal to Patroni's ttl. The rules that act on the
-//! world are modules beside this one ([`crate::fence`], [`crate::release`], [`crate::nudge`]); what is in here is
-//! only when what they say is ordered, and when it is ordered again.
+//! world are modules beside this one ([`crate::fence`], [`crate::release`], [`crate::nudge`], [`crate::reconnect`],
+//! [`crate::route`], [`crate::layout`]); what is in here is only when what they say is ordered, and when again.
 
-use crate::event::{AgentRecord, FenceOutcome, HaproxyAnswer, HaproxyServer, PostgresAnswer, Rule, Server};
+use crate::event::{AgentRecord, FenceOutcome, HaproxyAnswer, HaproxyServer, PostgresAnswer, Rule, Server, Started};
 use crate::fact::Reading;
 use crate::fence::{self, Order};
+use crate::haproxy::Change;
+use crate::layout::{self, Layout};
 use crate::release::{self, Release, ReleasePolicy};
+use crate::route::{self, RoutePolicy};
 use crate::types::{MemberName, Moment};
 use crate::view::{Link, View};
-use crate::{assess, nudge};
+use crate::{assess, nudge, reconnect};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -30,6 +33,10 @@ pub struct Policy {
     pub release: ReleasePolicy,
     /// Patroni may be woken.
     pub nudge: bool,
+    /// What becomes of the rules of routing.
+    pub routing: Fencing,
+    /// The limits of routing.
+    pub route: RoutePolicy,
 }
 
 /// What becomes of the rules of fencing.
@@ -56,6 +63,8 @@ impl Default for Policy {
                 patroni_is_pid_1: false,
             },
             nudge: false,
+            routing: Fencing::Enforce,
+            route: RoutePolicy::default(),
         }
     }
 }
@@ -115,6 +124,44 @@ pub enum Action {
     Release(Box<Release>),
     /// Wake the local Patroni.
     Nudge,
+    /// Tell the local standby to try again to stream.
+    Reconnect,
+    /// Ask HAProxy and the members now and not when their turn comes.
+    Look,
+    /// Tell HAProxy to hold new connections for writes for a moment, whatever its checks say; or to let them go on.
+    Hold {
+        /// To hold them.
+        on: bool,
+    },
+    /// Tell HAProxy which of its servers take connections.
+    Route(Box<Change>),
+    /// Say what HAProxy would have been told.
+    ObserveRoute(Box<Change>),
+    /// Write HAProxy's configuration anew, of these members, and have it reloaded.
+    Render(Layout),
+}
+
+impl Action {
+    /// What the view has to remember once this has been handed over.
+    pub fn started(&self) -> Option<Started> {
+        Some(match self {
+            Self::Verify => Started::Verification,
+            Self::Announce(announced) => Started::Announcement(announced.clone()),
+            Self::UseSessionTimeout(_) => return None,
+            Self::Fence(order) | Self::ObserveFence(order) => Started::Fence(order.member.clone()),
+            Self::CloseFence(_) => Started::CloseFence,
+            Self::Probe { .. } => Started::Probe,
+            Self::Release(_) => Started::Release,
+            Self::Nudge => Started::Nudge,
+            Self::Reconnect => Started::Reconnect,
+            Self::Look => Started::Look,
+            Self::Render(_) => Started::Render,
+            Self::Hold { on } => Started::Hold { on: *on },
+            Self::Route(change) | Self::ObserveRoute(change) => {
+                Started::Route { pool: change.pool, server: change.server.clone(), to: change.to }
+            }
+        })
+    }
 }
 
 /// A fence that is under way is not ordered again sooner than this: its own ladder takes less.
@@ -151,8 +198,59 @@ pub fn decide(view: &View, policy: &Policy, now: Moment) -> Plan {
             nudge::Due::Later(at) => plan.consider(Due::At(at), now),
             nudge::Due::NoReason => {}
         }
+        match reconnect::judge(view, now) {
+            reconnect::Due::Reconnect(reason) => plan.steps.push(Step { action: Action::Reconnect, reason }),
+            reconnect::Due::Ask => {
+                let reason = "whether it receives WAL is to be known".to_string();
+                plan.steps.push(Step { action: Action::Probe { others: false }, reason });
+            }
+            reconnect::Due::Later(at) => plan.consider(Due::At(at), now),
+            reconnect::Due::NoReason => {}
+        }
     }
+    routing(view, policy, now, &mut plan);
     plan
+}
+
+fn routing(view: &View, policy: &Policy, now: Moment, plan: &mut Plan) {
+    if policy.routing == Fencing::Off {
+        return;
+    }
+    let routing = route::judge(view, &policy.route, now);
+    if let Some(at) = routing.again {
+        plan.consider(Due::At(at), now);
+    }
+    let mut hold = routing.hold.filter(|_| policy.routing == Fencing::Enforce);
+    // They wait before anything is changed, and go on when all of it is.
+    if let Some((_, reason)) = hold.take_if(|(on, _)| *on) {
+        plan.steps.push(Step { action: Action::Hold { on: true }, reason });
+    }
+    for change in routing.changes {
+        let (reason, change) = (change.reason.clone(), Box::new(change));
+        if policy.routing == Fencing::Enforce {
+            plan.steps.push(Step { action: Action::Route(change), reason });
+            continue;
+        }
+        let told = view.routing.told.get(&(change.pool, change.server.clone()));
+        if told.is_none_or(|(told, at)| *told != change.to || now.since(*at) >= OBSERVED_AGAIN) {
+            plan.steps.push(Step { action: Action::ObserveRoute(change), reason });
+        }
+    }
+    if let Some((_, reason)) = hold {
+        plan.steps.push(Step { action: Action::Hold { on: false }, reason });
+    }
+    // What is only observed is not written either; the file is read once the agent enforces.
+    if policy.routing == Fencing::Enforce {
+        match layout::judge(view, now) {
+            Ok((layout, reason)) => plan.steps.push(Step { action: Action::Render(layout), reason }),
+            Err(Some(at)) => plan.consider(Due::At(at), now),
+            Err(None) => {}
+        }
+    }
+    if routing.look && policy.routing == Fencing::Enforce {
+        let reason = "writes have nowhere to go, or are about to".to_string();
+        plan.steps.push(Step { action: Action::Look, reason });
+    }
 }
 
 fn fencing(view: &View, policy: &Policy, now: Moment, plan: &mut Plan) {
@@ -363,7 +461,7 @@ fn same_answer(now: &PostgresAnswer, then: &PostgresAnswer) -> bool {
     match (now, then) {
         (PostgresAnswer::Writable(now), PostgresAnswer::Writable(then))
         | (PostgresAnswer::InRecovery(now), PostgresAnswer::InRecovery(then)) => {
-            let Server { timeline, lsn: _, system_id, archiver } = now;
+            let Server { timeline, lsn: _, system_id, archiver, receives: _ } = now;
             let archivers = match (archiver, &then.archiver) {
                 (Some(now), Some(then)) => now.failing == then.failing,
                 (now, then) => now.is_none() && then.is_none(),
@@ -378,8 +476,9 @@ fn same_servers(now: &HaproxyAnswer, then: &HaproxyAnswer) -> bool {
     match (now, then) {
         (HaproxyAnswer::Servers(now), HaproxyAnswer::Servers(then)) => {
             let same = |(now, then): (&HaproxyServer, &HaproxyServer)| {
-                let HaproxyServer { name, address, member, status, up, sessions: _ } = now;
-                *name == then.name
+                let HaproxyServer { pool, name, address, member, status, up, sessions: _ } = now;
+                *pool == then.pool
+                    && *name == then.name
                     && *address == then.address
                     && *member == then.member
                     && *status == then.status

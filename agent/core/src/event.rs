@@ -3,7 +3,11 @@
 //! These are Warden's own types. Patroni's JSON, znodes and HAProxy's text are turned into them in
 //! `watch/`, where a value nobody has heard of becomes `Unknown` rather than an error.
 
+pub use crate::haproxy::{HaproxyAnswer, HaproxyServer};
+
 use crate::fact::{Reading, Source};
+use crate::haproxy::{HoldReport, Pool, RouteReport, Wish};
+use crate::layout::{RenderReport, Rendered};
 use crate::types::{AgentName, Lsn, MemberName, Moment, SessionId, SystemId, Timeline, UnixMillis, Zxid};
 use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
@@ -71,8 +75,15 @@ pub enum Event {
         /// What it answered.
         answer: PostgresAnswer,
     },
+    /// A session with a member's PostgreSQL ended by itself: the first sign that the server goes, or that somebody ended
+    /// the session.
+    SessionBroke {
+        /// Which member's.
+        member: MemberName,
+    },
     /// The control file of the local PostgreSQL was read while nobody listened on its socket: what it was shut down
-    /// with. Absent: it was not shut down cleanly.
+    /// with. Absent: it was not shut down cleanly. It is read when a session begins, too, to see that it can be: a
+    /// server that runs was not shut down.
     ShutDown(Reading<ShutdownCheckpoint>),
     /// What the alive lock of the local Patroni says.
     AliveLock(AliveLock),
@@ -96,6 +107,19 @@ pub enum Event {
         /// It worked, or why it did not.
         outcome: Result<(), String>,
     },
+    /// What became of telling the local standby to try again to stream.
+    Reconnected {
+        /// It was told, or why it was not.
+        outcome: Result<(), String>,
+    },
+    /// What became of a change of HAProxy's servers.
+    Routed(RouteReport),
+    /// What became of holding new connections for writes.
+    Hold(HoldReport),
+    /// HAProxy's configuration file was read: what it was made of. Unreadable: it is not ours.
+    Layout(Reading<Rendered>),
+    /// What became of an attempt to write it anew.
+    Rendered(RenderReport),
     /// An action was started.
     Started(Started),
     /// One of the agent's own tasks failed; it is started again.
@@ -120,10 +144,30 @@ pub enum Started {
     CloseFence,
     /// The local PostgreSQL was asked out of turn.
     Probe,
+    /// HAProxy and the members were asked out of turn.
+    Look,
+    /// HAProxy's configuration is written anew.
+    Render,
+    /// HAProxy was told to hold new connections for writes, or to let them go on.
+    Hold {
+        /// To hold them.
+        on: bool,
+    },
+    /// A change of HAProxy's servers was ordered.
+    Route {
+        /// In which pool.
+        pool: Pool,
+        /// The server, by its name in HAProxy.
+        server: String,
+        /// What it is told.
+        to: Wish,
+    },
     /// A release was ordered.
     Release,
     /// A nudge was ordered.
     Nudge,
+    /// The local standby is told to try again to stream.
+    Reconnect,
 }
 
 /// The session that is kept ready to fence the local PostgreSQL with.
@@ -392,6 +436,13 @@ pub struct MemberRecord {
     pub version: Option<String>,
 }
 
+impl MemberRecord {
+    /// Where its PostgreSQL answers: host and port.
+    pub fn postgres(&self) -> Option<(String, u16)> {
+        self.host.clone().zip(self.port)
+    }
+}
+
 /// A member's role. `master` (Patroni 3.x) and `primary` (4.x) are one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
@@ -626,6 +677,8 @@ pub struct Server {
     pub system_id: Option<SystemId>,
     /// Its archiver; `None` where it archives nothing or did not say.
     pub archiver: Option<Archiver>,
+    /// In recovery, whether a walreceiver runs; `None` where it did not say. Agents do not tell each other.
+    pub receives: Option<bool>,
 }
 
 /// `pg_stat_archiver`.
@@ -659,32 +712,6 @@ impl AliveLock {
             Self::Unknown(_) => "unknown",
         }
     }
-}
-
-/// How HAProxy's runtime socket answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HaproxyAnswer {
-    /// The servers of the write backend.
-    Servers(Vec<HaproxyServer>),
-    /// No answer that can be used; the text says why.
-    Unusable(String),
-}
-
-/// A server of HAProxy's write backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HaproxyServer {
-    /// Its name in HAProxy's configuration.
-    pub name: String,
-    /// `host:port` as HAProxy has resolved it.
-    pub address: String,
-    /// The member at that address; `None` if no member is there.
-    pub member: Option<MemberName>,
-    /// HAProxy's word: UP, DOWN, MAINT, ...
-    pub status: String,
-    /// Takes new connections.
-    pub up: bool,
-    /// Sessions open now.
-    pub sessions: u64,
 }
 
 /// What an agent says of itself and of its neighbour in its znode.

@@ -123,7 +123,7 @@ pub fn verified(view: &View, now: Moment) -> Option<&Verification> {
 }
 
 /// The newest barrier read, if it is of this session and recent, whatever other news there is: ZooKeeper answers.
-fn contact(view: &View, now: Moment) -> Option<&Verification> {
+pub(crate) fn contact(view: &View, now: Moment) -> Option<&Verification> {
     let known = view.verified.as_ref()?;
     let current = view.session().is_some_and(|session| session.id == known.session);
     (current && now.since(known.started) <= BARRIER_LIMIT).then_some(known)

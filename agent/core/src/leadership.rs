@@ -122,6 +122,8 @@ pub struct Leadership {
     pub probed: Option<Moment>,
     /// Nudges of the present episode.
     pub nudges: Option<Nudges>,
+    /// How often the local standby was told to try again since it last streamed, and when last.
+    pub reconnects: Option<Nudges>,
     /// Why the last nudge failed, if it did.
     pub nudge_failed: Option<Fact<String>>,
 }
@@ -264,11 +266,19 @@ impl Leadership {
     }
 
     fn note_postgres(&mut self, answer: &PostgresAnswer, at: Moment) {
+        // The death of a server that lived is a reason of its own; one that dies again and again is not.
+        let lived = self.answers_since.is_some_and(|since| at.since(since) >= crate::nudge::LIVED);
+        if self.gone.is_none() && matches!(answer, PostgresAnswer::Gone(_)) && lived {
+            self.nudges = None;
+        }
         // One that answers, but not to us, runs too: too many connections are just what keeps a session from being ready.
         if answer.server().is_some() || matches!(answer, PostgresAnswer::Unknown(_)) {
             self.answers_since = self.answers_since.or(Some(at));
         } else {
             (self.answers_since, self.fence_session_lost) = (None, None);
+        }
+        if answer.server().is_some_and(|server| server.receives == Some(true)) {
+            self.reconnects = None;
         }
         match answer {
             PostgresAnswer::Gone(_) => {
@@ -300,7 +310,16 @@ impl Leadership {
                 let count = episode.map_or(0, |nudges| nudges.count);
                 self.nudges = Some(Nudges { last: at, count: count.saturating_add(1) });
             }
-            Started::Verification | Started::Announcement(_) => {}
+            Started::Reconnect => {
+                let count = self.reconnects.map_or(0, |tries| tries.count);
+                self.reconnects = Some(Nudges { last: at, count: count.saturating_add(1) });
+            }
+            Started::Verification
+            | Started::Announcement(_)
+            | Started::Look
+            | Started::Render
+            | Started::Hold { .. }
+            | Started::Route { .. } => {}
         }
     }
 }

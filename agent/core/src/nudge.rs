@@ -20,6 +20,9 @@ pub const MOST: u32 = 15;
 /// After this long without one, the next nudge has a reason of its own.
 pub const EPISODE: Duration = Duration::from_secs(30);
 
+/// So does the death of a server that lived this long.
+pub const LIVED: Duration = Duration::from_secs(5);
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Due {

@@ -134,8 +134,10 @@ fn a_standby_that_streams_and_is_not_synchronous_is_a_reason() {
 
 #[test]
 fn nudges_are_a_second_apart_and_bounded() {
-    let nudged = |times: &[u64], now: u64| {
-        let mut events: Vec<(u64, Event)> = times.iter().map(|at| (*at, Event::Started(Started::Nudge))).collect();
+    let nudged_and = |other: Option<(u64, Event)>, times: &[u64], now: u64| {
+        let mut events: Vec<(u64, Event)> = [(10_500, gone())].into();
+        events.extend(times.iter().map(|at| (*at, Event::Started(Started::Nudge))));
+        events.extend(other);
         events.extend([(now - 20, answers(|_| {})), (now - 10, gone()), (now - 5, gone())]);
         let mut view = leading().view();
         for (at, event) in events {
@@ -143,6 +145,7 @@ fn nudges_are_a_second_apart_and_bounded() {
         }
         judge(&view, ms(now))
     };
+    let nudged = |times: &[u64], now: u64| nudged_and(None, times, now);
     let is_nudge = |due| matches!(due, Due::Nudge(_));
     assert_eq!(nudged(&[11_000], 11_999), Due::Later(ms(12_000)));
     assert!(is_nudge(nudged(&[11_000], 12_000)));
@@ -152,5 +155,8 @@ fn nudges_are_a_second_apart_and_bounded() {
     assert!(is_nudge(nudged(&fifteen, 55_000)), "after a while it is another reason");
     let sixteen: Vec<u64> = fifteen.iter().copied().chain([55_000]).collect();
     assert!(is_nudge(nudged(&sixteen, 56_000)), "and counted anew");
+    let up = |at| Some((at, takes_writes("a", 1)));
+    assert_eq!(nudged_and(up(25_500), &fifteen, 26_000), Due::Later(ms(55_000)), "it dies again and again");
+    assert!(is_nudge(nudged_and(up(26_000), &fifteen, 32_000)), "another death");
     assert_eq!(judge(&after([]), ms(0)), Due::NoReason);
 }

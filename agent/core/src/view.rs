@@ -8,7 +8,10 @@ use crate::event::{
     LeaderKey, MemberRecord, Observed, PatroniAnswer, PostgresAnswer, Session, Started, SyncState, Znode,
 };
 use crate::fact::{Fact, Reading, Source};
+use crate::haproxy::{RouteOutcome, RouteReport, Routing};
+use crate::layout::{self, Drawing, RenderReport};
 use crate::leadership::Leadership;
+use crate::route;
 use crate::types::{AgentName, Lsn, MemberName, Moment, SystemId, Timeline};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -199,6 +202,10 @@ pub struct View {
     pub announced: Option<(Box<AgentRecord>, Moment)>,
     /// What the rules of leadership have to remember.
     pub leadership: Leadership,
+    /// What the rules of routing have to remember.
+    pub routing: Routing,
+    /// What HAProxy's configuration is made of, and should be.
+    pub drawing: Drawing,
 }
 
 impl View {
@@ -225,6 +232,8 @@ impl View {
             verification_asked: None,
             announced: None,
             leadership: Leadership::default(),
+            routing: Routing::default(),
+            drawing: Drawing::default(),
         }
     }
 
@@ -240,8 +249,19 @@ impl View {
     pub fn apply(&mut self, observed: Observed, now: Moment) {
         let at = observed.at;
         self.leadership.note(&observed.event, at, self.identity.member.as_ref(), self.tree_read);
+        // What we do says nothing new of the world.
+        let ours = matches!(observed.event, Event::Started(_));
         self.take_in(observed, now);
         self.note_lock(now);
+        if self.haproxy.is_some() {
+            let routed = route::is_routed(self, now);
+            let since = self.routing.unrouted_since.unwrap_or(now);
+            self.routing.unrouted_since = (!routed).then_some(since);
+            if !ours {
+                let since = self.routing.astray_since.unwrap_or(now);
+                self.routing.astray_since = route::is_astray(self, now).then_some(since);
+            }
+        }
     }
 
     /// Whether the alive lock can be relied on.
@@ -257,7 +277,10 @@ impl View {
     fn take_in(&mut self, observed: Observed, now: Moment) {
         let at = observed.at;
         match observed.event {
-            Event::Tick => self.forget_the_departed(now),
+            Event::Tick => {
+                self.forget_the_departed(now);
+                self.note_layout(now);
+            }
             Event::SessionStarted(session) => {
                 self.link = Link::Connected { session, since: at };
                 self.tree_read = None;
@@ -322,6 +345,24 @@ impl View {
                 member.note_writable(takes_sessions(&answer), at);
                 replace(&mut member.postgres, Fact::new(answer, via, at));
             }
+            Event::SessionBroke { member } => {
+                self.routing.broke.insert(member, at);
+            }
+            Event::Routed(report) => self.note_routed(report, at),
+            Event::Layout(reading) => self.drawing.rendered = Some(reading),
+            Event::Rendered(report) => {
+                self.drawing.ordered = None;
+                self.drawing.failed = match report {
+                    RenderReport::Done => None,
+                    RenderReport::Failed(why) => Some((why, at)),
+                };
+            }
+            Event::Started(Started::Render) => self.drawing.ordered = Some(at),
+            Event::Started(Started::Look) => self.routing.probed = Some(at),
+            Event::Started(Started::Route { pool, server, to }) => {
+                self.routing.told.insert((pool, server), (to, at));
+            }
+            Event::Started(Started::Hold { on }) => self.routing.held = on.then_some(at),
             Event::AliveLock(lock) => replace(&mut self.alive_lock, Fact::new(lock, Source::AliveLock, at)),
             Event::Haproxy(answer) => replace(&mut self.haproxy, Fact::new(answer, Source::Haproxy, at)),
             Event::TaskFailed { task, error } => {
@@ -340,7 +381,32 @@ impl View {
             | Event::ShutDown(_)
             | Event::Release(_)
             | Event::Nudged { .. }
+            | Event::Reconnected { .. }
+            | Event::Hold(_)
             | Event::Started(_) => {}
+        }
+    }
+
+    /// What HAProxy's configuration should be made of, where that is known.
+    fn note_layout(&mut self, now: Moment) {
+        if self.drawing.rendered.is_none() {
+            return;
+        }
+        let Some(wanted) = layout::wanted(self, now) else { return };
+        if self.drawing.wanted.as_ref().is_none_or(|(known, _)| *known != wanted) {
+            self.drawing.wanted = Some((wanted, now));
+        }
+    }
+
+    fn note_routed(&mut self, report: RouteReport, at: Moment) {
+        let server = (report.pool, report.server);
+        match report.outcome {
+            RouteOutcome::Done { .. } | RouteOutcome::Observed | RouteOutcome::Withdrawn(_) => {
+                self.routing.failing.remove(&server);
+            }
+            RouteOutcome::Failed(why) => {
+                self.routing.failing.insert(server, (why, at));
+            }
         }
     }
 
@@ -427,13 +493,22 @@ impl View {
     fn forget_the_departed(&mut self, now: Moment) {
         let own = self.identity.member.clone();
         let agents = &self.agents;
+        self.routing.broke.retain(|_, at| now.since(*at) <= FORGET_AFTER);
+        // A server tells nobody by which name it was asked: one that was renamed does not keep its old name alive.
+        let place = |member: &Member| member.last_record.as_ref()?.postgres();
+        let there = self
+            .members
+            .values()
+            .filter(|member| member.record.as_ref().is_some_and(|record| record.value.present().is_some()));
+        let taken: BTreeSet<(String, u16)> = there.filter_map(place).collect();
         self.members.retain(|name, member| {
             let has_znode = member.record.as_ref().is_none_or(|record| record.value != Reading::Absent);
             let has_agent = agents
                 .values()
                 .filter_map(|agent| agent.value.present())
                 .any(|agent| agent.member.as_ref() == Some(name));
-            let showed_life = member.alive_at.is_some_and(|at| now.since(at) <= FORGET_AFTER);
+            let replaced = place(member).is_some_and(|place| taken.contains(&place));
+            let showed_life = !replaced && member.alive_at.is_some_and(|at| now.since(at) <= FORGET_AFTER);
             own.as_ref() == Some(name) || has_znode || has_agent || showed_life
         });
     }

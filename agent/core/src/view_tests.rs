@@ -203,6 +203,30 @@ fn a_member_is_forgotten_only_when_nothing_of_it_is_left() {
 }
 
 #[test]
+fn a_member_that_was_renamed_is_not_kept_by_the_server_that_both_names_stand_for() {
+    use crate::fence::tests::member as at;
+    let answers = |name: &str| Event::Postgres {
+        member: name.into(),
+        via: Source::Tcp,
+        answer: PostgresAnswer::Writable(crate::event::Server::default()),
+    };
+    let view = |new: &str| {
+        after([
+            (10, session(1)),
+            (11, at("old", "host-a")),
+            (12, at("new", new)),
+            (20, member("old", false)),
+            (80_000, answers("old")),
+            (80_000, answers("new")),
+            (81_000, Event::Tick),
+        ])
+    };
+    let names = |view: &View| view.members.keys().map(|name| name.as_str().to_string()).collect::<Vec<_>>();
+    assert_eq!(names(&view("host-a")), ["a", "new"]);
+    assert_eq!(names(&view("host-b")), ["a", "new", "old"]);
+}
+
+#[test]
 fn our_own_member_is_never_forgotten() {
     assert!(after([(10_000_000, Event::Tick)]).members.contains_key(&"a".into()));
 }

@@ -7,6 +7,7 @@ use crate::assess::{self, Leader, MemberTruth, PROBE_LIMIT, seconds};
 use crate::event::{AliveLock, FenceSession, HaproxyAnswer, PatroniAnswer, PostgresAnswer, Role};
 use crate::fact::{Reading, Source};
 use crate::fence;
+use crate::haproxy::Pool;
 use crate::types::{MemberName, Moment};
 use crate::view::{Link, View};
 use alloc::string::{String, ToString};
@@ -52,6 +53,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("no_synchronous_standby", "synchronous mode without a synchronous standby: a crash now can lose commits"),
     ("alive_lock_free", "Patroni answers but does not hold the alive lock"),
     ("alive_lock_unknown", "the alive lock cannot be read"),
+    ("control_file_unreadable", "PostgreSQL's control file cannot be read: no handover in asynchronous mode"),
     ("fenced", "a member is fenced"),
     ("fence_failed", "a server that must take no writes could not be stopped"),
     ("fence_held", "a rule would fence a member, and something unknown keeps it from doing so"),
@@ -66,6 +68,9 @@ pub const CODES: &[(&str, &str)] = &[
     ("haproxy_unusable", "HAProxy's runtime socket does not answer"),
     ("haproxy_no_server", "HAProxy has no server for writes"),
     ("haproxy_wrong_server", "HAProxy sends writes to a member that is not the leader"),
+    ("haproxy_disobeys", "HAProxy does not do as it is told"),
+    ("haproxy_config_not_ours", "HAProxy's configuration file was not written by Warden, or was edited by hand"),
+    ("haproxy_config_failed", "HAProxy's configuration could not be written anew"),
     ("haproxy_unknown_address", "HAProxy sends writes to an address that is no member's"),
 ];
 
@@ -89,6 +94,7 @@ pub fn warnings(view: &View, now: Moment, asked: Option<Moment>) -> Vec<Warning>
         postgres(view, &leader, &members, member, now, &mut list);
         agent(view, member, &mut list);
     }
+    control_file(view, &mut list);
     haproxy(view, &leader, now, &mut list);
     list.0
 }
@@ -429,6 +435,23 @@ fn postgres(
     }
 }
 
+/// Only where it matters: with a synchronous standby that has everything, a handover needs no control file.
+fn control_file(view: &View, list: &mut List) {
+    let (Some(member), Some(shutdown)) = (&view.identity.member, &view.leadership.shutdown) else { return };
+    let sync = view.cluster.sync.as_ref().and_then(|fact| fact.value.present());
+    let needed = sync.is_none_or(|sync| sync.leader.is_none() || sync.quorum > 0);
+    if let (Reading::Unreadable(why), true) = (&shutdown.value, needed) {
+        list.about(
+            "control_file_unreadable",
+            member,
+            format!(
+                "{member}: no handover in asynchronous mode, the control file cannot be read: {why} (mount the data \
+                 directory read-only, name it in node.data_dir, and run Warden as PostgreSQL's user)"
+            ),
+        );
+    }
+}
+
 /// Why a member's PostgreSQL does not let us, or its own agent, in.
 ///
 /// Not only where that is all that is known: as long as Patroni tells us what it hears from it, a wrong
@@ -459,7 +482,39 @@ fn agent(view: &View, member: &MemberTruth<'_>, list: &mut List) {
     }
 }
 
+/// What keeps HAProxy's configuration from being written.
+fn drawing(view: &View, list: &mut List) {
+    if let Some(Reading::Unreadable(why)) = &view.drawing.rendered {
+        let message = format!(
+            "HAProxy's configuration is not written anew when members come or go: {why}; \
+             move that file away to have it written, or leave haproxy.config_file out"
+        );
+        list.about_all("haproxy_config_not_ours", message);
+    }
+    if let Some((why, _)) = &view.drawing.failed {
+        list.about_all("haproxy_config_failed", format!("HAProxy's configuration could not be written anew: {why}"));
+    }
+}
+
+/// What HAProxy refused in the last while.
+fn refused(view: &View, now: Moment, list: &mut List) {
+    let refused = view.routing.failing.iter().filter(|(_, (_, at))| now.since(*at) <= RECENT_FAILURE);
+    for ((pool, server), (why, _)) in refused {
+        let subject = format!("{}/{server}", pool.as_str());
+        list.about_one(
+            "haproxy_disobeys",
+            &subject,
+            format!(
+                "HAProxy's server {subject} cannot be told anything: {why} (its stats socket needs `level admin`, and \
+                 has to be Warden's to write to)"
+            ),
+        );
+    }
+}
+
 fn haproxy(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
+    refused(view, now, list);
+    drawing(view, list);
     for router in assess::routers(view, now) {
         let agent = router.agent;
         let own = *agent == view.identity.agent;
@@ -486,14 +541,15 @@ fn haproxy(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
             }
             HaproxyAnswer::Servers(servers) => servers,
         };
-        if !servers.iter().any(|server| server.up) {
+        let writes = || servers.iter().filter(|server| server.up && server.pool == Pool::Writes);
+        if writes().next().is_none() {
             list.about_one(
                 "haproxy_no_server",
                 agent.as_str(),
                 format!("HAProxy beside {agent} has no server for writes"),
             );
         }
-        for server in servers.iter().filter(|server| server.up) {
+        for server in writes() {
             match (&server.member, leader.holder()) {
                 (Some(member), Some(holder)) if member != holder => list.0.push(Warning {
                     code: "haproxy_wrong_server",
@@ -505,7 +561,8 @@ fn haproxy(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List) {
                     "haproxy_unknown_address",
                     &format!("{agent}/{}", server.name),
                     format!(
-                        "HAProxy beside {agent} sends writes to {} at {}, which is no member's address",
+                        "HAProxy beside {agent} sends writes to {} at {}, which is no member's address, or more than one's: \
+                         Warden leaves it alone",
                         server.name, server.address
                     ),
                 ),

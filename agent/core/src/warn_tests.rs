@@ -4,6 +4,8 @@ use crate::event::{
     AgentRecord, Archiver, Barrier, ClusterConfig, Event, FenceOutcome, FenceRecord, FenceReport, HaproxyServer,
     LeaderKey, MemberRecord, PatroniStatus, Rule, Server, Started, State, SyncState, Znode,
 };
+use crate::haproxy::{Pool, RouteOutcome, RouteReport, Wish};
+use crate::layout::RenderReport;
 use crate::types::{SystemId, Timeline, UnixMillis};
 use crate::view::tests::{
     after, cluster_config, key, leader as leader_znode, lost, ms, session, verified, verified_with,
@@ -75,6 +77,7 @@ fn peer(lock: AliveLock) -> Event {
 /// The agent `r`, beside an HAProxy with these servers: name, member, up.
 fn router(servers: &[(&str, Option<&str>, bool)]) -> Event {
     let servers = servers.iter().map(|(name, member, up)| HaproxyServer {
+        pool: Pool::Writes,
         name: (*name).to_string(),
         address: "10.0.0.9:5432".to_string(),
         member: member.map(MemberName::from),
@@ -312,10 +315,29 @@ fn about_postgres() -> Vec<Scenario> {
             .both(probe("a", PostgresAnswer::Writable(server(2, 100))))
             .wrong(probe("b", standby(1)))
             .right(probe("b", standby(2))),
+        Scenario::new("haproxy_disobeys", None, &["writes/pg-a", "Permission denied"])
+            .wrong(routed(RouteOutcome::Failed("Permission denied".to_string())))
+            .right(routed(RouteOutcome::Done { took: Duration::from_millis(1) })),
+        Scenario::new("haproxy_config_not_ours", None, &["members come or go", "edited by hand"])
+            .wrong(Event::Layout(Reading::Unreadable("haproxy.cfg: it was edited by hand".to_string())))
+            .right(Event::Layout(Reading::Absent)),
+        Scenario::new("haproxy_config_failed", None, &["written anew", "no space left"])
+            .wrong(Event::Rendered(RenderReport::Failed("no space left on device".to_string())))
+            .right(Event::Rendered(RenderReport::Done)),
+        Scenario::new("control_file_unreadable", Some("a"), &["a: no handover", "pg_control: Permission denied"])
+            .both(Event::Znode(Znode::Sync(Reading::Absent)))
+            .wrong(Event::ShutDown(Reading::Unreadable("pg_control: Permission denied".to_string())))
+            .right(Event::ShutDown(Reading::Absent)),
         Scenario::new("archiver_failing", Some("a"), &["archive_command of a fails", "000000010000000000000009"])
             .wrong(probe("a", archiving(Some("000000010000000000000009"))))
             .right(probe("a", archiving(None))),
     ]
+}
+
+/// What became of telling HAProxy's server of a something.
+fn routed(outcome: RouteOutcome) -> Event {
+    let (pool, server, to) = (Pool::Writes, "pg-a".to_string(), Wish::Up);
+    Event::Routed(RouteReport { pool, server, member: "a".into(), to, outcome })
 }
 
 /// The fence record of b.

@@ -11,10 +11,11 @@
 
 use super::postmaster::Postmaster;
 use super::warm::{EXPIRED, GLANCE, NOT_THE_ONE, NotReady, Warm};
-use crate::config::Superuser;
+use crate::config::{SslMode, Superuser};
 use crate::watch::postgres::{self, Place};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::error::SqlState;
@@ -29,7 +30,15 @@ pub const CONNECT: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(1500);
 
 /// Between two looks whether it is.
-const VERIFY: Duration = Duration::from_millis(5);
+const VERIFY: Duration = Duration::from_millis(4);
+
+/// The first look waits for a word that the order was heard, no longer than this: each look costs the server a process,
+/// and so does the order.
+const HEARD: Duration = Duration::from_millis(25);
+
+/// A look goes no further than the door, where a server that shuts down refuses; this often it goes in, because a
+/// standby only says inside that it is one.
+const GO_IN: Duration = Duration::from_millis(100);
 
 /// A new session that neither begins nor is refused for this long: the server is silent.
 const SILENT: Duration = Duration::from_millis(700);
@@ -155,9 +164,20 @@ enum Verified {
 
 /// Knocks until a new session is refused, or finds the server in recovery, or [`STEP`] is over.
 async fn verify(server: &Server<'_>) -> Verified {
+    verify_after(server, std::future::ready(())).await
+}
+
+/// The same, but does not begin at once.
+async fn verify_after(server: &Server<'_>, heard: impl Future<Output = ()>) -> Verified {
+    // Without a word it begins all the same.
+    drop(timeout(HEARD, heard).await);
+    // Without a password and without TLS: neither is needed for a refusal, and each costs both sides milliseconds.
+    let stranger = Superuser { password: None, sslmode: SslMode::Disable, ..server.login.clone() };
     let started = Instant::now();
+    let mut went_in = started;
     while started.elapsed() < STEP {
-        match knock(server.place, server.login, SILENT).await {
+        let goes_in = went_in.elapsed() >= GO_IN;
+        match knock(server.place, if goes_in { server.login } else { &stranger }, SILENT).await {
             Err(Door::Locked(_) | Door::Crowded(_) | Door::Broken) => {}
             Err(Door::Shut(shut)) => return Verified::Refused(shut),
             Err(Door::Silent) => return Verified::Silent,
@@ -166,6 +186,9 @@ async fn verify(server: &Server<'_>) -> Verified {
                     return Verified::InRecovery;
                 }
             }
+        }
+        if goes_in {
+            went_in = Instant::now();
         }
         sleep(VERIFY).await;
     }
@@ -311,9 +334,10 @@ async fn by_session(server: &Server<'_>, mut session: Option<Warm>, started: Ins
                 ready.answered();
             }
             let sent = ready.order_shutdown(signal, server.older_than);
+            let (hears, heard) = oneshot::channel();
             let seen = tokio::select! {
-                seen = verify(server) => Ok(seen),
-                why = refusal(sent) => Err(why),
+                seen = verify_after(server, async { drop(heard.await) }) => Ok(seen),
+                why = refusal(sent, hears) => Err(why),
             };
             session = Some(ready);
             match seen {
@@ -346,12 +370,13 @@ async fn by_session(server: &Server<'_>, mut session: Option<Warm>, started: Ins
     (FenceOutcome::Failed(trouble), session)
 }
 
-/// Why the server does not do as it was told; never ends where it does.
-async fn refusal(sent: JoinHandle<Result<(), String>>) -> String {
-    match sent.await {
-        Ok(Err(why)) => why,
-        _ => std::future::pending().await,
+/// Why the server does not do as it was told; never ends where it does, but drops `hears`.
+async fn refusal(sent: JoinHandle<Result<(), String>>, hears: oneshot::Sender<()>) -> String {
+    if let Ok(Err(why)) = sent.await {
+        return why;
     }
+    drop(hears);
+    std::future::pending().await
 }
 
 /// What became of a fence that lay in front of a silent server, now that its session has ended; `None` where that

@@ -1,13 +1,17 @@
-//! Releases the leader key of a dead neighbour, wakes a living one, and asks the local PostgreSQL out of turn.
+//! Releases the leader key of a dead neighbour, wakes a living one, has the local standby try again to stream, and asks
+//! the local PostgreSQL out of turn.
 
 use super::proof::Proof;
 use super::records::Records;
+use super::unpaused;
 use crate::audit::Entry;
+use crate::config::Superuser;
 use crate::tell::metrics::Metrics;
 use crate::watch::Events;
 use crate::watch::members::Probes;
 use crate::watch::patroni::PatroniClient;
-use crate::watch::znodes;
+use crate::watch::postgres::{self, Place};
+use crate::watch::root_cause;
 use crate::watch::zookeeper::{Barrier, Handle as ZooKeeper, Holds, Released};
 use jiff::Timestamp;
 use std::time::{Duration, Instant};
@@ -15,7 +19,6 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use warden_core::decide::{Action, Step};
 use warden_core::event::{Event, FenceRecord, ReleaseReport, Rule};
-use warden_core::fact::Reading;
 use warden_core::nudge::EPISODE;
 use warden_core::release::Release;
 use warden_core::types::{UnixMillis, Zxid};
@@ -26,6 +29,13 @@ const BARRIER: Duration = Duration::from_secs(2);
 /// What was looked at is good for this long: a few round trips to ZooKeeper. A Patroni that is started meanwhile takes
 /// longer to create a key of its own.
 const PROVED: Duration = Duration::from_millis(500);
+
+/// How long telling the local standby may take, with the login.
+const RELOAD: Duration = Duration::from_secs(1);
+
+/// Ends the pause of a standby that waits for its next attempt to connect; looks right before whether there is one to end.
+const TRY_AGAIN: &str = "SELECT pg_catalog.pg_reload_conf() \
+    WHERE pg_catalog.pg_is_in_recovery() AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver)";
 
 /// What the actor needs.
 pub struct Lead {
@@ -39,6 +49,8 @@ pub struct Lead {
     pub client: PatroniClient,
     /// Where the local Patroni answers.
     pub api: Option<String>,
+    /// Where the local PostgreSQL is, and how to log in.
+    pub local: Option<(Place, Superuser)>,
     /// Asks PostgreSQL out of turn.
     pub probes: Probes,
     /// For what came of it.
@@ -57,6 +69,7 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, lead: &Lead) -> anyhow::Resul
     // outcome, and once for each episode.
     let mut said: Option<(Zxid, String)> = None;
     let mut nudged: Option<Instant> = None;
+    let mut reconnected: Option<Instant> = None;
     while let Some(Step { action, reason }) = steps.recv().await {
         match action {
             Action::Probe { others } => {
@@ -110,6 +123,26 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, lead: &Lead) -> anyhow::Resul
                 }
                 lead.events.send(lead.events.clock.now(), Event::Nudged { outcome }).await?;
             }
+            Action::Reconnect if lead.observe => {
+                if reconnected.is_none_or(|at: Instant| at.elapsed() >= EPISODE) {
+                    tracing::warn!(reason, "the standby would be told to try again (fencing.mode is observe)");
+                    lead.metrics.count_observed_reconnect();
+                }
+                reconnected = Some(Instant::now());
+            }
+            Action::Reconnect => {
+                let outcome = timeout(RELOAD, lead.reconnect()).await;
+                let outcome = outcome.unwrap_or_else(|_| Err("no answer within 1 s".to_owned()));
+                match &outcome {
+                    Ok(true) => tracing::info!(reason, "standby told to try again to stream"),
+                    Ok(false) => tracing::debug!(reason, "the standby has tried again by itself"),
+                    Err(why) => tracing::warn!(reason, why, "the standby could not be told to try again to stream"),
+                }
+                // Whether it streams then.
+                lead.probes.own.notify_one();
+                let outcome = outcome.map(drop);
+                lead.events.send(lead.events.clock.now(), Event::Reconnected { outcome }).await?;
+            }
             // `Actors::hand_over` sends nothing else here.
             other => tracing::error!(action = ?other, "this actor does not do such things"),
         }
@@ -125,6 +158,20 @@ impl Lead {
             rule: Some(action.to_owned()),
             facts: release.facts.iter().cloned().collect(),
             ..Entry::new(&self.agent, action, release.member.as_str(), &release.reason)
+        }
+    }
+
+    /// Whether the local standby was told to try again: not where it has by itself.
+    async fn reconnect(&self) -> Result<bool, String> {
+        let (place, login) = self.local.as_ref().ok_or("there is no local PostgreSQL")?;
+        let session = postgres::connect(&postgres::client_config(place, login), place.sslmode(login)).await;
+        let (client, driver) = session.map_err(|error| root_cause(&error))?;
+        tokio::select! {
+            told = client.simple_query(TRY_AGAIN) => {
+                let told = told.map_err(|error| root_cause(&error))?;
+                Ok(told.iter().any(|message| matches!(message, tokio_postgres::SimpleQueryMessage::Row(_))))
+            }
+            () = driver => Err("the session ended".to_owned()),
         }
     }
 
@@ -196,15 +243,7 @@ impl Lead {
 /// The session in which a barrier read says that the key is still the one to be released, and that the cluster is not
 /// paused. The error says what it is instead.
 fn still_held(release: &Release, read: Barrier) -> Result<i64, String> {
-    let (leader, config, session) = match read {
-        Barrier::Verified { leader, config, session, .. } => (leader, config, session),
-        Barrier::Unknown { why } => return Err(format!("it cannot be verified: {why}")),
-    };
-    match znodes::config_of(config.as_ref()) {
-        Reading::Present(config) if !config.pause => {}
-        Reading::Present(_) => return Err("the cluster is in maintenance mode".to_owned()),
-        _ => return Err("Patroni's configuration cannot be read".to_owned()),
-    }
+    let (leader, session) = unpaused(read)?;
     let Some(found) = leader else { return Err("nobody holds the leader key".to_owned()) };
     let same = found.data == release.member.as_str().as_bytes()
         && (found.czxid, found.owner) == (release.czxid.0, release.owner.0);
@@ -256,6 +295,7 @@ mod tests {
             records: Records::default(),
             client: PatroniClient::new(&crate::config::PatroniConfig::default(), "s").unwrap(),
             api: None,
+            local: None,
             probes: Probes::default(),
             events: Events::new(sender, clock),
             agent: "a".to_owned(),

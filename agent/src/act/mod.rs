@@ -1,23 +1,30 @@
 //! The only place that changes the world: our own znodes and ZooKeeper session, fences, the release of a leader key,
 //! nudges. Whatever destroys carries its guard and looks again right before it acts.
 //!
-//! Four actors, so that none waits for another: `upkeep` verifies and announces, `fence` stops servers, `lead`
-//! releases, nudges and asks out of turn, `records` writes down what was done.
+//! Six actors, so that none waits for another: `upkeep` verifies and announces, `fence` stops servers, `lead`
+//! releases, nudges and asks out of turn, `route` tells HAProxy where to send whom, `layout` writes
+//! its configuration, `records` writes down what was done.
 
 pub mod fence;
 pub mod ladder;
+pub mod layout;
 pub mod lead;
 pub mod postmaster;
 pub mod proof;
 pub mod records;
+pub mod route;
 pub mod upkeep;
 pub mod warm;
 
 use crate::audit::Entry;
 use crate::clock::Clock;
+use crate::watch::members::Probes;
+use crate::watch::znodes;
+use crate::watch::zookeeper::{Barrier, Znode};
 use tokio::sync::mpsc;
 use warden_core::decide::{Action, Step};
-use warden_core::event::{Event, Observed, Started};
+use warden_core::event::{Event, Observed};
+use warden_core::fact::Reading;
 
 /// What the loop hands to an actor, and may have pending: more than a plan ever holds.
 pub const QUEUE: usize = 16;
@@ -31,8 +38,14 @@ pub struct Actors {
     pub fence: mpsc::Sender<Step>,
     /// To `lead`.
     pub lead: mpsc::Sender<Step>,
+    /// To `route`.
+    pub route: mpsc::Sender<Step>,
+    /// To `layout`.
+    pub layout: mpsc::Sender<Step>,
     /// To `records`.
     pub records: records::Records,
+    /// Asks out of turn.
+    pub probes: Probes,
     /// Our own name, for the audit trail.
     pub agent: String,
 }
@@ -51,23 +64,38 @@ impl Actors {
             }
             Action::Verify | Action::Announce(_) | Action::UseSessionTimeout(_) => &self.upkeep,
             Action::Fence(_) | Action::ObserveFence(_) => &self.fence,
-            Action::Probe { .. } | Action::Release(_) | Action::Nudge => &self.lead,
+            Action::Probe { .. } | Action::Release(_) | Action::Nudge | Action::Reconnect => &self.lead,
+            // Nobody waits for a barrier read to look.
+            Action::Look => {
+                self.probes.haproxy.notify_one();
+                self.probes.others.notify_waiters();
+                self.probes.own.notify_waiters();
+                return Ok(());
+            }
+            Action::Render(_) => &self.layout,
+            Action::Hold { .. } | Action::Route(_) | Action::ObserveRoute(_) => &self.route,
         };
         actor.try_send(step)
     }
 }
 
+/// The leader znode and the session of a barrier read, if it says that the cluster is not paused. The error says what it
+/// is instead.
+fn unpaused(read: Barrier) -> Result<(Option<Znode>, i64), String> {
+    let (leader, config, session) = match read {
+        Barrier::Verified { leader, config, session, .. } => (leader, config, session),
+        Barrier::Unknown { why } => return Err(format!("it cannot be verified: {why}")),
+    };
+    match znodes::config_of(config.as_ref()) {
+        Reading::Present(config) if !config.pause => {}
+        Reading::Present(_) => return Err("the cluster is in maintenance mode".to_owned()),
+        _ => return Err("Patroni's configuration cannot be read".to_owned()),
+    }
+    Ok((leader, session))
+}
+
 /// What the view has to remember of a step that has been handed over.
 pub fn started(step: &Step, clock: &Clock) -> Option<Observed> {
-    let started = match &step.action {
-        Action::Verify => Started::Verification,
-        Action::Announce(announced) => Started::Announcement(announced.clone()),
-        Action::UseSessionTimeout(_) => return None,
-        Action::Fence(order) | Action::ObserveFence(order) => Started::Fence(order.member.clone()),
-        Action::CloseFence(_) => Started::CloseFence,
-        Action::Probe { .. } => Started::Probe,
-        Action::Release(_) => Started::Release,
-        Action::Nudge => Started::Nudge,
-    };
+    let started = step.action.started()?;
     Some(Observed { at: clock.now(), event: Event::Started(started) })
 }

@@ -2,6 +2,7 @@
 
 use crate::tell::state::{Fence, Haproxy, Member, State};
 use jiff::Timestamp;
+use warden_core::haproxy::Pool;
 
 /// A terminal as everybody has it.
 const WIDTH: usize = 80;
@@ -214,13 +215,19 @@ fn haproxy_text(haproxy: &Haproxy) -> String {
     if let Some(why) = &haproxy.detail {
         return format!("{}: not known: {why}", haproxy.agent);
     }
-    let writes = if haproxy.writes_to.is_empty() { "nobody".to_owned() } else { haproxy.writes_to.join(", ") };
-    let servers: Vec<String> = haproxy
-        .servers
-        .iter()
-        .map(|server| format!("{} {}, {} sessions", server.name, server.status, server.sessions))
-        .collect();
-    format!("{}: writes go to {writes} ({})", haproxy.agent, servers.join("; "))
+    let whom = |members: &[String]| if members.is_empty() { "nobody".to_owned() } else { members.join(", ") };
+    let servers = |pool: Pool| {
+        let of_it = haproxy.servers.iter().filter(|server| server.pool == pool.as_str());
+        of_it
+            .map(|server| format!("{} {}, {} sessions", server.name, server.status, server.sessions))
+            .collect::<Vec<_>>()
+    };
+    let (writes, reads) = (servers(Pool::Writes), servers(Pool::Reads));
+    let mut text = format!("{}: writes go to {} ({})", haproxy.agent, whom(&haproxy.writes_to), writes.join("; "));
+    if !reads.is_empty() {
+        text += &format!(", reads to {} ({})", whom(&haproxy.reads_from), reads.join("; "));
+    }
+    text
 }
 
 /// The day is left out where it is the day of `at`.

@@ -35,7 +35,8 @@ fn agent(name: &str, age_ms: u64) -> Agent {
 
 fn server(name: &str, status: &str, sessions: u64) -> Server {
     let address = "10.0.0.1:5432".to_owned();
-    Server { name: name.to_owned(), address, member: Some(name.to_owned()), status: status.to_owned(), sessions }
+    let (pool, member) = ("writes".to_owned(), Some(name.to_owned()));
+    Server { pool, name: name.to_owned(), address, member, status: status.to_owned(), sessions }
 }
 
 fn healthy() -> State {
@@ -85,8 +86,14 @@ fn healthy() -> State {
             agent: "haproxy".to_owned(),
             age_ms: 900,
             detail: None,
-            servers: vec![server("pg-master", "UP", 12), server("pg-slave", "DOWN", 0)],
+            servers: vec![
+                server("pg-master", "UP", 12),
+                server("pg-slave", "DOWN", 0),
+                Server { pool: "reads".to_owned(), ..server("pg-master", "DOWN", 0) },
+                Server { pool: "reads".to_owned(), ..server("pg-slave", "UP", 7) },
+            ],
             writes_to: vec!["pg-master".to_owned()],
+            reads_from: vec!["pg-slave".to_owned()],
         }],
         warnings: vec![],
     }
@@ -166,8 +173,14 @@ fn crowded() -> State {
     state.leader.name = Some(long(0));
     state.agents = (0..9).map(|index| agent(&long(index), 7_199_000)).collect();
     let servers = (0..9).map(|index| server(&long(index), "UP", u64::MAX)).collect();
-    state.haproxy =
-        vec![Haproxy { agent: long(1), age_ms: 1, detail: None, servers, writes_to: (0..9).map(long).collect() }];
+    state.haproxy = vec![Haproxy {
+        agent: long(1),
+        age_ms: 1,
+        detail: None,
+        servers,
+        writes_to: (0..9).map(long).collect(),
+        reads_from: Vec::new(),
+    }];
     state.fences = vec![
         Fence { reason: "a reason of many words ".repeat(20), by: long(1), ..fence(&long(0), false) },
         Fence { reason: "x".repeat(500), ordered: None, ..fence(&long(2), true) },
@@ -238,7 +251,8 @@ ZooKeeper  zoo:2181 (172.18.0.2), session 0x100000123450001, timeout 30 s, read
            0.6 ms
 Agents     haproxy 0.9 s, pg-master 0.0 s, pg-slave 1.2 s
 HAProxy    haproxy: writes go to pg-master (pg-master UP, 12 sessions; pg-slave
-           DOWN, 0 sessions)
+           DOWN, 0 sessions), reads to pg-slave (pg-master DOWN, 0 sessions;
+           pg-slave UP, 7 sessions)
 Warnings   none
 ";
     assert_eq!(render(&healthy(), false), expected);

@@ -1,6 +1,6 @@
 //! The shape of `warden.yml`. Every key is optional here; what is needed in the end is settled in `resolve`.
 
-use super::LogFormat;
+use super::{FencingMode, LogFormat};
 use crate::secret::Secret;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -100,6 +100,13 @@ pub(super) struct NodeSection {
 pub(super) struct HaproxySection {
     pub socket: PathBuf,
     pub backend: Option<String>,
+    pub read_backend: Option<Spanned<String>>,
+    pub max_lag: Option<u64>,
+    pub config_file: Option<Spanned<PathBuf>>,
+    pub master_socket: Option<PathBuf>,
+    pub template: Option<PathBuf>,
+    pub resolvers: Option<String>,
+    pub mode: Option<FencingMode>,
 }
 
 #[derive(Debug, Default, Deserialize)]

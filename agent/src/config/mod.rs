@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use warden_core::haproxy::Pool;
 
 /// Where the configuration is looked for when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/warden/warden.yml";
@@ -185,6 +186,73 @@ pub struct HaproxyConfig {
     pub socket: PathBuf,
     /// The proxy (backend or listen) whose servers take the writes.
     pub backend: String,
+    /// The one whose servers take reads, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_backend: Option<String>,
+    /// Replicas that have more bytes of WAL than this still to replay take no new reads.
+    pub max_lag: u64,
+    /// Its configuration file, where that is ours to write.
+    #[serde(flatten)]
+    pub file: Option<RenderConfig>,
+    /// Whether HAProxy is told anything. Where `fencing.mode` is `observe`, it is only said what it would be told.
+    pub mode: FencingMode,
+}
+
+impl HaproxyConfig {
+    /// The proxy of this pool, if there is one.
+    pub fn proxy(&self, pool: Pool) -> Option<&str> {
+        match pool {
+            Pool::Writes => Some(&self.backend),
+            Pool::Reads => self.read_backend.as_deref(),
+        }
+    }
+
+    /// The proxies that there are.
+    pub fn proxies(&self) -> impl Iterator<Item = &str> {
+        [Pool::Writes, Pool::Reads].into_iter().filter_map(|pool| self.proxy(pool))
+    }
+}
+
+/// HAProxy's configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RenderConfig {
+    /// Where it is.
+    pub config_file: PathBuf,
+    /// The socket of HAProxy's master process.
+    pub master_socket: PathBuf,
+    /// What it is rendered from; the built-in one where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<PathBuf>,
+    /// The name server, `address:port`, by which HAProxy resolves the members' names while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolvers: Option<String>,
+}
+
+impl RenderConfig {
+    /// In what state HAProxy's servers begin, beside the configuration.
+    pub fn state_file(&self) -> PathBuf {
+        self.config_file.with_file_name("servers.state")
+    }
+
+    /// How HAProxy has new connections wait, beside the configuration.
+    pub fn wait_script(&self) -> PathBuf {
+        self.config_file.with_file_name("wait.lua")
+    }
+}
+
+#[cfg(test)]
+impl HaproxyConfig {
+    /// An HAProxy that is not there.
+    pub fn nowhere() -> Self {
+        Self {
+            socket: "/nowhere/admin.sock".into(),
+            backend: "postgres".to_owned(),
+            read_backend: None,
+            max_lag: 16 << 20,
+            file: None,
+            mode: FencingMode::Enforce,
+        }
+    }
 }
 
 /// What becomes of the rules of fencing.
@@ -195,7 +263,7 @@ pub struct FencingConfig {
 }
 
 /// Carried out, only said, or not asked at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum FencingMode {
     /// A server that must not take writes is stopped.

@@ -4,7 +4,7 @@ use super::file::{Hosts, HttpSection, NodeSection, PatroniSection, ReleaseSectio
 use super::patroni::{Dcs, Login, PatroniFile};
 use super::{
     Config, ConfigError, FencingConfig, FencingMode, HaproxyConfig, HttpConfig, LogConfig, NodeConfig, NudgeConfig,
-    PatroniConfig, ReleaseConfig, SslMode, Superuser, ZooKeeperConfig,
+    PatroniConfig, ReleaseConfig, RenderConfig, SslMode, Superuser, ZooKeeperConfig,
 };
 use crate::secret::Secret;
 use serde_saphyr::Spanned;
@@ -304,9 +304,35 @@ impl Resolver<'_> {
     }
 
     fn haproxy(&mut self) -> Result<Option<HaproxyConfig>, ConfigError> {
-        Ok(self.file.haproxy.take().map(|section| HaproxyConfig {
+        let Some(section) = self.file.haproxy.take() else { return Ok(None) };
+        let backend = section.backend.unwrap_or_else(|| "postgres".to_owned());
+        if let Some(reads) = section.read_backend.as_ref().filter(|reads| reads.value == backend) {
+            let remedy = "reads need a proxy of their own; leave it out where there is none";
+            let problem = format!("{backend:?} is the one for writes");
+            return Err(ConfigError::new(self.path, "haproxy.read_backend", problem, remedy).at(reads.defined.line()));
+        }
+        let file = match (section.config_file, section.master_socket) {
+            (None, _) => None,
+            (Some(config_file), Some(master_socket)) => Some(RenderConfig {
+                config_file: config_file.value,
+                master_socket,
+                template: section.template,
+                resolvers: section.resolvers,
+            }),
+            (Some(config_file), None) => {
+                let problem = "it is missing, and without it HAProxy cannot be told to reload haproxy.config_file";
+                let remedy = "start HAProxy with -W -S SOCKET, and name that socket here";
+                let error = ConfigError::new(self.path, "haproxy.master_socket", problem, remedy);
+                return Err(error.at(config_file.defined.line()));
+            }
+        };
+        Ok(Some(HaproxyConfig {
             socket: section.socket,
-            backend: section.backend.unwrap_or_else(|| "postgres".to_owned()),
+            file,
+            backend,
+            read_backend: section.read_backend.map(|reads| reads.value),
+            max_lag: section.max_lag.unwrap_or(16 << 20),
+            mode: section.mode.unwrap_or_default(),
         }))
     }
 

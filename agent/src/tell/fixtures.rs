@@ -6,6 +6,7 @@ use warden_core::event::{
     Observed, PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Rule, Server, Session, State, Znode,
 };
 use warden_core::fact::{Reading, Source};
+use warden_core::haproxy::Pool;
 use warden_core::types::{Lsn, Moment, SessionId, Timeline, UnixMillis, Zxid};
 use warden_core::view::{Identity, View};
 
@@ -105,6 +106,7 @@ pub(super) fn router(name: &str, answer: HaproxyAnswer) -> Event {
 
 pub(super) fn servers(servers: &[(&str, bool, u64)]) -> HaproxyAnswer {
     let servers = servers.iter().map(|(member, up, sessions)| HaproxyServer {
+        pool: Pool::Writes,
         name: format!("pg-{member}"),
         address: "10.0.0.1:5432".to_owned(),
         member: Some((*member).into()),

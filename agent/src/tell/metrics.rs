@@ -12,6 +12,7 @@ use warden_core::assess;
 use warden_core::event::{
     Barrier, Event, FenceOutcome, FenceReport, FenceSession, PatroniAnswer, PostgresAnswer, ReleaseReport, Role,
 };
+use warden_core::haproxy::{HoldReport, RouteOutcome, RouteReport};
 use warden_core::types::Moment;
 use warden_core::view::View;
 use warden_core::warn;
@@ -30,6 +31,11 @@ pub struct Metrics {
     fence_seconds: HistogramVec,
     releases: IntCounterVec,
     nudges: IntCounterVec,
+    reconnects: IntCounterVec,
+    routes: IntCounterVec,
+    route_seconds: HistogramVec,
+    holds: IntCounterVec,
+    hold_seconds: Histogram,
     fence_session: IntGaugeVec,
     build_info: IntGaugeVec,
     zookeeper_connected: IntGaugeVec,
@@ -131,6 +137,42 @@ impl Metrics {
                 "Nudges of the local Patroni, by what came of them.",
                 &["outcome"],
             )?,
+            reconnects: counter(
+                r,
+                "warden_reconnects_total",
+                "How often the local standby was told to try again to stream, by what came of it.",
+                &["outcome"],
+            )?,
+            routes: counter(
+                r,
+                "warden_route_changes_total",
+                "What HAProxy's servers were told, by pool, by what, and by what came of it.",
+                &["pool", "to", "outcome"],
+            )?,
+            route_seconds: registered(
+                r,
+                HistogramVec::new(
+                    HistogramOpts::new(
+                        "warden_route_seconds",
+                        "From the order to tell a server of HAProxy's something until it was told, by what.",
+                    )
+                    .buckets(vec![0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0]),
+                    &["to"],
+                )?,
+            )?,
+            holds: counter(
+                r,
+                "warden_route_holds_total",
+                "How often HAProxy was told to hold new connections for writes, by what came of it.",
+                &["outcome"],
+            )?,
+            hold_seconds: registered(
+                r,
+                Histogram::with_opts(
+                    HistogramOpts::new("warden_route_hold_seconds", "How long new connections for writes were held.")
+                        .buckets(vec![0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]),
+                )?,
+            )?,
             fence_session: gauge(
                 r,
                 "warden_fence_session_ready",
@@ -229,6 +271,21 @@ impl Metrics {
                     self.fence_seconds.with_label_values(&[rule.as_str()]).observe(took.as_secs_f64());
                 }
             }
+            Event::Routed(RouteReport { pool, to, outcome, .. }) => {
+                let outcome_name = match outcome {
+                    RouteOutcome::Done { took } => {
+                        self.route_seconds.with_label_values(&[to.as_str()]).observe(took.as_secs_f64());
+                        "done"
+                    }
+                    RouteOutcome::Withdrawn(_) => "withdrawn",
+                    RouteOutcome::Failed(_) => "failed",
+                    RouteOutcome::Observed => "observed",
+                };
+                self.routes.with_label_values(&[pool.as_str(), to.as_str(), outcome_name]).inc();
+            }
+            Event::Hold(HoldReport::Begun) => self.holds.with_label_values(&["done"]).inc(),
+            Event::Hold(HoldReport::Failed(_)) => self.holds.with_label_values(&["failed"]).inc(),
+            Event::Hold(HoldReport::Ended { after }) => self.hold_seconds.observe(after.as_secs_f64()),
             Event::Release(report) => {
                 let outcome = match report {
                     ReleaseReport::Done { .. } => "done",
@@ -239,6 +296,9 @@ impl Metrics {
             }
             Event::Nudged { outcome } => {
                 self.nudges.with_label_values(&[if outcome.is_ok() { "done" } else { "failed" }]).inc();
+            }
+            Event::Reconnected { outcome } => {
+                self.reconnects.with_label_values(&[if outcome.is_ok() { "done" } else { "failed" }]).inc();
             }
             Event::TaskFailed { task, .. } => self.task_failures.with_label_values(&[task]).inc(),
             _ => {}
@@ -253,6 +313,11 @@ impl Metrics {
     /// Counts a nudge that was only said.
     pub fn count_observed_nudge(&self) {
         self.nudges.with_label_values(&["observed"]).inc();
+    }
+
+    /// Counts a standby that was only said to be told to try again.
+    pub fn count_observed_reconnect(&self) {
+        self.reconnects.with_label_values(&["observed"]).inc();
     }
 
     /// Counts a change of the leader key.
@@ -410,6 +475,12 @@ const fn kind(event: &Event) -> &'static str {
         Event::FenceRecord { .. } => "fence_record",
         Event::Release(_) => "release",
         Event::Nudged { .. } => "nudged",
+        Event::Reconnected { .. } => "reconnected",
+        Event::SessionBroke { .. } => "session_broke",
+        Event::Routed(_) => "routed",
+        Event::Hold(_) => "hold",
+        Event::Layout(_) => "layout",
+        Event::Rendered(_) => "rendered",
         Event::Started(_) => "started",
         Event::TaskFailed { .. } => "task_failed",
     }

@@ -187,6 +187,8 @@ fn what_was_done_about_it_is_counted_by_what_came_of_it() {
         Event::Nudged { outcome: Ok(()) },
         Event::Nudged { outcome: Ok(()) },
         Event::Nudged { outcome: Err("x".to_owned()) },
+        Event::Reconnected { outcome: Ok(()) },
+        Event::Reconnected { outcome: Err("x".to_owned()) },
     ] {
         metrics.count(&event, ms(1));
     }
@@ -204,6 +206,8 @@ fn what_was_done_about_it_is_counted_by_what_came_of_it() {
         r#"warden_releases_total{outcome="failed"} 1"#,
         r#"warden_nudges_total{outcome="done"} 2"#,
         r#"warden_nudges_total{outcome="failed"} 1"#,
+        r#"warden_reconnects_total{outcome="done"} 1"#,
+        r#"warden_reconnects_total{outcome="failed"} 1"#,
     ] {
         assert!(all.contains(expected), "{expected} is not in {all:#?}");
     }

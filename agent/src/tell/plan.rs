@@ -1,4 +1,4 @@
-//! The plan in words: what the rules of leadership would do now, what they hold back, and why.
+//! The plan in words: what the rules of leadership and of routing would do now, what they hold back, and why.
 
 use warden_core::assess::PROBE_LIMIT;
 use warden_core::decide::{Fencing, Policy};
@@ -6,7 +6,7 @@ use warden_core::event::PostgresAnswer;
 use warden_core::fence::{self, presumed_writable};
 use warden_core::types::{MemberName, Moment};
 use warden_core::view::View;
-use warden_core::{nudge, release};
+use warden_core::{layout, nudge, reconnect, release, route};
 
 /// One line for each thing that would be done or is held back; a single one where there is nothing.
 pub fn lines(view: &View, policy: &Policy, now: Moment) -> Vec<String> {
@@ -58,6 +58,11 @@ pub fn lines(view: &View, policy: &Policy, now: Moment) -> Vec<String> {
         }
         _ => {}
     }
+    if let (reconnect::Due::Reconnect(reason), true) = (reconnect::judge(view, now), policy.nudge) {
+        let would = if observe { "would " } else { "" };
+        lines.push(format!("{would}tell the standby to try again to stream{observed}: {reason}"));
+    }
+    routing(view, policy, now, &mut lines);
     if lines.is_empty() {
         let own = view.identity.member.as_ref();
         let writes = own.is_some_and(|own| presumed_writable(view, own));
@@ -67,10 +72,41 @@ pub fn lines(view: &View, policy: &Policy, now: Moment) -> Vec<String> {
                 Some(why) => format!("nothing: it is not known whether {own} takes writes ({why})"),
                 None => format!("nothing: {own} takes no writes"),
             },
+            None if view.haproxy.is_some() => "nothing: HAProxy sends everybody where they belong".to_owned(),
             None => "nothing: this agent stands beside no node".to_owned(),
         });
     }
     lines
+}
+
+/// What HAProxy would be told, and whether its configuration would be written anew.
+fn routing(view: &View, policy: &Policy, now: Moment, lines: &mut Vec<String>) {
+    let (would, why) = match policy.routing {
+        Fencing::Enforce => ("", ""),
+        Fencing::Observe => ("would ", " (haproxy.mode or fencing.mode is observe)"),
+        Fencing::Off => ("would ", " (haproxy.mode is off)"),
+    };
+    let routing = route::judge(view, &policy.route, now);
+    if policy.routing == Fencing::Enforce {
+        match (routing.hold, view.routing.held) {
+            (Some((true, reason)), _) => lines.push(format!("hold new connections for writes: {reason}")),
+            (Some((false, reason)), _) => lines.push(format!("let new connections for writes go on: {reason}")),
+            (None, Some(_)) => lines.push("go on holding new connections for writes".to_owned()),
+            (None, None) => {}
+        }
+    }
+    for change in routing.changes {
+        let (pool, to) = (change.pool.as_str(), change.to.as_str());
+        lines.push(format!("{would}tell HAProxy's server {pool}/{} {to:?}{why}: {}", change.server, change.reason));
+    }
+    match layout::judge(view, now) {
+        Ok((_, reason)) => lines.push(format!("{would}write HAProxy's configuration anew{why}: {reason}")),
+        Err(Some(at)) => lines.push(format!(
+            "{would}write HAProxy's configuration anew in {:.0} s{why}, if its members stay as they are",
+            at.since(now).as_secs_f64()
+        )),
+        Err(None) => {}
+    }
 }
 
 /// Why it is not known whether the member's server takes writes, if it is not.

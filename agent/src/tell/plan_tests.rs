@@ -1,8 +1,11 @@
 use super::*;
 use crate::tell::fixtures::{apply, healthy, identity, key, ms, patroni, postgres, server, verified};
 use std::time::Duration;
-use warden_core::event::{AliveLock, Event, PatroniAnswer, PostgresAnswer, Role, Server, Started, Znode};
+use warden_core::event::{
+    AliveLock, Event, HaproxyAnswer, HaproxyServer, PatroniAnswer, PostgresAnswer, Role, Server, Started, Znode,
+};
 use warden_core::fact::Reading;
+use warden_core::haproxy::Pool;
 use warden_core::release::ReleasePolicy;
 use warden_core::types::SystemId;
 
@@ -101,4 +104,49 @@ fn a_nudge_is_told_and_so_is_that_the_next_one_has_to_wait() {
     check("not allowed", &view, &policy(Fencing::Enforce), 1150, &["nothing: a takes no writes"]);
     apply(&mut view, 1150, Event::Started(Started::Nudge));
     check("nudged", &view, &all(), 1250, &["nudge Patroni again in 0.9 s"]);
+}
+
+fn haproxy(a_is_up: bool) -> Event {
+    let server = |name: &str, up: bool| HaproxyServer {
+        pool: Pool::Writes,
+        name: format!("pg-{name}"),
+        member: Some(name.into()),
+        address: format!("{name}:5432"),
+        up,
+        status: if up { "UP" } else { "DOWN" }.to_owned(),
+        sessions: 0,
+    };
+    Event::Haproxy(HaproxyAnswer::Servers(vec![server("a", a_is_up), server("b", false)]))
+}
+
+#[test]
+fn what_haproxy_would_be_told_is_in_the_plan() {
+    let routing = |routing| Policy { routing, ..all() };
+    let well = after([(1050, haproxy(true))]);
+    let nothing = ["nothing: a takes writes, and nothing speaks against it"];
+    check("well", &well, &routing(Fencing::Enforce), 1100, &nothing);
+    let down = after([(1050, haproxy(false))]);
+    let told = "tell HAProxy's server writes/pg-a \"up\"";
+    let why = "a holds the leader key and takes writes";
+    for (mode, line) in [
+        (Fencing::Enforce, format!("{told}: {why}")),
+        (Fencing::Observe, format!("would {told} (haproxy.mode or fencing.mode is observe): {why}")),
+        (Fencing::Off, format!("would {told} (haproxy.mode is off): {why}")),
+    ] {
+        check("down", &down, &routing(mode), 1100, &[&line]);
+    }
+}
+
+#[test]
+fn that_new_connections_are_held_is_in_the_plan() {
+    let broke = Event::SessionBroke { member: "a".into() };
+    let mut view = after([(1050, haproxy(true)), (1060, broke)]);
+    let why = "a: our session with it broke off";
+    let wait = format!("tell HAProxy's server writes/pg-a \"wait\": {why}");
+    let routing = |routing| Policy { routing, ..all() };
+    let hold = format!("hold new connections for writes: {why}");
+    check("goes", &view, &routing(Fencing::Enforce), 1070, &[&hold, &wait]);
+    apply(&mut view, 1070, Event::Started(Started::Hold { on: true }));
+    let held = "go on holding new connections for writes";
+    check("held", &view, &routing(Fencing::Enforce), 1080, &[held, &wait]);
 }

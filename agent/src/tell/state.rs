@@ -11,6 +11,7 @@ use warden_core::assess::{self, MemberTruth, PROBE_LIMIT, Router};
 use warden_core::decide::Fencing;
 use warden_core::event::{AliveLock, FenceRecord, HaproxyAnswer, LeaderKey, PatroniAnswer};
 use warden_core::fact::Reading;
+use warden_core::haproxy::Pool;
 use warden_core::types::{Moment, UnixMillis};
 use warden_core::view::{Link, View};
 use warden_core::warn;
@@ -218,22 +219,33 @@ pub struct Haproxy {
     pub age_ms: u64,
     /// Why nothing is known, if so.
     pub detail: Option<String>,
-    /// The servers of its write backend.
+    /// The servers of its pools.
     pub servers: Vec<Server>,
-    /// The members that it sends new connections to.
+    /// The members that it sends new connections for writes to.
     pub writes_to: Vec<String>,
+    /// The members that it sends new connections for reads to.
+    #[serde(default)]
+    pub reads_from: Vec<String>,
 }
 
-/// A server of HAProxy's write backend.
+/// A server of one of HAProxy's pools.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)] // named after HAProxy's columns
 pub struct Server {
+    /// `writes` or `reads`.
+    #[serde(default = "writes")]
+    pub pool: String,
     pub name: String,
     pub address: String,
     /// The member at that address.
     pub member: Option<String>,
     pub status: String,
     pub sessions: u64,
+}
+
+/// Of agents that knew of no reads.
+fn writes() -> String {
+    Pool::Writes.as_str().to_owned()
 }
 
 /// What a person should know.
@@ -449,6 +461,7 @@ fn haproxy(router: &Router<'_>) -> Haproxy {
         servers: servers
             .iter()
             .map(|server| Server {
+                pool: server.pool.as_str().to_owned(),
                 name: server.name.clone(),
                 address: server.address.clone(),
                 member: server.member.as_ref().map(ToString::to_string),
@@ -456,7 +469,8 @@ fn haproxy(router: &Router<'_>) -> Haproxy {
                 sessions: server.sessions,
             })
             .collect(),
-        writes_to: router.writes_to().into_iter().map(ToString::to_string).collect(),
+        writes_to: router.sends_to(Pool::Writes).into_iter().map(ToString::to_string).collect(),
+        reads_from: router.sends_to(Pool::Reads).into_iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -33,8 +33,7 @@ pub type Targets = BTreeMap<MemberName, Target>;
 pub fn targets(view: &View) -> Targets {
     let known = view.members.iter().filter_map(|(name, member)| {
         let record = member.last_record.as_ref()?;
-        let postgres = record.host.clone().zip(record.port);
-        Some((name.clone(), Target { api: record.api.clone(), postgres }))
+        Some((name.clone(), Target { api: record.api.clone(), postgres: record.postgres() }))
     });
     known.take(MAX_MEMBERS).collect()
 }
@@ -49,6 +48,8 @@ pub struct Probes {
     pub own: Arc<Notify>,
     /// Those of all the others that are waiting for their turn.
     pub others: Arc<Notify>,
+    /// The local HAProxy.
+    pub haproxy: Arc<Notify>,
 }
 
 /// Keeps a pair of watchers for each member until the agent shuts down.

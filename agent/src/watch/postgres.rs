@@ -13,11 +13,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow};
 use warden_core::event::{Archiver, Event, PostgresAnswer, Server};
-use warden_core::fact::Source;
+use warden_core::fact::{Reading, Source};
 use warden_core::types::{Lsn, MemberName, SystemId, Timeline};
 
 /// A question every second, and as long for an answer.
@@ -29,8 +29,9 @@ const GIVE_UP: Duration = Duration::from_secs(10);
 /// Pause between attempts to connect, while the server cannot be reached.
 const RECONNECT: Duration = Duration::from_millis(500);
 
-/// The same for a local server that listens and takes no sessions: it is on its way up or down, and a handover waits
-/// for the end of that. Each attempt costs it a process of a few milliseconds,
+/// The same for a local server that takes no sessions, or that nobody finds on its socket any more: it is on its way up
+/// or down, and a handover, a nudge or a standby waits for the end of that. Each attempt costs it a process of a few
+/// milliseconds,
 const TRANSITION: Duration = Duration::from_millis(40);
 
 /// so that it does not go on for longer than a transition usually takes.
@@ -46,6 +47,7 @@ SELECT r AS in_recovery,
        CASE WHEN r THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END AS lsn,
        (SELECT system_identifier FROM pg_catalog.pg_control_system()) AS system_id,
        pg_catalog.current_setting('archive_mode') AS archive_mode,
+       CASE WHEN r THEN EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver) END AS receives,
        a.archived_count, a.failed_count,
        CASE WHEN a.last_failed_time > COALESCE(a.last_archived_time, '-infinity') THEN a.last_failed_wal END AS failing
   FROM pg_catalog.pg_is_in_recovery() AS r, pg_catalog.pg_stat_archiver AS a";
@@ -106,6 +108,9 @@ pub async fn watch(
                     closed = watcher.ask_for_ever(client) => closed?,
                     () = connection => {}
                 }
+                // How the next attempt goes tells more, but it may take its time.
+                let broke = Event::SessionBroke { member: watcher.member.clone() };
+                watcher.events.send(watcher.events.clock.now(), broke).await?;
                 if asked.elapsed() >= RECONNECT {
                     continue;
                 }
@@ -118,7 +123,8 @@ pub async fn watch(
                     let shut_down = Event::ShutDown(control_file::read(data_dir).await);
                     watcher.events.send(at, shut_down).await?;
                 }
-                let refuses = error.code() == Some(&SqlState::CANNOT_CONNECT_NOW);
+                let refuses =
+                    error.code() == Some(&SqlState::CANNOT_CONNECT_NOW) || matches!(answer, PostgresAnswer::Gone(_));
                 refusing = if refuses { refusing.or(Some(asked)) } else { None };
                 watcher.tell(at, answer).await?;
             }
@@ -176,6 +182,21 @@ impl Watcher {
         }
     }
 
+    /// That its control file cannot be read is told as long as the server runs, and not first when it is needed.
+    async fn can_control_file_be_read(&self) -> Result<(), Closed> {
+        let Some(data_dir) = &self.data_dir else { return Ok(()) };
+        let at = self.events.clock.now();
+        let mut reading = control_file::read(data_dir).await;
+        if matches!(reading, Reading::Unreadable(_)) {
+            // The server may have been in the middle of writing it.
+            sleep(TRANSITION).await;
+            reading = control_file::read(data_dir).await;
+        }
+        // Whatever it names is of a shutdown before this one started.
+        let reading = if let Reading::Present(_) = reading { Reading::Absent } else { reading };
+        self.events.send(at, Event::ShutDown(reading)).await
+    }
+
     async fn tell(&mut self, at: warden_core::types::Moment, answer: PostgresAnswer) -> Result<(), Closed> {
         self.events.send(at, Event::Postgres { member: self.member.clone(), via: self.via, answer }).await
     }
@@ -183,6 +204,7 @@ impl Watcher {
     /// Asks every second; returns when the connection is of no use any more.
     async fn ask_for_ever(&mut self, client: Client) -> Result<(), Closed> {
         let mut timeline = None;
+        let mut answered = false;
         loop {
             let asked = Instant::now();
             let at = self.events.clock.now();
@@ -204,6 +226,9 @@ impl Watcher {
                     // An answer that took long says how things are now, not how they were when it was asked.
                     let at = if asked.elapsed() > PERIOD { self.events.clock.now() } else { at };
                     self.tell(at, no_way_back(read_answer(&messages), &mut timeline)).await?;
+                    if !std::mem::replace(&mut answered, true) {
+                        self.can_control_file_be_read().await?;
+                    }
                 }
                 Err(error) if error.is_closed() || io_cause(&error).is_some() => return Ok(()),
                 Err(error) if error.code() == Some(&SqlState::ADMIN_SHUTDOWN) => return Ok(()),
@@ -342,6 +367,7 @@ fn read_row<'a>(get: impl Fn(&str) -> Option<&'a str>) -> PostgresAnswer {
         // PostgreSQL shows this unsigned number as a signed one.
         system_id: get("system_id").and_then(|text| text.parse::<i64>().ok()).map(|id| SystemId(id.cast_unsigned())),
         archiver,
+        receives: get("receives").map(|text| text == "t"),
     };
     if in_recovery { PostgresAnswer::InRecovery(server) } else { PostgresAnswer::Writable(server) }
 }

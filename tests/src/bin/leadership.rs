@@ -6,13 +6,11 @@
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use warden_e2e::faults::{Fault, Leader};
-use warden_e2e::measure::{FIGURES, figures, table};
+use warden_e2e::measure::{FIGURES, File, figures, table};
 use warden_e2e::stack::{self, Flavor, NODES, Stack, session};
 use warden_e2e::trial::{self, Observed};
 use warden_e2e::writers::Commit;
@@ -22,6 +20,9 @@ use warden_e2e::{history, truth};
 const PROJECT: &str = "wardenbench";
 
 const MEASURED: [Fault; 5] = [Fault::Freeze, Fault::Crash, Fault::Switchover, Fault::Postmaster, Fault::Pause];
+
+/// In `tests/out`.
+const OUT: &str = "leadership.jsonl";
 
 /// So many runs may fail one after the other.
 const FAILURES: usize = 3;
@@ -54,54 +55,18 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(async {
         let project = std::env::var("WARDEN_TEST_PREFIX").unwrap_or_else(|_| PROJECT.to_owned()) + "-l";
         stack::remove_stale(&project).await?;
-        let file = File::open(go_on)?;
+        let file = File::open(OUT, go_on)?;
         let bench = Bench { project: project.clone(), file, sides, stack: None, mode: None };
         let outcome = bench.all(&faults, runs).await;
         stack::remove_stale(&project).await?;
         outcome?;
         // Others may have added to it meanwhile.
-        let file = File::open(true)?;
+        let file = File::open(OUT, true)?;
         for figure in FIGURES.iter().filter(|figure| faults.contains(&figure.fault)) {
             print!("{}", table(figure, &file.lines));
         }
         Ok(())
     })
-}
-
-/// What has been measured.
-struct File {
-    path: PathBuf,
-    lines: Vec<Value>,
-}
-
-impl File {
-    /// With what is in it, or empty; then what was in it is kept under another name.
-    fn open(go_on: bool) -> anyhow::Result<Self> {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("out");
-        std::fs::create_dir_all(&directory)?;
-        let path = directory.join("leadership.jsonl");
-        let mut lines = Vec::new();
-        if path.exists() && go_on {
-            for line in std::fs::read_to_string(&path)?.lines() {
-                // A line that was cut short is measured again.
-                lines.extend(serde_json::from_str(line).ok());
-            }
-        } else if path.exists() {
-            std::fs::rename(&path, directory.join("leadership.jsonl.before"))?;
-        }
-        Ok(Self { path, lines })
-    }
-
-    fn done(&self, fault: Fault, with: bool) -> usize {
-        self.lines.iter().filter(|line| line["fault"] == fault.name() && line["with"] == with).count()
-    }
-
-    fn add(&mut self, line: Value) -> anyhow::Result<()> {
-        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&self.path)?;
-        writeln!(file, "{line}")?;
-        self.lines.push(line);
-        Ok(())
-    }
 }
 
 struct Bench {
@@ -120,7 +85,7 @@ impl Bench {
             // With and without in turns of ten, so that a machine that is busier now and then is so for both.
             for upto in (0..runs).step_by(10).map(|from| (from + 10).min(runs)) {
                 for with in self.sides {
-                    while self.file.done(*fault, *with) < upto {
+                    while self.done(*fault, *with) < upto {
                         self.next(*fault, *with, runs).await?;
                     }
                 }
@@ -129,11 +94,15 @@ impl Bench {
         Ok(())
     }
 
+    fn done(&self, fault: Fault, with: bool) -> usize {
+        self.file.lines.iter().filter(|line| line["fault"] == fault.name() && line["with"] == with).count()
+    }
+
     /// One more run; one that fails is done again on a new stack.
     async fn next(&mut self, fault: Fault, with: bool, runs: usize) -> anyhow::Result<()> {
         let mut failed = 0;
         loop {
-            let number = self.file.done(fault, with) + 1;
+            let number = self.done(fault, with) + 1;
             let started = Instant::now();
             match self.run(fault, with).await {
                 Ok(mut line) => {

@@ -11,7 +11,7 @@ use crate::world::{Happening, Setting, World, letter, tell};
 use crate::zookeeper::{Client, Config, Key};
 use std::time::Duration;
 use warden_core::decide::{Action, Policy, decide};
-use warden_core::event::{AgentRecord, Event, Observed, Started};
+use warden_core::event::{AgentRecord, Event, Observed};
 use warden_core::fence::Order;
 use warden_core::release::Release;
 use warden_core::types::Moment;
@@ -303,26 +303,17 @@ impl World {
     }
 
     fn begin(&mut self, node: usize, action: Action) {
-        let started = match &action {
-            Action::Verify => Started::Verification,
-            Action::Announce(record) => Started::Announcement(record.clone()),
-            Action::Fence(order) => {
-                if self.mutation == Mutation::WithoutRule(order.rule) {
-                    return;
-                }
-                Started::Fence(order.member.clone())
-            }
-            Action::ObserveFence(order) => Started::Fence(order.member.clone()),
-            Action::CloseFence(_) => Started::CloseFence,
-            Action::Probe { .. } => Started::Probe,
-            Action::Release(_) => Started::Release,
-            Action::Nudge => Started::Nudge,
+        match &action {
+            Action::Fence(order) if self.mutation == Mutation::WithoutRule(order.rule) => return,
             Action::UseSessionTimeout(timeout) => {
                 self.nodes[node].agent.requested = u64::try_from(timeout.as_millis()).unwrap_or(0);
                 return self.drop_session(node, "another timeout is wanted");
             }
-        };
-        self.apply(node, self.now, Event::Started(started));
+            _ => {}
+        }
+        if let Some(started) = action.started() {
+            self.apply(node, self.now, Event::Started(started));
+        }
         match action {
             Action::Verify => self.ask_barrier(node, For::View),
             Action::Announce(record) => self.announce(node, record),
@@ -343,7 +334,15 @@ impl World {
                     self.wake_patroni(node, 20);
                 }
             }
-            Action::ObserveFence(_) | Action::UseSessionTimeout(_) => {}
+            // No HAProxy is simulated.
+            Action::ObserveFence(_)
+            | Action::UseSessionTimeout(_)
+            | Action::Reconnect
+            | Action::Look
+            | Action::Render(_)
+            | Action::Hold { .. }
+            | Action::Route(_)
+            | Action::ObserveRoute(_) => {}
         }
     }
 

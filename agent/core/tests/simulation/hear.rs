@@ -237,6 +237,7 @@ impl World {
                     lsn: None,
                     system_id: Some(SystemId(1)),
                     archiver: None,
+                    receives: None,
                 };
                 postgres(
                     whose,

@@ -1,0 +1,124 @@
+//! Which servers HAProxy's configuration has to name, and when it is written anew.
+//!
+//! A reload costs: old workers linger, checks begin anew. So it is done only for what the runtime socket cannot do,
+//! another set of members or other addresses, and not for one that is away for a moment.
+
+use crate::event::MemberRecord;
+use crate::fact::Reading;
+use crate::fence;
+use crate::types::{MemberName, Moment};
+use crate::view::View;
+use alloc::collections::BTreeSet;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+/// Where a member answers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Its name.
+    pub member: MemberName,
+    /// Its PostgreSQL.
+    pub host: String,
+    /// Its PostgreSQL.
+    pub port: u16,
+    /// Its Patroni's REST API, as an URL.
+    pub api: String,
+}
+
+/// The members that HAProxy's configuration names, ordered by name.
+pub type Layout = Vec<Place>;
+
+/// What HAProxy's configuration file was made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// These members.
+    pub layout: Layout,
+    /// Made of the same members now, with the template as it is now, it would be the same, and HAProxy serves it as far
+    /// as it can be asked.
+    pub current: bool,
+}
+
+/// What became of an attempt to write HAProxy's configuration anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RenderReport {
+    /// HAProxy serves it.
+    Done,
+    /// It does not, and the file is what it was before; the text says why.
+    Failed(String),
+}
+
+/// What has to be remembered.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Drawing {
+    /// What the file is made of; absent: there is none. Unreadable: it is not ours.
+    pub rendered: Option<Reading<Rendered>>,
+    /// What it should be made of, and since when that has been so.
+    pub wanted: Option<(Layout, Moment)>,
+    /// When it was last ordered to be written.
+    pub ordered: Option<Moment>,
+    /// Why the last attempt failed, if it did, and when.
+    pub failed: Option<(String, Moment)>,
+}
+
+/// A member that has come, or that has moved, is written down after this: Patroni writes its znode in pieces.
+const COMES: Duration = Duration::from_secs(2);
+
+/// A member that is gone is left in for this long. Its znode goes with each lost session, and comes back; and HAProxy's
+/// checks know that it is down.
+const GOES: Duration = Duration::from_secs(60);
+
+/// What failed is tried again after this: a template, or a disk, is mended by people.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// A rendering of which nothing is heard for this long is ordered again.
+const LOST: Duration = Duration::from_secs(60);
+
+/// The members as ZooKeeper has them, if that is known.
+pub fn wanted(view: &View, now: Moment) -> Option<Layout> {
+    fence::contact(view, now)?;
+    view.tree_read?;
+    let place = |member: &MemberName, record: &MemberRecord| {
+        let (host, port, api) = (record.host.clone()?, record.port?, record.api.clone()?);
+        Some(Place { member: member.clone(), host, port, api })
+    };
+    let places = view.members.iter().filter_map(|(name, member)| place(name, member.last_record.as_ref()?));
+    Some(places.collect())
+}
+
+/// What the file has to be made of now, and why; or when it may have to be.
+pub fn judge(view: &View, now: Moment) -> Result<(Layout, String), Option<Moment>> {
+    let drawing = &view.drawing;
+    let (Some(reading), Some((wanted, since))) = (&drawing.rendered, &drawing.wanted) else { return Err(None) };
+    let (layout, current) = match reading {
+        Reading::Present(Rendered { layout, current }) => (layout.as_slice(), *current),
+        Reading::Absent => ([].as_slice(), false),
+        // What is not ours is not overwritten.
+        Reading::Unreadable(_) => return Err(None),
+    };
+    // A cluster without members is one that we do not see.
+    if wanted.is_empty() || (wanted.as_slice() == layout && current) {
+        return Err(None);
+    }
+    let names = |places: &[Place]| places.iter().map(|place| place.member.clone()).collect::<BTreeSet<_>>();
+    let (has, wants) = (names(layout), names(wanted));
+    let goes = has.difference(&wants).next();
+    let settled = since.plus(if goes.is_some() { GOES } else { COMES });
+    let retried = drawing.failed.as_ref().map(|(_, at)| at.plus(AGAIN));
+    let ordered = drawing.ordered.map(|at| at.plus(LOST));
+    let due = [Some(settled), retried, ordered].into_iter().flatten().max().unwrap_or(now);
+    if now < due {
+        return Err(Some(due));
+    }
+    let reason = match (goes, wants.difference(&has).next()) {
+        (Some(gone), _) => alloc::format!("{gone} is no member any more"),
+        (None, Some(new)) => alloc::format!("{new} is a member now"),
+        _ if wanted.as_slice() != layout => "a member has another address".to_string(),
+        _ => "the template has changed, or HAProxy does not serve what is written".to_string(),
+    };
+    Ok((wanted.clone(), reason))
+}
+
+#[cfg(test)]
+#[path = "layout_tests.rs"]
+mod tests;
