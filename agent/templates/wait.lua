@@ -4,33 +4,43 @@
 -- switchover must not reach the server that is about to stop, whatever Patroni says of it in that moment.
 
 -- Less than inspect-delay in the template, after which nothing can wait any more.
-local LIMIT_SECONDS = 4.9
+local LIMIT_MILLISECONDS = 4900
 
--- Between two looks. Much less, and HAProxy 2.6 loses a wake-up now and then when the machine is busy: the connection
--- waits until the limit then. Each of these reads two counters; many that wait look less often.
-local LOOK_MILLISECONDS = 20
-local LOOKS_PER_MILLISECOND = 10
+-- Between two looks, each of which reads two counters. The more connections there are, the less often each looks.
+local LOOK_MILLISECONDS = 5
+local CONNECTIONS_PER_MILLISECOND = 20
 
-local waiting = 0
-
-local function seconds()
+local function milliseconds()
   local now = core.now()
-  return now.sec + now.usec / 1000000
+  return now.sec * 1000 + now.usec // 1000
 end
 
+-- HAProxy documents the one and takes the other.
+local function wake_in(delay)
+  if not pcall(act.wake_time, delay) then
+    act:wake_time(delay)
+  end
+end
+
+-- Every look is a call of its own that ends, with the time of the next: not a loop around core.msleep(), whose wake-up
+-- HAProxy loses when its clock has gone beyond it by the time that the function is put aside. On a busy machine that
+-- happens, and the connection then waits for the whole of inspect-delay.
 core.register_action("warden_wait", { "tcp-req" }, function(txn)
-  local function has_to_wait()
-    return txn.c:table_gpc0("writes", "warden_hold") > 0 or txn.f:nbsrv("warden_writable") == 0
+  if txn.c:table_gpc0("writes", "warden_hold") == 0 and txn.f:nbsrv("warden_writable") > 0 then
+    txn:set_var("txn.warden_waited", false)
+    return act.CONTINUE
   end
-  local until_seconds = seconds() + LIMIT_SECONDS
-  waiting = waiting + 1
-  while has_to_wait() do
-    if seconds() > until_seconds then
-      -- The template rejects it.
-      txn:set_var("txn.warden_waited", true)
-      break
-    end
-    core.msleep(math.max(LOOK_MILLISECONDS, waiting // LOOKS_PER_MILLISECOND))
+  local now = milliseconds()
+  local since = txn:get_var("txn.warden_since")
+  if not since then
+    since = now
+    txn:set_var("txn.warden_since", since)
+    -- The template rejects it, also if HAProxy does not ask again in time.
+    txn:set_var("txn.warden_waited", true)
   end
-  waiting = waiting - 1
+  if now - since > LIMIT_MILLISECONDS then
+    return act.CONTINUE
+  end
+  wake_in(math.max(LOOK_MILLISECONDS, txn.f:fe_conn() // CONNECTIONS_PER_MILLISECOND))
+  return act.YIELD
 end)

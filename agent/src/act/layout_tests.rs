@@ -249,16 +249,49 @@ async fn first_word() -> String {
     word
 }
 
-/// Our own template, script and all.
+/// Our own template, script and all, with one member whose server says "a"; and what its Patroni says.
+async fn with_our_template() -> (Running, latest::Sender<&'static str>) {
+    let (patroni, says) = latest::channel("HTTP/1.0 200 OK\r\n\r\n");
+    answers("127.0.0.2:8008", says).await;
+    answers("127.0.0.2:5432", latest::channel("a").1).await;
+    let template = crate::layout::TEMPLATE.replace("bind *:5432", "bind 127.0.0.1:15432");
+    (Running::with(&template, &[place("a", "127.0.0.2")]).await, patroni)
+}
+
+#[tokio::test]
+#[ignore = "needs HAProxy: tests/run has it in the HAProxy image"]
+async fn whoever_waits_is_woken_when_the_hold_is_over() {
+    const ROUNDS: usize = 20;
+    const CLIENTS: u64 = 100;
+    let (running, _patroni) = with_our_template().await;
+    assert_eq!(first_word().await, "a");
+    let tell = |command: &'static str| async { ask(&running.layouts.haproxy.socket, command, ANSWER).await.unwrap() };
+    for round in 0..ROUNDS {
+        tell(crate::act::route::HOLD).await;
+        let mut clients = tokio::task::JoinSet::new();
+        for nth in 0..CLIENTS {
+            clients.spawn(async move {
+                sleep(Duration::from_millis(nth * 3)).await;
+                let word = first_word().await;
+                (word, Instant::now())
+            });
+        }
+        sleep(Duration::from_millis(500)).await;
+        tell(crate::act::route::LET_GO).await;
+        let over = Instant::now();
+        for (word, at) in clients.join_all().await {
+            assert_eq!(word, "a");
+            // One that was forgotten waits for what is left of 5 s.
+            let waited = at.duration_since(over);
+            assert!(waited < Duration::from_secs(3), "round {round}: {waited:?} after the hold was over");
+        }
+    }
+}
+
 #[tokio::test]
 #[ignore = "needs HAProxy: tests/run has it in the HAProxy image"]
 async fn a_new_connection_waits_while_it_is_held_and_while_no_server_is_up() {
-    let (patroni, says) = latest::channel("HTTP/1.0 200 OK\r\n\r\n");
-    let (_postgres, word) = latest::channel("a");
-    answers("127.0.0.2:8008", says).await;
-    answers("127.0.0.2:5432", word).await;
-    let template = crate::layout::TEMPLATE.replace("bind *:5432", "bind 127.0.0.1:15432");
-    let running = Running::with(&template, &[place("a", "127.0.0.2")]).await;
+    let (running, patroni) = with_our_template().await;
     let tell = |command: &'static str| async { ask(&running.layouts.haproxy.socket, command, ANSWER).await.unwrap() };
     // Until its checks have found a server up.
     assert_eq!(first_word().await, "a");
