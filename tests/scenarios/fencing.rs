@@ -8,14 +8,14 @@ use warden_e2e::storm::{Crowd, Storm};
 use warden_e2e::supervised::{SEEN, UNSEEN};
 use warden_e2e::trial::{self, Observed, Outcome};
 use warden_e2e::writers::{Commit, Route};
-use warden_e2e::{storm, supervised, truth, wait};
+use warden_e2e::{storm, supervised, truth};
 
 /// SIGSTOP: without a fence both would take writes until SIGCONT. Commits do not wait for the standby: a second primary
 /// would show at once.
 pub(crate) async fn patroni_is_frozen(stack: &Stack) -> anyhow::Result<()> {
     let outcome = trial::run(stack, Fault::Freeze, Commit::Local).await?;
     outcome.report.nothing_lost_and_no_two_primaries()?;
-    outcome.somebody_fenced()
+    outcome.somebody_fenced(stack).await
 }
 
 /// The same under more clients than the server has room for, after every session was terminated: the agent's own has
@@ -30,12 +30,13 @@ pub(crate) async fn frozen_in_a_storm_of_connections(stack: &Stack) -> anyhow::R
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
     storm::until_ready_to_fence(stack, &leader).await?;
+    leader.leads(stack).await?;
     let outcome = trial::with(stack, Fault::Freeze, leader, observed).await;
     drop(storm);
     let outcome = outcome?;
     eprintln!("      {}", outcome.report);
     outcome.report.nothing_lost_and_no_two_primaries()?;
-    outcome.somebody_fenced()
+    outcome.somebody_fenced(stack).await
 }
 
 /// The agent sees the postmaster as a process, and signals it.
@@ -88,7 +89,7 @@ pub(crate) async fn patroni_is_killed_and_outlived(stack: &Stack) -> anyhow::Res
     Leader::at(stack, UNSEEN).await?;
     let outcome = trial::run(stack, Fault::Orphan, Commit::Local).await?;
     outcome.report.nothing_lost_and_no_two_primaries()?;
-    outcome.somebody_fenced()
+    outcome.somebody_fenced(stack).await
 }
 
 /// Its Patroni is started again and again, and gives up each time without touching its PostgreSQL; the agent has no
@@ -158,17 +159,7 @@ pub(crate) async fn the_agent_is_dead_and_patroni_frozen(stack: &Stack) -> anyho
     let proxy = outcome.report.stories.get(&Route::Proxy).context("no story")?;
     ensure!(!proxy.acks.is_empty(), "nothing through the proxy");
     // Whichever of the two it was, it is written down, in the end.
-    let begun = outcome.struck_at.duration_since(std::time::UNIX_EPOCH)?.as_millis();
-    wait::until("it is in the audit trail", Duration::from_secs(60), || async {
-        let trail = stack.container("warden-haproxy").exec(&["warden", "audit", "--format", "json"]).await?;
-        let trail: Vec<serde_json::Value> = serde_json::from_str(&trail).context("the audit trail is not JSON")?;
-        let since = |entry: &&serde_json::Value| entry["at_ms"].as_u64().is_some_and(|at| u128::from(at) >= begun);
-        let about = trail.iter().filter(|entry| entry["member"] == outcome.leader.member).filter(since);
-        let rules: Vec<_> = about.filter_map(|entry| entry["rule"].as_str()).collect();
-        ensure!(rules.iter().any(|rule| ["gate", "peer"].contains(rule)), "it has {rules:?}");
-        Ok(())
-    })
-    .await
+    outcome.audited(stack, |rule| ["gate", "peer"].contains(&rule)).await
 }
 
 /// A person fences the leader and takes it back.

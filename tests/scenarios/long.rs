@@ -63,7 +63,7 @@ async fn in_mode(stack: &Stack, fault: Fault, synchronous: bool) -> anyhow::Resu
         _ => outcome.report.nothing_lost_and_no_two_primaries(),
     }?;
     // Without an agent beside it the old primary is stopped by the gate, which says so in Patroni's log.
-    if fault.wants_a_fence() && fault != Fault::FreezeAlone { outcome.somebody_fenced() } else { Ok(()) }
+    if fault.wants_a_fence() && fault != Fault::FreezeAlone { outcome.somebody_fenced(stack).await } else { Ok(()) }
 }
 
 /// What the churn does to a stack, one after the other.

@@ -53,6 +53,13 @@ impl Leader {
         Ok(leader)
     }
 
+    /// Fails if another leads by now: Patroni may have handed over by itself, and there is nothing left to fence then.
+    pub async fn leads(&self, stack: &Stack) -> anyhow::Result<()> {
+        let now = truth::truth(stack).await?.leader.map(|(name, _)| name);
+        ensure!(now.as_deref() == Some(&*self.member), "{now:?} leads, and not {}", self.member);
+        Ok(())
+    }
+
     /// Waits until the other member takes writes.
     pub async fn replaced(&self, stack: &Stack) -> anyhow::Result<()> {
         let new = other(&self.member);

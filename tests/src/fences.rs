@@ -63,6 +63,20 @@ pub fn carried_out(lines: &[Line]) -> Vec<&Line> {
     lines.iter().filter(|line| line.text.contains("act::fence: fenced")).collect()
 }
 
+/// The rules by which a member has been stopped since a moment, or is stopped as soon as its server wakes, by Warden's own
+/// audit trail, which has the gate too.
+pub async fn audited(stack: &Stack, member: &str, since: SystemTime) -> anyhow::Result<Vec<String>> {
+    let begun = since.duration_since(UNIX_EPOCH)?.as_millis();
+    let trail = stack.container("warden-haproxy").exec(&["warden", "audit", "--format", "json"]).await?;
+    let trail: Vec<serde_json::Value> = serde_json::from_str(&trail).context("the audit trail is not JSON")?;
+    let since = |entry: &&serde_json::Value| entry["at_ms"].as_u64().is_some_and(|at| u128::from(at) >= begun);
+    let stopped = |entry: &&serde_json::Value| {
+        entry["outcome"].as_str().is_some_and(|what| what.starts_with("confirmed") || what.starts_with("waiting"))
+    };
+    let about = trail.iter().filter(|entry| entry["member"] == member).filter(since).filter(stopped);
+    Ok(about.filter_map(|entry| entry["rule"].as_str()).map(str::to_owned).collect())
+}
+
 /// Lines that tell what Warden did and why, for people: fences, releases, nudges. Of those that are alike only the
 /// first.
 pub fn deeds(lines: &[Line]) -> Vec<String> {

@@ -6,8 +6,8 @@ use crate::promise::kept;
 use crate::stack::Stack;
 use crate::watching::{Sample, Watching};
 use crate::writers::{Commit, Report, Route, Writers};
-use crate::{truth, wait};
-use anyhow::{Context, ensure};
+use crate::{history, truth, wait};
+use anyhow::{Context, bail, ensure};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::time::sleep;
 
@@ -51,9 +51,26 @@ impl Outcome {
         Ok(())
     }
 
-    /// Fails if nobody was fenced. Which rule comes first, with another leader or with none, is a matter of milliseconds.
-    pub fn somebody_fenced(&self) -> anyhow::Result<()> {
-        ensure!(!self.fences().is_empty(), "nobody was fenced");
+    /// Fails if nobody was fenced. Which rule comes first, with another leader or with none, is a matter of milliseconds;
+    /// so it is whether the gate of the other comes before every agent.
+    pub async fn somebody_fenced(&self, stack: &Stack) -> anyhow::Result<()> {
+        if self.fences().is_empty() { self.audited(stack, |_| true).await } else { Ok(()) }
+    }
+
+    /// Waits until the audit trail says that one of these rules stopped whoever led: what the gate did is written down
+    /// by a process of its own.
+    pub async fn audited(&self, stack: &Stack, wanted: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+        let member = &self.leader.member;
+        let done = wait::until("it is in the audit trail", Duration::from_secs(60), || async {
+            let audited = fences::audited(stack, member, self.struck_at).await?;
+            ensure!(audited.iter().any(|rule| wanted(rule)), "it has {audited:?} of {member}");
+            Ok(())
+        });
+        if let Err(error) = done.await {
+            let reigns = history::reigns(stack.zookeepers().first().context("no ZooKeeper")?).await?;
+            let said: Vec<_> = self.lines.iter().filter(|line| line.text.contains("fence")).collect();
+            bail!("{error:#}; struck at {:?}; reigns: {reigns:#?}; the agents said: {said:#?}", self.struck_at);
+        }
         Ok(())
     }
 
