@@ -69,7 +69,7 @@ const COMES: Duration = Duration::from_secs(2);
 const GOES: Duration = Duration::from_secs(60);
 
 /// What failed is tried again after this: a template, or a disk, is mended by people.
-const AGAIN: Duration = Duration::from_secs(30);
+pub const AGAIN: Duration = Duration::from_secs(30);
 
 /// A rendering of which nothing is heard for this long is ordered again.
 const LOST: Duration = Duration::from_secs(60);
@@ -111,6 +111,7 @@ pub fn judge(view: &View, now: Moment) -> Result<(Layout, String), Option<Moment
         return Err(Some(due));
     }
     let reason = match (goes, wants.difference(&has).next()) {
+        _ if *reading == Reading::Absent => "there is no file".to_string(),
         (Some(gone), _) => alloc::format!("{gone} is no member any more"),
         (None, Some(new)) => alloc::format!("{new} is a member now"),
         _ if wanted.as_slice() != layout => "a member has another address".to_string(),

@@ -68,7 +68,7 @@ fn the_file_is_written_anew_only_for_other_members_or_another_template() {
     assert_eq!(says(&[(3, file(&BOTH, true))], 9_000), Err(None));
     let changed = "the template has changed, or HAProxy does not serve what is written".to_string();
     assert_eq!(says(&[(3, file(&BOTH, false))], 9_000), Ok(changed.clone()));
-    assert_eq!(says(&[(3, Event::Layout(Reading::Absent))], 9_000), Ok("a is a member now".to_string()));
+    assert_eq!(says(&[(3, Event::Layout(Reading::Absent))], 9_000), Ok("there is no file".to_string()));
     let foreign = Event::Layout(Reading::Unreadable("it was edited".to_string()));
     assert_eq!(says(&[(3, foreign)], 9_000), Err(None), "what is not ours is not overwritten");
     assert_eq!(

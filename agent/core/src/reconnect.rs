@@ -38,18 +38,12 @@ pub enum Due {
 /// Judges whether the local standby is to be told to try again.
 pub fn judge(view: &View, now: Moment) -> Due {
     let Some((back, reason)) = back(view) else { return Due::NoReason };
-    let own = view.identity.member.as_ref().and_then(|member| view.members.get(member)?.postgres.as_ref());
-    let Some(PostgresAnswer::InRecovery(server)) = own.and_then(|fact| fact.fresh(now, PROBE_LIMIT)) else {
-        return Due::NoReason;
-    };
-    if server.receives != Some(false) {
-        return Due::NoReason;
-    }
+    let Some(answered) = receives_nothing(view, now) else { return Due::NoReason };
     let tries = view.leadership.reconnects;
     if tries.is_some_and(|tries| tries.count >= MOST) {
         return Due::NoReason;
     }
-    if own.is_none_or(|fact| fact.at <= back) {
+    if answered <= back {
         let next = view.leadership.probed.map_or(now, |probed| probed.plus(ASK));
         return if now >= next { Due::Ask } else { Due::Later(next) };
     }
@@ -57,6 +51,21 @@ pub fn judge(view: &View, now: Moment) -> Due {
         Some(tries) if now < tries.last.plus(EVERY) => Due::Later(tries.last.plus(EVERY)),
         _ => Due::Reconnect(reason),
     }
+}
+
+/// Why the local standby is left alone although it receives nothing: it was told often enough.
+pub fn in_vain(view: &View, now: Moment) -> Option<String> {
+    let (_, reason) = back(view)?;
+    receives_nothing(view, now)?;
+    let often_enough = view.leadership.reconnects.is_some_and(|tries| tries.count >= MOST);
+    often_enough.then(|| format!("{reason}, and was told {MOST} times to try again"))
+}
+
+/// When the local server, in recovery, last said that it receives no WAL.
+fn receives_nothing(view: &View, now: Moment) -> Option<Moment> {
+    let fact = view.members.get(view.identity.member.as_ref()?)?.postgres.as_ref()?;
+    let PostgresAnswer::InRecovery(server) = fact.fresh(now, PROBE_LIMIT)? else { return None };
+    (server.receives == Some(false)).then_some(fact.at)
 }
 
 /// Since when the leader, another member, is known to take writes again, and that in words.

@@ -8,8 +8,11 @@ use crate::event::{AliveLock, FenceSession, HaproxyAnswer, PatroniAnswer, Postgr
 use crate::fact::{Reading, Source};
 use crate::fence;
 use crate::haproxy::Pool;
+use crate::layout;
+use crate::reconnect;
 use crate::types::{MemberName, Moment};
 use crate::view::{Link, View};
+use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::{format, vec::Vec};
 use core::time::Duration;
@@ -38,6 +41,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("leader_not_writable", "the holder of the leader key takes no writes"),
     ("writable_without_leader_key", "a member takes writes but does not hold the leader key"),
     ("several_writable", "more than one member takes writes"),
+    ("address_shared", "more than one member has the same address in its znode"),
     ("member_key_missing", "a member has no znode"),
     ("patroni_silent", "a member's Patroni does not answer"),
     ("patroni_refused", "nobody listens on the port of a member's Patroni"),
@@ -49,6 +53,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("postgres_unknown", "a member's PostgreSQL answers, but not to Warden"),
     ("system_identifier_differs", "a member's PostgreSQL does not belong to this cluster"),
     ("timeline_differs", "a standby is not on the leader's timeline"),
+    ("standby_not_streaming", "a standby receives no WAL although its leader takes writes"),
     ("archiver_failing", "a member's archive_command fails"),
     ("no_synchronous_standby", "synchronous mode without a synchronous standby: a crash now can lose commits"),
     ("alive_lock_free", "Patroni answers but does not hold the alive lock"),
@@ -89,11 +94,12 @@ pub fn warnings(view: &View, now: Moment, asked: Option<Moment>) -> Vec<Warning>
     cluster(view, &leader, &members, &mut list);
     fences(view, &members, now, &mut list);
     for member in &members {
-        leadership(view, &leader, member, &mut list);
+        leadership(view, &leader, &members, member, &mut list);
         patroni(view, member, now, &mut list);
         postgres(view, &leader, &members, member, now, &mut list);
         agent(view, member, &mut list);
     }
+    not_streaming(view, now, &mut list);
     control_file(view, &mut list);
     haproxy(view, &leader, now, &mut list);
     list.0
@@ -163,6 +169,17 @@ fn cluster(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], list: 
     }
     if view.session().is_some() && leader.reading == Some(&Reading::Absent) {
         list.about_all("no_leader", "nobody holds the leader key".to_string());
+    }
+    for (place, names) in shared(members) {
+        let names = names.join(" and ");
+        list.about_one(
+            "address_shared",
+            &place,
+            format!(
+                "{names} have the same address, {place}: whose server is asked there is not known; one was renamed, or its \
+                 connect_address copied"
+            ),
+        );
     }
     let writable = writable_at_once(view, members);
     if writable.len() > 1 {
@@ -290,24 +307,51 @@ fn nothing_there(view: &View) -> bool {
 fn writable_at_once<'a>(view: &View, members: &[MemberTruth<'a>]) -> Vec<&'a str> {
     let seen = members.iter().filter(|member| member.writable == Some(true)).filter_map(|member| {
         let (from, last) = (view.members.get(member.name)?.writable_since?, member.postgres.as_ref()?.at);
-        Some((member.name.as_str(), from, last))
+        Some((member, from, last))
     });
-    let seen: Vec<(&str, Moment, Moment)> = seen.collect();
-    let with_another = |(name, from, last): &(&'a str, Moment, Moment)| {
-        let overlaps = seen.iter().any(|(other, began, ended)| other != name && from <= ended && began <= last);
-        overlaps.then_some(*name)
+    let seen: Vec<(&MemberTruth<'a>, Moment, Moment)> = seen.collect();
+    let with_another = |(one, from, last): &(&MemberTruth<'a>, Moment, Moment)| {
+        let overlaps = seen.iter().any(|(other, began, ended)| {
+            other.name != one.name && !same_place(one, other) && from <= ended && began <= last
+        });
+        overlaps.then_some(one.name.as_str())
     };
     seen.iter().filter_map(with_another).collect()
 }
 
-fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, list: &mut List) {
+/// Whether what is asked of the one may be answered by the other.
+fn same_place(one: &MemberTruth<'_>, other: &MemberTruth<'_>) -> bool {
+    one.host.is_some() && (one.host, one.port) == (other.host, other.port)
+}
+
+/// Addresses that more than one member has, and those members.
+fn shared<'a>(members: &[MemberTruth<'a>]) -> Vec<(String, Vec<&'a str>)> {
+    let mut by_place: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for member in members {
+        if let (Some(host), Some(port)) = (member.host, member.port) {
+            by_place.entry(format!("{host}:{port}")).or_default().push(member.name.as_str());
+        }
+    }
+    by_place.into_iter().filter(|(_, names)| names.len() > 1).collect()
+}
+
+fn leadership(
+    view: &View,
+    leader: &Leader<'_>,
+    members: &[MemberTruth<'_>],
+    member: &MemberTruth<'_>,
+    list: &mut List,
+) {
     let name = member.name;
     let holds = leader.holder() == Some(name);
     // A key that cannot be read says nothing about who holds it.
     let known = matches!(leader.reading, Some(Reading::Present(_) | Reading::Absent));
     // Seen writable before the key went to somebody else says nothing about now.
     let since_then = member.postgres.as_ref().is_some_and(|fact| Some(fact.at) >= view.leader_changed);
-    if member.writable == Some(true) && known && !holds && since_then {
+    // What answers at an address that both have may be the holder itself.
+    let is_the_holder = leader.holder().and_then(|holder| members.iter().find(|other| other.name == holder));
+    let is_the_holder = is_the_holder.is_some_and(|holder| same_place(member, holder));
+    if member.writable == Some(true) && known && !holds && since_then && !is_the_holder {
         let certainty = if leader.verified { "" } else { " (as last read)" };
         let pause =
             if view.cluster.config().is_some_and(|config| config.pause) { "; the cluster is paused" } else { "" };
@@ -435,6 +479,12 @@ fn postgres(
     }
 }
 
+fn not_streaming(view: &View, now: Moment, list: &mut List) {
+    let (Some(member), Some(why)) = (&view.identity.member, reconnect::in_vain(view, now)) else { return };
+    let text = format!("{why}: its PostgreSQL log says what is in the way");
+    list.about("standby_not_streaming", member, text);
+}
+
 /// Only where it matters: with a synchronous standby that has everything, a handover needs no control file.
 fn control_file(view: &View, list: &mut List) {
     let (Some(member), Some(shutdown)) = (&view.identity.member, &view.leadership.shutdown) else { return };
@@ -486,13 +536,16 @@ fn agent(view: &View, member: &MemberTruth<'_>, list: &mut List) {
 fn drawing(view: &View, list: &mut List) {
     if let Some(Reading::Unreadable(why)) = &view.drawing.rendered {
         let message = format!(
-            "HAProxy's configuration is not written anew when members come or go: {why}; \
-             move that file away to have it written, or leave haproxy.config_file out"
+            "HAProxy's configuration is not written anew when members come or go: {why}, or leave haproxy.config_file out"
         );
         list.about_all("haproxy_config_not_ours", message);
     }
     if let Some((why, _)) = &view.drawing.failed {
-        list.about_all("haproxy_config_failed", format!("HAProxy's configuration could not be written anew: {why}"));
+        let message = format!(
+            "HAProxy's configuration could not be written anew: {why} (mend that: it is tried again every {} s)",
+            layout::AGAIN.as_secs()
+        );
+        list.about_all("haproxy_config_failed", message);
     }
 }
 

@@ -37,8 +37,12 @@ fn sync(standbys: &[&str]) -> Event {
 }
 
 fn member(name: &str, there: bool) -> Event {
+    if there { member_at(name, name) } else { Event::Znode(Znode::Member(name.into(), Reading::Absent)) }
+}
+
+fn member_at(name: &str, host: &str) -> Event {
     let record = MemberRecord {
-        host: Some(name.to_string()),
+        host: Some(host.to_string()),
         port: Some(5432),
         api: None,
         role: Role::Replica,
@@ -47,8 +51,7 @@ fn member(name: &str, there: bool) -> Event {
         lsn: None,
         version: None,
     };
-    let reading = if there { Reading::Present(record) } else { Reading::Absent };
-    Event::Znode(Znode::Member(name.into(), reading))
+    Event::Znode(Znode::Member(name.into(), Reading::Present(record)))
 }
 
 fn agent_says(name: &str, change: impl Fn(&mut AgentRecord)) -> Event {
@@ -105,6 +108,10 @@ fn silent_patroni(member: &str) -> Event {
 
 fn identified(id: u64) -> PostgresAnswer {
     PostgresAnswer::InRecovery(Server { system_id: Some(SystemId(id)), ..server(1, 100) })
+}
+
+fn receiving(receives: bool) -> PostgresAnswer {
+    PostgresAnswer::InRecovery(Server { receives: Some(receives), ..server(1, 100) })
 }
 
 fn archiving(failing: Option<&str>) -> PostgresAnswer {
@@ -251,6 +258,10 @@ fn about_leadership() -> Vec<Scenario> {
             .both(probe("b", writable()))
             .wrong(probe("a", writable()))
             .right(probe("a", standby(1))),
+        Scenario::new("address_shared", None, &["a and b", "a:5432", "connect_address"])
+            .both(probe("b", writable()))
+            .wrong(member_at("b", "a"))
+            .right(member_at("b", "b")),
         Scenario::new("member_key_missing", Some("b"), &["b has no member key"])
             .wrong(member("b", false))
             .right(member("b", true)),
@@ -328,6 +339,15 @@ fn about_postgres() -> Vec<Scenario> {
             .both(Event::Znode(Znode::Sync(Reading::Absent)))
             .wrong(Event::ShutDown(Reading::Unreadable("pg_control: Permission denied".to_string())))
             .right(Event::ShutDown(Reading::Absent)),
+        (0..reconnect::MOST)
+            .fold(
+                Scenario::new("standby_not_streaming", Some("a"), &["b takes writes", "a receives no WAL", "5 times"]),
+                |scenario, _| scenario.both(Event::Started(Started::Reconnect)),
+            )
+            .both(leader_znode(key("b", 2)))
+            .both(probe("b", writable()))
+            .wrong(probe("a", receiving(false)))
+            .right(probe("a", receiving(true))),
         Scenario::new("archiver_failing", Some("a"), &["archive_command of a fails", "000000010000000000000009"])
             .wrong(probe("a", archiving(Some("000000010000000000000009"))))
             .right(probe("a", archiving(None))),
@@ -574,6 +594,20 @@ fn a_handover_is_not_two_primaries() {
         (3500, probe("b", writable())),
     ]);
     assert!(!told.contains("several_writable"), "{told:?}");
+}
+
+/// Asked at an address that two members have, one server answers for both.
+#[test]
+fn one_server_at_the_address_of_two_members_is_not_two_primaries() {
+    let codes = |events: &[Told]| -> Vec<&'static str> {
+        let view = after(healthy().into_iter().chain(events.iter().cloned()));
+        warnings(&view, ms(1500), None).iter().map(|warning| warning.code).collect()
+    };
+    let both_write = (1400, probe("b", writable()));
+    let at_a = [both_write.clone(), (1400, member_at("b", "a")), (1450, probe("a", writable()))];
+    assert_eq!(codes(&at_a), ["address_shared"]);
+    let told = codes(&[both_write, (1450, probe("a", writable()))]);
+    assert!(told.contains(&"several_writable") && told.contains(&"writable_without_leader_key"), "{told:?}");
 }
 
 #[test]

@@ -130,11 +130,11 @@ impl Layouts {
         let text = match tokio::fs::read_to_string(path).await {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(format!("{}: {error}", path.display())),
+            Err(error) => return Err(format!("{}: {error}; let Warden's user read and write it", path.display())),
         };
         match recognize(&text) {
             Found::Ours(layout, rendered) => Ok(Some((layout, rendered))),
-            Found::Foreign(why) => Err(format!("{}: {why}", path.display())),
+            Found::Foreign(why) => Err(format!("{}: {why}; move that file away to have it written", path.display())),
         }
     }
 
