@@ -1,6 +1,6 @@
 //! No two writable primaries, judged by what clients were told: Patroni frozen, killed, cut off, the whole node paused.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use std::time::Duration;
 use warden_e2e::faults::{Fault, Leader};
 use warden_e2e::stack::Stack;
@@ -21,6 +21,21 @@ pub(crate) async fn patroni_is_frozen(stack: &Stack) -> anyhow::Result<()> {
 /// The same under more clients than the server has room for, after every session was terminated: the agent's own has
 /// come back, and the fence works. Meanwhile nobody may be fenced.
 pub(crate) async fn frozen_in_a_storm_of_connections(stack: &Stack) -> anyhow::Result<()> {
+    // In a storm on a busy machine ZooKeeper may be so slow that Patroni demotes its primary by itself, before it is frozen.
+    for _ in 0..3 {
+        let Some(outcome) = in_a_storm(stack).await? else {
+            eprintln!("      another led before there was a fault: once more");
+            continue;
+        };
+        eprintln!("      {}", outcome.report);
+        outcome.report.nothing_lost_and_no_two_primaries()?;
+        return outcome.somebody_fenced(stack).await;
+    }
+    bail!("another led before there was a fault, three times")
+}
+
+/// Nothing if another than at first led when the fault was to come.
+async fn in_a_storm(stack: &Stack) -> anyhow::Result<Option<Outcome>> {
     let leader = Leader::find(stack).await?;
     let observed = Observed::start(stack, Commit::Local).await?;
     let storm = Storm::start(stack, leader.service);
@@ -29,14 +44,16 @@ pub(crate) async fn frozen_in_a_storm_of_connections(stack: &Stack) -> anyhow::R
         storm::terminate_everybody(stack, leader.service).await?;
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
-    storm::until_ready_to_fence(stack, &leader).await?;
-    leader.leads(stack).await?;
+    let ready = storm::until_ready_to_fence(stack, &leader).await;
+    if !leader.leads(stack).await? {
+        drop(storm);
+        observed.end(stack).await?.1.nothing_lost_and_no_two_primaries()?;
+        return Ok(None);
+    }
+    ready?;
     let outcome = trial::with(stack, Fault::Freeze, leader, observed).await;
     drop(storm);
-    let outcome = outcome?;
-    eprintln!("      {}", outcome.report);
-    outcome.report.nothing_lost_and_no_two_primaries()?;
-    outcome.somebody_fenced(stack).await
+    outcome.map(Some)
 }
 
 /// The agent sees the postmaster as a process, and signals it.

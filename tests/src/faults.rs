@@ -53,11 +53,9 @@ impl Leader {
         Ok(leader)
     }
 
-    /// Fails if another leads by now: Patroni may have handed over by itself, and there is nothing left to fence then.
-    pub async fn leads(&self, stack: &Stack) -> anyhow::Result<()> {
-        let now = truth::truth(stack).await?.leader.map(|(name, _)| name);
-        ensure!(now.as_deref() == Some(&*self.member), "{now:?} leads, and not {}", self.member);
-        Ok(())
+    /// Whether it still leads.
+    pub async fn leads(&self, stack: &Stack) -> anyhow::Result<bool> {
+        Ok(truth::truth(stack).await?.leader.is_some_and(|(name, _)| name == self.member))
     }
 
     /// Waits until the other member takes writes.
