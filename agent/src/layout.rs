@@ -113,6 +113,7 @@ pub fn render(
             backend => haproxy.backend,
             read_backend => haproxy.read_backend,
             max_lag => haproxy.max_lag,
+            max_wait_ms => haproxy.max_wait_ms,
             state_file => file.state_file(),
             wait_script => file.wait_script(),
             resolvers => file.resolvers,

@@ -3,8 +3,11 @@
 -- A new connection for writes waits while no server is up, or while Warden holds it: one that comes in the middle of a
 -- switchover must not reach the server that is about to stop, whatever Patroni says of it in that moment.
 
--- Less than inspect-delay in the template, after which nothing can wait any more.
-local LIMIT_MILLISECONDS = 4900
+-- After inspect-delay nothing can wait any more: that is the template's proc.warden_max_wait_ms, or this.
+local MAX_WAIT_MILLISECONDS = 5000
+
+-- So long before that whoever waits is given up.
+local MARGIN_MILLISECONDS = 100
 
 -- Between two looks, each of which reads two counters. The more connections there are, the less often each looks.
 local LOOK_MILLISECONDS = 5
@@ -38,7 +41,8 @@ core.register_action("warden_wait", { "tcp-req" }, function(txn)
     -- The template rejects it, also if HAProxy does not ask again in time.
     txn:set_var("txn.warden_waited", true)
   end
-  if now - since > LIMIT_MILLISECONDS then
+  local limit = txn:get_var("proc.warden_max_wait_ms") or MAX_WAIT_MILLISECONDS
+  if now - since > limit - MARGIN_MILLISECONDS then
     return act.CONTINUE
   end
   wake_in(math.max(LOOK_MILLISECONDS, txn.f:fe_conn() // CONNECTIONS_PER_MILLISECOND))

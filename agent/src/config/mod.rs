@@ -191,6 +191,8 @@ pub struct HaproxyConfig {
     pub read_backend: Option<String>,
     /// Replicas that have more bytes of WAL than this still to replay take no new reads.
     pub max_lag: u64,
+    /// A new connection for writes waits no longer than this, in milliseconds, where it cannot be sent anywhere.
+    pub max_wait_ms: u64,
     /// Its configuration file, where that is ours to write.
     #[serde(flatten)]
     pub file: Option<RenderConfig>,
@@ -249,6 +251,7 @@ impl HaproxyConfig {
             backend: "postgres".to_owned(),
             read_backend: None,
             max_lag: 16 << 20,
+            max_wait_ms: 5000,
             file: None,
             mode: FencingMode::Enforce,
         }

@@ -326,12 +326,19 @@ impl Resolver<'_> {
                 return Err(error.at(config_file.defined.line()));
             }
         };
+        let (max_wait_ms, wait_line) =
+            section.max_wait_ms.map_or((5000, 0), |limit| (limit.value, limit.defined.line()));
+        if !(500..=60_000).contains(&max_wait_ms) {
+            let problem = format!("{max_wait_ms} ms is no time to wait for a new primary");
+            return Err(ConfigError::new(self.path, "haproxy.max_wait_ms", problem, "use 500 to 60000").at(wait_line));
+        }
         Ok(Some(HaproxyConfig {
             socket: section.socket,
             file,
             backend,
             read_backend: section.read_backend.map(|reads| reads.value),
             max_lag: section.max_lag.unwrap_or(16 << 20),
+            max_wait_ms,
             mode: section.mode.unwrap_or_default(),
         }))
     }

@@ -234,6 +234,11 @@ fn what_is_wrong_is_named_with_file_line_key_and_remedy() {
         ),
         (
             PATRONI,
+            "patroni_config: PATRONI\nhaproxy:\n  socket: /s\n  max_wait_ms: 100\n",
+            &["warden.yml:4: haproxy.max_wait_ms", "100 ms", "use 500 to 60000"],
+        ),
+        (
+            PATRONI,
             "patroni_config: PATRONI\nnode: {}\nrelease:\n  after_ms: 10001\n",
             &["warden.yml:4: release.after_ms", "10001 ms", "use 10 to 1000"],
         ),
