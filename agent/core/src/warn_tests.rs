@@ -1,11 +1,13 @@
 use super::*;
 use crate::assess::tests::{patroni, probe, server, status};
 use crate::event::{
-    AgentRecord, Archiver, Barrier, ClusterConfig, Event, FenceOutcome, FenceRecord, FenceReport, HaproxyServer,
-    LeaderKey, MemberRecord, PatroniStatus, Rule, Server, Started, State, SyncState, Znode,
+    AgentRecord, AliveLock, Archiver, Barrier, ClusterConfig, Event, FenceOutcome, FenceRecord, FenceReport,
+    HaproxyAnswer, HaproxyServer, LeaderKey, MemberRecord, PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Rule,
+    Server, Started, State, SyncState, Znode,
 };
 use crate::haproxy::{Pool, RouteOutcome, RouteReport, Wish};
 use crate::layout::RenderReport;
+use crate::reconnect;
 use crate::types::{SystemId, Timeline, UnixMillis};
 use crate::view::tests::{
     after, cluster_config, key, leader as leader_znode, lost, ms, session, verified, verified_with,

@@ -1,0 +1,275 @@
+//! What those that are asked answer: a Patroni, a PostgreSQL, the alive lock.
+
+use crate::types::{Lsn, MemberName, Moment, SystemId, Timeline};
+use alloc::string::String;
+
+/// A member's role. `master` (Patroni 3.x) and `primary` (4.x) are one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Takes writes.
+    Primary,
+    /// Leads a cluster that follows another one.
+    StandbyLeader,
+    /// Follows, asynchronously.
+    Replica,
+    /// Follows; commits wait for it.
+    SyncStandby,
+    /// Follows; one of those of which commits wait for some.
+    QuorumStandby,
+    /// Was primary and has been taken out of it.
+    Demoted,
+    /// Has no data directory yet.
+    Uninitialized,
+    /// Not said, or not understood.
+    Unknown,
+}
+
+impl Role {
+    /// The name shown to people and in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::StandbyLeader => "standby_leader",
+            Self::Replica => "replica",
+            Self::SyncStandby => "sync_standby",
+            Self::QuorumStandby => "quorum_standby",
+            Self::Demoted => "demoted",
+            Self::Uninitialized => "uninitialized",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Whether a member in this role leads its cluster.
+    pub const fn leads(self) -> bool {
+        matches!(self, Self::Primary | Self::StandbyLeader)
+    }
+}
+
+/// What Patroni says its PostgreSQL is doing (`PostgresqlState` in Patroni, plus the replication states).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)] // each says what it is
+pub enum State {
+    Initializing,
+    InitFailed,
+    CustomBootstrap,
+    CustomBootstrapFailed,
+    CreatingReplica,
+    Running,
+    Streaming,
+    InArchiveRecovery,
+    Starting,
+    BootstrapStarting,
+    StartFailed,
+    Restarting,
+    RestartFailed,
+    Stopping,
+    Stopped,
+    StopFailed,
+    Crashed,
+    Unknown,
+}
+
+impl State {
+    /// Patroni's own words, which are also what is shown.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Initializing => "initializing new cluster",
+            Self::InitFailed => "initdb failed",
+            Self::CustomBootstrap => "running custom bootstrap script",
+            Self::CustomBootstrapFailed => "custom bootstrap failed",
+            Self::CreatingReplica => "creating replica",
+            Self::Running => "running",
+            Self::Streaming => "streaming",
+            Self::InArchiveRecovery => "in archive recovery",
+            Self::Starting => "starting",
+            Self::BootstrapStarting => "starting after custom bootstrap",
+            Self::StartFailed => "start failed",
+            Self::Restarting => "restarting",
+            Self::RestartFailed => "restart failed",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::StopFailed => "stop failed",
+            Self::Crashed => "crashed",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Every state, so that text can be looked up.
+    pub const ALL: [Self; 18] = [
+        Self::Initializing,
+        Self::InitFailed,
+        Self::CustomBootstrap,
+        Self::CustomBootstrapFailed,
+        Self::CreatingReplica,
+        Self::Running,
+        Self::Streaming,
+        Self::InArchiveRecovery,
+        Self::Starting,
+        Self::BootstrapStarting,
+        Self::StartFailed,
+        Self::Restarting,
+        Self::RestartFailed,
+        Self::Stopping,
+        Self::Stopped,
+        Self::StopFailed,
+        Self::Crashed,
+        Self::Unknown,
+    ];
+
+    /// The state that Patroni calls `text`; [`State::Unknown`] for anything else.
+    pub fn from_patroni(text: &str) -> Self {
+        Self::ALL.into_iter().find(|state| state.as_str() == text).unwrap_or(Self::Unknown)
+    }
+}
+
+/// How a Patroni answered. Refused, silent and answering are three different facts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PatroniAnswer {
+    /// It answered, with this.
+    Answering(PatroniStatus),
+    /// Its host answered that nobody listens.
+    Refused(String),
+    /// No answer within the limit, or no way to its host.
+    Silent(String),
+    /// It answered something that cannot be used (not JSON, TLS trouble, another cluster's Patroni).
+    Unusable(String),
+}
+
+/// What `GET /patroni` said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PatroniStatus {
+    /// PostgreSQL's state.
+    pub state: State,
+    /// The member's role.
+    pub role: Role,
+    /// From a query that PostgreSQL answered for this very request: out of recovery or not.
+    /// `None` where Patroni could not ask it.
+    pub writable: Option<bool>,
+    /// Its timeline.
+    pub timeline: Option<Timeline>,
+    /// Written (primary) or replayed (standby) up to here.
+    pub lsn: Option<Lsn>,
+    /// The server's system identifier.
+    pub system_id: Option<SystemId>,
+    /// Maintenance mode, as this Patroni sees it.
+    pub pause: bool,
+    /// The leader goes on without ZooKeeper.
+    pub failsafe_active: bool,
+    /// No leader key, as this Patroni sees it.
+    pub cluster_unlocked: bool,
+    /// Whether the HA loop turns, from `GET /liveness`; `None` where that was not answered.
+    pub loop_turns: Option<bool>,
+    /// Patroni's last contact with ZooKeeper, turned into our clock when the answer was there.
+    pub dcs_last_seen: Option<Moment>,
+    /// The member's name as its Patroni knows it.
+    pub name: Option<MemberName>,
+    /// Tagged so that it never becomes synchronous.
+    pub nosync: bool,
+    /// Patroni's version.
+    pub version: Option<String>,
+}
+
+/// How a PostgreSQL answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PostgresAnswer {
+    /// Out of recovery: takes writes.
+    Writable(Server),
+    /// In recovery: refuses writes.
+    InRecovery(Server),
+    /// Nobody listens, or the server turns every session away and has none yet (starting up, recovering).
+    Refused(String),
+    /// It turns sessions away because it is shutting down: in a smart shutdown open ones go on, and write, for as long
+    /// as they like.
+    Stopping(String),
+    /// Nobody listens on its unix socket, which is the socket that it had: the postmaster is gone. Never said of a
+    /// server that is asked over TCP, where another host may answer in its place.
+    Gone(String),
+    /// No answer within the limit, or no way to its host.
+    Silent(String),
+    /// It answers, but not to us (authentication, too many connections): nothing is known.
+    Unknown(String),
+}
+
+impl PostgresAnswer {
+    /// The name shown to people and in JSON.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Writable(_) => "writable",
+            Self::InRecovery(_) => "in_recovery",
+            Self::Refused(_) | Self::Stopping(_) | Self::Gone(_) => "refused",
+            Self::Silent(_) => "silent",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+
+    /// It turns sessions away, or nobody listens.
+    pub const fn turns_away(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Stopping(_) | Self::Gone(_))
+    }
+
+    /// What the server told, if it did.
+    pub const fn server(&self) -> Option<&Server> {
+        match self {
+            Self::Writable(server) | Self::InRecovery(server) => Some(server),
+            Self::Refused(_) | Self::Stopping(_) | Self::Gone(_) | Self::Silent(_) | Self::Unknown(_) => None,
+        }
+    }
+
+    /// Why it told nothing, if it did not.
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Writable(_) | Self::InRecovery(_) => None,
+            Self::Refused(why) | Self::Stopping(why) | Self::Gone(why) | Self::Silent(why) | Self::Unknown(why) => {
+                Some(why)
+            }
+        }
+    }
+}
+
+/// What a PostgreSQL server tells about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Server {
+    /// Its timeline; in recovery the one that it receives, and where it has received none that of its last restartpoint.
+    pub timeline: Option<Timeline>,
+    /// Written (primary) or replayed (standby) up to here.
+    pub lsn: Option<Lsn>,
+    /// Its system identifier.
+    pub system_id: Option<SystemId>,
+    /// Its archiver; `None` where it archives nothing or did not say.
+    pub archiver: Option<Archiver>,
+    /// In recovery, whether a walreceiver runs; `None` where it did not say. Agents do not tell each other.
+    pub receives: Option<bool>,
+}
+
+/// `pg_stat_archiver`.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Archiver {
+    /// Segments archived since the statistics were reset.
+    pub archived: i64,
+    /// Failures since then.
+    pub failed: i64,
+    /// The segment that fails now: the last attempt failed, and nothing has been archived since.
+    pub failing: Option<String>,
+}
+
+/// What the alive lock says about the local Patroni.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AliveLock {
+    /// Somebody holds it.
+    Alive,
+    /// Nobody holds it: the process that held it is gone.
+    Gone,
+    /// Not configured, no such file, replaced; the text says which.
+    Unknown(String),
+}
+
+impl AliveLock {
+    /// The name shown to people and in JSON.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Gone => "gone",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! About one member: its place in the cluster, its Patroni, its PostgreSQL, the agent beside it.
+
+use super::{List, STALE_AGENT, same_place};
+use crate::assess::{Leader, MemberTruth, PROBE_LIMIT, seconds};
+use crate::event::{AliveLock, PatroniAnswer, PostgresAnswer, Role};
+use crate::fact::{Reading, Source};
+use crate::reconnect;
+use crate::types::Moment;
+use crate::view::View;
+use alloc::format;
+use alloc::string::String;
+
+/// Every member.
+pub(super) fn each(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], now: Moment, list: &mut List) {
+    for member in members {
+        leadership(view, leader, members, member, list);
+        patroni(view, member, now, list);
+        postgres(view, leader, members, member, now, list);
+        agent(view, member, list);
+    }
+}
+
+/// What only the agent beside it can know of a member.
+pub(super) fn our_own(view: &View, now: Moment, list: &mut List) {
+    not_streaming(view, now, list);
+    control_file(view, list);
+}
+
+fn leadership(
+    view: &View,
+    leader: &Leader<'_>,
+    members: &[MemberTruth<'_>],
+    member: &MemberTruth<'_>,
+    list: &mut List,
+) {
+    let name = member.name;
+    let holds = leader.holder() == Some(name);
+    // A key that cannot be read says nothing about who holds it.
+    let known = matches!(leader.reading, Some(Reading::Present(_) | Reading::Absent));
+    // Seen writable before the key went to somebody else says nothing about now.
+    let since_then = member.postgres.as_ref().is_some_and(|fact| Some(fact.at) >= view.leader_changed);
+    // What answers at an address that both have may be the holder itself.
+    let is_the_holder = leader.holder().and_then(|holder| members.iter().find(|other| other.name == holder));
+    let is_the_holder = is_the_holder.is_some_and(|holder| same_place(member, holder));
+    if member.writable == Some(true) && known && !holds && since_then && !is_the_holder {
+        let certainty = if leader.verified { "" } else { " (as last read)" };
+        let pause =
+            if view.cluster.config().is_some_and(|config| config.pause) { "; the cluster is paused" } else { "" };
+        list.about(
+            "writable_without_leader_key",
+            name,
+            format!("{name} is writable but does not hold the leader key{certainty}{pause}"),
+        );
+    }
+    // From afar a refusal may be a firewall's.
+    let refuses = member.postgres.as_ref().is_some_and(|fact| fact.source != Source::Tcp && fact.value.turns_away());
+    if holds && (member.writable == Some(false) || refuses) && member.role != Role::StandbyLeader {
+        let how = match member.postgres.as_ref().map(|fact| &fact.value) {
+            Some(PostgresAnswer::InRecovery(_)) => "its PostgreSQL is in recovery",
+            _ => "its PostgreSQL refuses connections",
+        };
+        let certainty = if leader.verified { "" } else { " (as last read)" };
+        list.about("leader_not_writable", name, format!("{name} holds the leader key{certainty} but {how}"));
+    }
+    if member.has_znode == Some(false) {
+        list.about(
+            "member_key_missing",
+            name,
+            format!("{name} has no member key in ZooKeeper: its Patroni has no session"),
+        );
+    }
+}
+
+fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) {
+    let name = member.name;
+    let away = view.members.get(name).and_then(|member| member.patroni_away_since);
+    let lasting = away.map_or_else(String::new, |since| format!(" for {}", seconds(now.since(since))));
+    match member.patroni.map(|fact| &fact.value) {
+        Some(PatroniAnswer::Silent(why)) => {
+            list.about("patroni_silent", name, format!("Patroni of {name} has been silent{lasting}: {why}"));
+        }
+        Some(PatroniAnswer::Refused(why)) => {
+            list.about("patroni_refused", name, format!("Patroni of {name} refuses connections{lasting}: {why}"));
+        }
+        Some(PatroniAnswer::Unusable(why)) => {
+            list.about("patroni_unusable", name, format!("Patroni of {name} cannot be used: {why}"));
+        }
+        Some(PatroniAnswer::Answering(status)) => {
+            if status.loop_turns == Some(false) {
+                list.about(
+                    "patroni_loop_late",
+                    name,
+                    format!("Patroni of {name} answers but its HA loop does not turn: look at its log"),
+                );
+            }
+            if status.failsafe_active {
+                list.about(
+                    "failsafe_active",
+                    name,
+                    format!("{name} goes on without ZooKeeper in failsafe mode: bring ZooKeeper back"),
+                );
+            }
+            if member.alive_lock == Some(AliveLock::Gone) {
+                list.about(
+                    "alive_lock_free",
+                    name,
+                    format!(
+                        "Patroni of {name} answers but does not hold the alive lock: start it with flock --no-fork"
+                    ),
+                );
+            }
+        }
+        None => {}
+    }
+    if let Some(AliveLock::Unknown(why)) = &member.alive_lock {
+        let configured = view.identity.member.as_ref() != Some(name) || view.identity.has_alive_lock;
+        if configured {
+            list.about("alive_lock_unknown", name, format!("the alive lock of {name} cannot be read: {why}"));
+        }
+    }
+}
+
+fn postgres(
+    view: &View,
+    leader: &Leader<'_>,
+    members: &[MemberTruth<'_>],
+    member: &MemberTruth<'_>,
+    now: Moment,
+    list: &mut List,
+) {
+    let name = member.name;
+    let Some(postgres) = &member.postgres else { return };
+    if let Some(why) = turned_away(view, member, now) {
+        list.about("postgres_unknown", name, format!("PostgreSQL of {name} answers, but not to Warden: {why}"));
+    }
+    match &postgres.value {
+        PostgresAnswer::Silent(why) => {
+            list.about("postgres_silent", name, format!("PostgreSQL of {name} is silent: {why}"));
+        }
+        PostgresAnswer::Refused(why) | PostgresAnswer::Stopping(why) | PostgresAnswer::Gone(why) => {
+            list.about("postgres_refused", name, format!("PostgreSQL of {name} refuses connections: {why}"));
+        }
+        PostgresAnswer::Unknown(_) => {}
+        PostgresAnswer::Writable(server) | PostgresAnswer::InRecovery(server) => {
+            let cluster_id = view.cluster.initialize.as_ref().and_then(|fact| fact.value.present());
+            if let (Some(id), Some(cluster_id)) = (server.system_id, cluster_id)
+                && id != *cluster_id
+            {
+                list.about(
+                    "system_identifier_differs",
+                    name,
+                    format!("{name} has system identifier {id}, the cluster has {cluster_id}: it is another database"),
+                );
+            }
+            if let Some(segment) = server.archiver.as_ref().and_then(|archiver| archiver.failing.as_ref()) {
+                list.about(
+                    "archiver_failing",
+                    name,
+                    format!("archive_command of {name} fails for {segment}: see its PostgreSQL log"),
+                );
+            }
+        }
+    }
+    let leaders = members.iter().find(|other| leader.holder() == Some(other.name)).and_then(|other| other.timeline);
+    if let (Some(own), Some(leaders)) = (member.timeline, leaders)
+        && own != leaders
+        && member.writable == Some(false)
+    {
+        list.about("timeline_differs", name, format!("{name} is on timeline {}, the leader on {}", own.0, leaders.0));
+    }
+}
+
+fn not_streaming(view: &View, now: Moment, list: &mut List) {
+    let (Some(member), Some(why)) = (&view.identity.member, reconnect::in_vain(view, now)) else { return };
+    let text = format!("{why}: its PostgreSQL log says what is in the way");
+    list.about("standby_not_streaming", member, text);
+}
+
+/// Only where it matters: with a synchronous standby that has everything, a handover needs no control file.
+fn control_file(view: &View, list: &mut List) {
+    let (Some(member), Some(shutdown)) = (&view.identity.member, &view.leadership.shutdown) else { return };
+    let sync = view.cluster.sync.as_ref().and_then(|fact| fact.value.present());
+    let needed = sync.is_none_or(|sync| sync.leader.is_none() || sync.quorum > 0);
+    if let (Reading::Unreadable(why), true) = (&shutdown.value, needed) {
+        list.about(
+            "control_file_unreadable",
+            member,
+            format!(
+                "{member}: no handover in asynchronous mode, the control file cannot be read: {why} (mount the data \
+                 directory read-only, name it in node.data_dir, and run Warden as PostgreSQL's user)"
+            ),
+        );
+    }
+}
+
+/// Why a member's PostgreSQL does not let us, or its own agent, in.
+///
+/// Not only where that is all that is known: as long as Patroni tells us what it hears from it, a wrong
+/// password would go unnoticed, and come to light on the day on which Patroni is silent.
+fn turned_away<'a>(view: &'a View, member: &'a MemberTruth<'_>, now: Moment) -> Option<&'a str> {
+    let asked = view.members.get(member.name).and_then(|member| member.postgres.as_ref());
+    let asked = asked.and_then(|fact| fact.fresh(now, PROBE_LIMIT));
+    let believed = member.postgres.as_ref().map(|fact| &fact.value);
+    [asked, believed].into_iter().flatten().find_map(|answer| match answer {
+        PostgresAnswer::Unknown(why) => Some(why.as_str()),
+        _ => None,
+    })
+}
+
+fn agent(view: &View, member: &MemberTruth<'_>, list: &mut List) {
+    // Our own znode proves nothing to ourselves; and without ZooKeeper nothing is known of the others.
+    let own = view.identity.member.as_ref() == Some(member.name);
+    if own || view.session().is_none() || view.tree_read.is_none() {
+        return;
+    }
+    let name = member.name;
+    match &member.agent {
+        None => list.about("agent_missing", name, format!("no Warden agent answers for {name}")),
+        Some((agent, age)) if *age > STALE_AGENT => {
+            list.about("agent_stale", name, format!("agent {agent} has written nothing for {}", seconds(*age)));
+        }
+        Some(_) => {}
+    }
+}
