@@ -330,13 +330,7 @@ fn keep_actors(
             async move { act::upkeep::run(&mut *steps.lock().await, zookeeper, events).await }
         });
     }
-    let local = config.node.as_ref().map(|node| {
-        let place = match &node.socket_dir {
-            Some(directory) => Place::Socket(directory.clone(), node.port),
-            None => Place::Tcp(node.host.clone(), node.port),
-        };
-        (MemberName::from(node.member.as_str()), place)
-    });
+    let local = config.node.as_ref().map(|node| (MemberName::from(node.member.as_str()), Place::beside(node)));
     {
         let local = local.clone();
         let fencer = Arc::new(act::fence::Fencer {

@@ -56,6 +56,10 @@ const HELD: Duration = TRANSITION;
 /// A hold is said again this often. HAProxy forgets it 2 s after it was last said, so that it ends where we do.
 const HOLD_RENEWED: Duration = Duration::from_millis(500);
 
+/// For so long after our session with a server broke off, whatever is heard of it: one that is about to stop may answer
+/// once more, and a false alarm costs new connections no more than this.
+const SIGN: Duration = Duration::from_millis(50);
+
 /// What should be done about HAProxy.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Routing {
@@ -106,6 +110,9 @@ pub fn judge(view: &View, policy: &RoutePolicy, now: Moment) -> Routing {
     // Nobody waits for the barrier read that a cut needs.
     routing.changes.sort_by_key(|change| change.to == Wish::Out);
     routing.hold(view, now);
+    for sign in view.routing.broke.values().map(|at| at.plus(SIGN)).filter(|end| now < *end) {
+        routing.at(sign);
+    }
     if let Some(contact) = fence::contact(view, now) {
         // From then on ZooKeeper counts as away.
         routing.at(contact.started.plus(fence::BARRIER_LIMIT).plus(Duration::from_millis(1)));
@@ -266,8 +273,8 @@ fn word(view: &View, member: &MemberName, now: Moment) -> Option<Word> {
     let known = view.members.get(member);
     let answer = known.and_then(|known| known.postgres.as_ref());
     let broke = view.routing.broke.get(member).filter(|at| now.since(**at) <= PROBE_LIMIT);
-    // Whatever we heard since says more.
-    if let Some(at) = broke.filter(|at| answer.is_none_or(|answer| answer.at <= **at)) {
+    // Whatever we heard since says more, a moment later.
+    if let Some(at) = broke.filter(|at| now.since(**at) < SIGN || answer.is_none_or(|answer| answer.at <= **at)) {
         return Some(Word { writable: false, at: *at, why: "our session with it broke off".to_string() });
     }
     // A server that is slow is not gone: as long as its Patroni answers, new connections are not kept from it.

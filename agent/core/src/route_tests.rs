@@ -96,6 +96,13 @@ fn who_takes_new_connections() {
         // The first sign.
         ("its session broke off", well().with("broke", 9_991, broke("a")), &[("pg-a", Wish::Wait)]),
         ("and is there again", well().with("broke", 9_880, broke("a")), &[]),
+        // Before a server stops, our sessions with it are ended, and one that was opened since tells nothing.
+        (
+            "and answered once more",
+            well().with("broke", 9_951, broke("a")).with("a", 9_995, writable("a")),
+            &[("pg-a", Wish::Wait)],
+        ),
+        ("a false alarm", well().with("broke", 9_950, broke("a")).with("a", 9_995, writable("a")), &[]),
         ("it refuses", well().with("a", 9_991, probe("a", refused())), &[("pg-a", Wish::Wait)]),
         ("its agent says so", well().with("agent", 9_995, agent("a", refused(), 1)), &[("pg-a", Wish::Wait)]),
         ("its agent said so before", well().with("agent", 9_895, agent("a", refused(), 100)), &[]),

@@ -4,6 +4,7 @@
 //! 3 wrong configuration; 4 nothing answered (`status`); 5 another server may take writes (`gate`).
 
 mod audit;
+mod before_stop;
 mod check_config;
 mod client;
 mod fence;
@@ -61,6 +62,8 @@ enum Command {
     Audit(audit::Args),
     /// Patroni's pre_promote hook: wait until no other member can be taking writes
     Gate(gate::Args),
+    /// Patroni's before_stop hook: have new connections wait before PostgreSQL refuses them
+    BeforeStop,
     /// Change the log level of the agent on this machine
     LogLevel(log_level::Args),
 }
@@ -102,6 +105,10 @@ pub fn main() -> ExitCode {
         Command::Plan => fence::plan(&config),
         Command::Audit(args) => audit::main(&config, &args),
         Command::Gate(args) => gate::main(&config, args),
+        Command::BeforeStop => {
+            before_stop::main(&config);
+            Ok(())
+        }
         Command::LogLevel(args) => log_level::main(&config, &args),
     };
     match done {

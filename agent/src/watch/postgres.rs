@@ -7,7 +7,7 @@
 //! (refused) from a hang (silent).
 
 use super::{Closed, Events, control_file, io_cause, root_cause, tls};
-use crate::config::{SslMode, Superuser};
+use crate::config::{NodeConfig, SslMode, Superuser};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,6 +52,9 @@ SELECT r AS in_recovery,
        CASE WHEN a.last_failed_time > COALESCE(a.last_archived_time, '-infinity') THEN a.last_failed_wal END AS failing
   FROM pg_catalog.pg_is_in_recovery() AS r, pg_catalog.pg_stat_archiver AS a";
 
+/// The `application_name` of an agent's sessions, but for those that it keeps for a fence.
+pub(crate) const SESSIONS: &str = "warden";
+
 /// Where a PostgreSQL is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -62,6 +65,14 @@ pub enum Place {
 }
 
 impl Place {
+    /// Of the server beside us: its socket, where that is shared with us.
+    pub fn beside(node: &NodeConfig) -> Self {
+        match &node.socket_dir {
+            Some(directory) => Self::Socket(directory.clone(), node.port),
+            None => Self::Tcp(node.host.clone(), node.port),
+        }
+    }
+
     const fn source(&self) -> Source {
         match self {
             Self::Socket(..) => Source::Socket,
@@ -253,7 +264,7 @@ pub(crate) fn client_config(place: &Place, login: &Superuser) -> Config {
     config
         .user(&login.username)
         .dbname(&login.database)
-        .application_name("warden")
+        .application_name(SESSIONS)
         .connect_timeout(PERIOD)
         // Should the agent die in the middle of a question, the server shall not keep it.
         .options("-c statement_timeout=5s -c idle_in_transaction_session_timeout=5s")
