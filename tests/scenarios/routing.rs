@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 use warden_e2e::faults::{Fault, Leader};
-use warden_e2e::stack::{Stack, session, wait_for_session};
+use warden_e2e::stack::{NODES, Stack, session, wait_for_session};
 use warden_e2e::trial::{self, Observed};
 use warden_e2e::writers::{Commit, Report, Route};
 use warden_e2e::{truth, wait};
@@ -53,6 +53,11 @@ pub(crate) async fn a_switchover_is_followed(stack: &Stack) -> anyhow::Result<()
     ensure!(log.matches("written anew").count() == reloads, "HAProxy was reloaded for a switchover");
     for what in ["to=\"wait\"", "to=\"up\""] {
         ensure!(log.contains(what), "{ROUTER} never told HAProxy {what}");
+    }
+    // Each led, and was stopped: by then its clients had to wait already.
+    for (node, _) in NODES {
+        let log = stack.container(node).logs().await?;
+        ensure!(log.contains("warden before-stop: ended"), "Patroni's hook in {node} ended no session");
     }
     Ok(())
 }

@@ -29,7 +29,8 @@ pub(super) fn main(path: &Path) {
     let (Some(node), Some(login)) = (&config.node, &config.superuser) else {
         return eprintln!("warden before-stop: no node section in {}, or no superuser", path.display());
     };
-    if config.fencing.mode != FencingMode::Enforce {
+    // It serves routing, which goes on where nobody is fenced.
+    if config.fencing.mode == FencingMode::Observe {
         return;
     }
     let runtime = match runtime() {
