@@ -29,7 +29,9 @@ end
 -- HAProxy loses when its clock has gone beyond it by the time that the function is put aside. On a busy machine that
 -- happens, and the connection then waits for the whole of inspect-delay.
 core.register_action("warden_wait", { "tcp-req" }, function(txn)
-  if txn.c:table_gpc0("writes", "warden_hold") == 0 and txn.f:nbsrv("warden_writable") > 0 then
+  local has_somewhere_to_go = txn.c:table_gpc0("writes", "warden_hold") == 0 and txn.f:nbsrv("warden_writable") > 0
+  -- A worker that a reload has replaced is told nothing any more: the template sends whoever waits there to the new one.
+  if has_somewhere_to_go or txn.f:stopping() == 1 then
     txn:set_var("txn.warden_waited", false)
     return act.CONTINUE
   end

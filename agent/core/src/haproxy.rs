@@ -157,6 +157,8 @@ pub enum HoldReport {
 pub struct Routing {
     /// When our session with a member's PostgreSQL last ended by itself.
     pub broke: BTreeMap<MemberName, Moment>,
+    /// How often it did since the first moment of the present while; see [`Routing::note_broke`].
+    pub alarms: BTreeMap<MemberName, (Moment, u32)>,
     /// Since when no member takes writes through HAProxy that could.
     pub unrouted_since: Option<Moment>,
     /// Since when whoever connects for writes would be sent astray, or nowhere.
@@ -169,4 +171,23 @@ pub struct Routing {
     pub failing: BTreeMap<(Pool, String), (String, Moment)>,
     /// When HAProxy and the members were last asked out of turn.
     pub probed: Option<Moment>,
+}
+
+/// In so long
+const WHILE: Duration = Duration::from_secs(2);
+
+/// no more than so many ends of a session are a sign: whoever ends our sessions again and again must not keep everybody
+/// from a server that is well. Before it stops, it is two.
+const ALARMS: u32 = 4;
+
+impl Routing {
+    /// Our session with a member's PostgreSQL ended by itself.
+    pub fn note_broke(&mut self, member: MemberName, at: Moment) {
+        let (since, count) =
+            self.alarms.get(&member).copied().filter(|(since, _)| at.since(*since) < WHILE).unwrap_or((at, 0));
+        self.alarms.insert(member.clone(), (since, count.saturating_add(1)));
+        if count < ALARMS {
+            self.broke.insert(member, at);
+        }
+    }
 }

@@ -56,9 +56,12 @@ const HELD: Duration = TRANSITION;
 /// A hold is said again this often. HAProxy forgets it 2 s after it was last said, so that it ends where we do.
 const HOLD_RENEWED: Duration = Duration::from_millis(500);
 
-/// For so long after our session with a server broke off, whatever is heard of it: one that is about to stop may answer
-/// once more, and a false alarm costs new connections no more than this.
+/// After our session with a server broke off, what it was asked within this time says nothing: one that is about to stop
+/// may answer once more. A false alarm costs new connections little more than this.
 const SIGN: Duration = Duration::from_millis(50);
+
+/// A server that is silent was asked for so long.
+const SILENT: Duration = Duration::from_secs(1);
 
 /// What should be done about HAProxy.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -110,9 +113,6 @@ pub fn judge(view: &View, policy: &RoutePolicy, now: Moment) -> Routing {
     // Nobody waits for the barrier read that a cut needs.
     routing.changes.sort_by_key(|change| change.to == Wish::Out);
     routing.hold(view, now);
-    for sign in view.routing.broke.values().map(|at| at.plus(SIGN)).filter(|end| now < *end) {
-        routing.at(sign);
-    }
     if let Some(contact) = fence::contact(view, now) {
         // From then on ZooKeeper counts as away.
         routing.at(contact.started.plus(fence::BARRIER_LIMIT).plus(Duration::from_millis(1)));
@@ -273,8 +273,8 @@ fn word(view: &View, member: &MemberName, now: Moment) -> Option<Word> {
     let known = view.members.get(member);
     let answer = known.and_then(|known| known.postgres.as_ref());
     let broke = view.routing.broke.get(member).filter(|at| now.since(**at) <= PROBE_LIMIT);
-    // Whatever we heard since says more, a moment later.
-    if let Some(at) = broke.filter(|at| now.since(**at) < SIGN || answer.is_none_or(|answer| answer.at <= **at)) {
+    // What we heard since says more.
+    if let Some(at) = broke.filter(|at| answer.is_none_or(|answer| answer.at < at.plus(SIGN))) {
         return Some(Word { writable: false, at: *at, why: "our session with it broke off".to_string() });
     }
     // A server that is slow is not gone: as long as its Patroni answers, new connections are not kept from it.
@@ -282,7 +282,9 @@ fn word(view: &View, member: &MemberName, now: Moment) -> Option<Word> {
         .and_then(|known| known.patroni.as_ref())
         .is_some_and(|fact| matches!(fact.value, PatroniAnswer::Answering(_)) && fact.age(now) <= PROBE_LIMIT);
     let own = answer.filter(|fact| fact.age(now) <= PROBE_LIMIT);
-    let own = own.filter(|fact| !(answers && matches!(fact.value, PostgresAnswer::Silent(_))));
+    let own = own.filter(|fact| {
+        !matches!(fact.value, PostgresAnswer::Silent(_)) || (!answers && somebody_answers(view, fact.at.minus(SILENT)))
+    });
     let own = own.and_then(|fact| said(&fact.value, fact.at, "it"));
     let agent = assess::agent_of(view, member).and_then(|(_, fact)| {
         let (answer, age) = fact.value.present()?.postgres.as_ref()?;
@@ -294,6 +296,17 @@ fn word(view: &View, member: &MemberName, now: Moment) -> Option<Word> {
         (Some(own), Some(agent)) if own.writable && !agent.writable && agent.at > own.at => Some(agent),
         (own, agent) => own.or(agent),
     }
+}
+
+/// Whether anybody has answered what we asked since then, or ZooKeeper has: if not, it may be us who are cut off, and the
+/// HAProxy beside us is not.
+fn somebody_answers(view: &View, since: Moment) -> bool {
+    let member_does = view.members.values().any(|member| {
+        let patroni = member.patroni.as_ref().filter(|fact| !matches!(fact.value, PatroniAnswer::Silent(_)));
+        let postgres = member.postgres.as_ref().filter(|fact| !matches!(fact.value, PostgresAnswer::Silent(_)));
+        patroni.map(|fact| fact.at) >= Some(since) || postgres.map(|fact| fact.at) >= Some(since)
+    });
+    member_does || view.verified.as_ref().is_some_and(|read| read.started >= since)
 }
 
 fn said(answer: &PostgresAnswer, at: Moment, who: &str) -> Option<Word> {
@@ -336,10 +349,12 @@ pub fn is_routed(view: &View, now: Moment) -> bool {
     if view.cluster.config().is_some_and(|config| config.standby_cluster) {
         return true;
     }
-    let holder = assess::leader(view, now, None).holder();
+    // Without ZooKeeper it may be somebody else by now.
+    let contact = fence::contact(view, now).is_some();
+    let holder = assess::leader(view, now, None).holder().filter(|_| contact);
     servers.iter().filter(|server| server.pool == Pool::Writes && server.up).any(|server| {
-        let Some(member) = &server.member else { return false };
         // What nobody can say is left to HAProxy's checks.
+        let Some(member) = &server.member else { return true };
         holder.is_none_or(|holder| holder == member) && word(view, member, now).is_none_or(|word| word.writable)
     })
 }

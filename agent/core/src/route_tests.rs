@@ -95,14 +95,14 @@ fn who_takes_new_connections() {
         ("all is well", well(), &[]),
         // The first sign.
         ("its session broke off", well().with("broke", 9_991, broke("a")), &[("pg-a", Wish::Wait)]),
-        ("and is there again", well().with("broke", 9_880, broke("a")), &[]),
+        ("and is there again", well().with("broke", 9_850, broke("a")), &[]),
         // Before a server stops, our sessions with it are ended, and one that was opened since tells nothing.
         (
             "and answered once more",
-            well().with("broke", 9_951, broke("a")).with("a", 9_995, writable("a")),
+            well().with("broke", 9_900, broke("a")).with("a", 9_949, writable("a")),
             &[("pg-a", Wish::Wait)],
         ),
-        ("a false alarm", well().with("broke", 9_950, broke("a")).with("a", 9_995, writable("a")), &[]),
+        ("a false alarm", well().with("broke", 9_900, broke("a")).with("a", 9_950, writable("a")), &[]),
         ("it refuses", well().with("a", 9_991, probe("a", refused())), &[("pg-a", Wish::Wait)]),
         ("its agent says so", well().with("agent", 9_995, agent("a", refused(), 1)), &[("pg-a", Wish::Wait)]),
         ("its agent said so before", well().with("agent", 9_895, agent("a", refused(), 100)), &[]),
@@ -111,6 +111,16 @@ fn who_takes_new_connections() {
             "it is silent",
             well().with("a", 9_991, silent("a")).with("patroni a", 9_900, hangs("a")),
             &[("pg-a", Wish::Wait)],
+        ),
+        (
+            "all are silent: it may be us who are cut off",
+            well()
+                .with("key", 8_980, verified(key("a", 1), 1, 8_982))
+                .with("a", 9_991, silent("a"))
+                .with("b", 9_991, silent("b"))
+                .with("patroni a", 9_900, hangs("a"))
+                .with("patroni b", 9_900, hangs("b")),
+            &[],
         ),
         (
             "we cannot reach it, its agent can",
@@ -258,6 +268,38 @@ fn new_connections_are_held_while_a_server_goes_or_none_takes_writes() {
     // A new holder is not promoted yet, and HAProxy's check believes its Patroni.
     let taken = let_go().with("b", 39_993, standby("b")).with("taken", 39_994, leader(key("b", 2)));
     assert_eq!(on(&taken.with("raised", 39_996, servers("DOWN", "UP")), 39_997), Some(true));
+}
+
+/// Where HAProxy's checks may know what we do not, nobody is held because of us.
+#[test]
+fn nobody_is_held_because_we_know_little() {
+    let hold = |scene: &Scene| judge(&scene.view(), &RoutePolicy::default(), ms(NOW)).hold;
+    // The key is as it was when we still had ZooKeeper.
+    let moved_since = || {
+        well()
+            .with("lost", 9_991, lost())
+            .with("b", 9_993, writable("b"))
+            .with("patroni b", 9_993, answering("b", Role::Primary))
+            .with("haproxy", 9_996, servers("DOWN", "UP"))
+    };
+    assert_eq!(hold(&moved_since()), None);
+    // We have just started, and know of no member.
+    let unknown = vec![HaproxyServer { member: None, ..server(Pool::Writes, "a", "UP", 0) }];
+    assert_eq!(hold(&Scene::new([("haproxy", 9_950, Event::Haproxy(HaproxyAnswer::Servers(unknown)))])), None);
+}
+
+/// Whoever ends our sessions again and again must not keep everybody from a server that is well.
+#[test]
+fn false_alarms_are_believed_only_a_few_times_in_a_while() {
+    let believed = |alarms: u64| {
+        let mut routing = crate::haproxy::Routing::default();
+        (0..alarms).for_each(|nth| routing.note_broke("a".into(), ms(1000 + 10 * nth)));
+        routing.broke.get(&MemberName::from("a")).copied()
+    };
+    assert_eq!(believed(4), Some(ms(1030)));
+    assert_eq!(believed(200), Some(ms(1030)));
+    assert_eq!(believed(201), Some(ms(3000)), "after two seconds the next few count again");
+    assert_eq!(believed(400), Some(ms(3030)));
 }
 
 #[test]

@@ -345,9 +345,7 @@ impl View {
                 member.note_writable(takes_sessions(&answer), at);
                 replace(&mut member.postgres, Fact::new(answer, via, at));
             }
-            Event::SessionBroke { member } => {
-                self.routing.broke.insert(member, at);
-            }
+            Event::SessionBroke { member } => self.routing.note_broke(member, at),
             Event::Routed(report) => self.note_routed(report, at),
             Event::Layout(reading) => self.drawing.rendered = Some(reading),
             Event::Rendered(report) => {
@@ -494,6 +492,7 @@ impl View {
         let own = self.identity.member.clone();
         let agents = &self.agents;
         self.routing.broke.retain(|_, at| now.since(*at) <= FORGET_AFTER);
+        self.routing.alarms.retain(|_, (since, _)| now.since(*since) <= FORGET_AFTER);
         // A server tells nobody by which name it was asked: one that was renamed does not keep its old name alive.
         let place = |member: &Member| member.last_record.as_ref()?.postgres();
         let there = self

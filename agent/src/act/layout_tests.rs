@@ -254,7 +254,8 @@ async fn with_our_template() -> (Running, latest::Sender<&'static str>) {
     let (patroni, says) = latest::channel("HTTP/1.0 200 OK\r\n\r\n");
     answers("127.0.0.2:8008", says).await;
     answers("127.0.0.2:5432", latest::channel("a").1).await;
-    let template = crate::layout::TEMPLATE.replace("bind *:5432", "bind 127.0.0.1:15432");
+    let template = crate::layout::TEMPLATE.replace("bind *:5432", "bind 127.0.0.1:5432");
+    let template = template.replace("127.0.0.1:5432", "127.0.0.1:15432");
     (Running::with(&template, &[place("a", "127.0.0.2")]).await, patroni)
 }
 
@@ -286,6 +287,19 @@ async fn whoever_waits_is_woken_when_the_hold_is_over() {
             assert!(waited < Duration::from_secs(3), "round {round}: {waited:?} after the hold was over");
         }
     }
+}
+
+#[tokio::test]
+#[ignore = "needs HAProxy: tests/run has it in the HAProxy image"]
+async fn whoever_waits_when_haproxy_is_reloaded_goes_on_in_the_new_worker() {
+    let (running, _patroni) = with_our_template().await;
+    assert_eq!(first_word().await, "a");
+    ask(&running.layouts.haproxy.socket, crate::act::route::HOLD, ANSWER).await.unwrap();
+    let clients: tokio::task::JoinSet<String> = (0..20).map(|_| first_word()).collect();
+    sleep(Duration::from_millis(300)).await;
+    running.layouts.write(&[place("a", "127.0.0.2")]).await.unwrap();
+    // Nobody tells the new one to hold them, and its checks find the server up. In the old one they would wait in vain.
+    assert_eq!(clients.join_all().await, ["a"; 20]);
 }
 
 #[tokio::test]

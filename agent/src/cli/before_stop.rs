@@ -10,40 +10,55 @@
 use super::runtime;
 use crate::config::{Config, FencingMode, Superuser};
 use crate::watch::postgres::{Place, SESSIONS, client_config, connect};
+use crate::watch::root_cause;
+use std::io::Write as _;
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::Duration;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_postgres::SimpleQueryMessage;
 
 /// All of it takes no longer.
 const LIMIT: Duration = Duration::from_millis(500);
 
-/// So long those whose session ended have to tell their HAProxy.
+/// So long those whose session ended have to tell their HAProxy. Then the server's queue is as long as it gets.
 const HEARD: Duration = Duration::from_millis(10);
 
 pub(super) fn main(path: &Path) {
-    let config = match Config::load_for_gate(path) {
-        Ok((config, _)) => config,
-        Err(error) => return eprintln!("warden before-stop: {error}"),
+    let path = path.to_owned();
+    let (done, ended) = mpsc::channel();
+    // On a thread of its own: a file system may hang, too, and what is left of it ends with the process.
+    std::thread::spawn(move || drop(done.send(work(&path))));
+    let said = match ended.recv_timeout(LIMIT) {
+        Ok(Ok(0)) => return,
+        Ok(Ok(ended)) => format!("ended {ended} sessions of agents elsewhere"),
+        Ok(Err(why)) => why,
+        Err(_) => format!("not within {} ms", LIMIT.as_millis()),
     };
+    // Nobody may be there to read it.
+    drop(writeln!(std::io::stderr(), "warden before-stop: {said}"));
+}
+
+/// Returns how many sessions were ended; the error says what was in the way.
+fn work(path: &Path) -> Result<u32, String> {
+    let (config, _) = Config::load_for_gate(path).map_err(|error| error.to_string())?;
     let (Some(node), Some(login)) = (&config.node, &config.superuser) else {
-        return eprintln!("warden before-stop: no node section in {}, or no superuser", path.display());
+        return Err(format!("no node section in {}, or no superuser", path.display()));
     };
     // It serves routing, which goes on where nobody is fenced.
     if config.fencing.mode == FencingMode::Observe {
-        return;
+        return Ok(0);
     }
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
-        Err(error) => return eprintln!("warden before-stop: {error:#}"),
-    };
-    match runtime.block_on(async { timeout(LIMIT, end_sessions(&Place::beside(node), login)).await }) {
-        Ok(Ok(0)) => {}
-        Ok(Ok(ended)) => eprintln!("warden before-stop: ended {ended} sessions of agents elsewhere"),
-        Ok(Err(error)) => eprintln!("warden before-stop: {error}"),
-        Err(_) => eprintln!("warden before-stop: not within {} ms", LIMIT.as_millis()),
-    }
-    runtime.shutdown_background();
+    let runtime = runtime().map_err(|error| format!("{error:#}"))?;
+    runtime.block_on(async {
+        let ended = end_sessions(&Place::beside(node), login).await.map_err(|error| root_cause(&error))?;
+        if ended > 0 {
+            sleep(HEARD).await;
+            // Whoever came before has a process of the server by then, and is not refused.
+            drop(connect(&client_config(&Place::Tcp(node.host.clone(), node.port), login), login.sslmode).await);
+        }
+        Ok(ended)
+    })
 }
 
 /// Ends the sessions that agents on other machines have with this server, where it takes writes, and returns how many.
@@ -59,14 +74,10 @@ async fn end_sessions(place: &Place, login: &Superuser) -> Result<u32, tokio_pos
         });
         Ok(count.unwrap_or(0))
     };
-    let ended = tokio::select! {
-        ended = asked => ended?,
-        () = connection => 0,
-    };
-    if ended > 0 {
-        sleep(HEARD).await;
+    tokio::select! {
+        ended = asked => ended,
+        () = connection => Ok(0),
     }
-    Ok(ended)
 }
 
 fn statement() -> String {
