@@ -326,10 +326,7 @@ fn other_obstacles(view: &View, own: &MemberName, key: &LeaderKey) -> Vec<String
 }
 
 fn same_place(view: &View, own: &MemberName, other: &MemberName) -> Option<String> {
-    let record = |name| view.members.get(name).and_then(|member| member.last_record.as_ref());
-    let (ours, theirs) = (record(own)?, record(other)?);
-    let same = ours.host.is_some() && (&ours.host, ours.port) == (&theirs.host, theirs.port);
-    same.then(|| format!("{own} and {other} have the same address: a member was renamed"))
+    view.at_one_address(own, other).then(|| format!("{own} and {other} have the same address: a member was renamed"))
 }
 
 /// Whether our neighbour's Patroni is away.

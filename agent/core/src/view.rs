@@ -245,6 +245,13 @@ impl View {
         }
     }
 
+    /// Whether two members have the same address in their newest znodes: what answers there may be either.
+    pub fn at_one_address(&self, one: &MemberName, other: &MemberName) -> bool {
+        let record = |name| self.members.get(name).and_then(|member| member.last_record.as_ref());
+        let (Some(one), Some(other)) = (record(one), record(other)) else { return false };
+        one.host.is_some() && (&one.host, one.port) == (&other.host, other.port)
+    }
+
     /// Takes in something that happened. `now` is when it is taken in, `observed.at` when it was asked for.
     pub fn apply(&mut self, observed: Observed, now: Moment) {
         let at = observed.at;

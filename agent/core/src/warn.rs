@@ -301,21 +301,16 @@ fn nothing_there(view: &View) -> bool {
 fn writable_at_once<'a>(view: &View, members: &[MemberTruth<'a>]) -> Vec<&'a str> {
     let seen = members.iter().filter(|member| member.writable == Some(true)).filter_map(|member| {
         let (from, last) = (view.members.get(member.name)?.writable_since?, member.postgres.as_ref()?.at);
-        Some((member, from, last))
+        Some((member.name, from, last))
     });
-    let seen: Vec<(&MemberTruth<'a>, Moment, Moment)> = seen.collect();
-    let with_another = |(one, from, last): &(&MemberTruth<'a>, Moment, Moment)| {
+    let seen: Vec<(&MemberName, Moment, Moment)> = seen.collect();
+    let with_another = |(name, from, last): &(&'a MemberName, Moment, Moment)| {
         let overlaps = seen.iter().any(|(other, began, ended)| {
-            other.name != one.name && !same_place(one, other) && from <= ended && began <= last
+            other != name && !view.at_one_address(name, other) && from <= ended && began <= last
         });
-        overlaps.then_some(one.name.as_str())
+        overlaps.then_some(name.as_str())
     };
     seen.iter().filter_map(with_another).collect()
-}
-
-/// Whether what is asked of the one may be answered by the other.
-fn same_place(one: &MemberTruth<'_>, other: &MemberTruth<'_>) -> bool {
-    one.host.is_some() && (one.host, one.port) == (other.host, other.port)
 }
 
 /// Addresses that more than one member has, and those members.

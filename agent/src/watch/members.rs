@@ -98,8 +98,7 @@ fn start(
     if let Some(api) = &target.api {
         tasks.spawn(patroni::watch(name.clone(), api.clone(), node.is_some(), client.clone(), events.clone()));
     }
-    let socket = node.and_then(|node| node.socket_dir.clone().map(|directory| Place::Socket(directory, node.port)));
-    let place = socket.or_else(|| target.postgres.clone().map(|(host, port)| Place::Tcp(host, port)));
+    let place = node.map(Place::beside).or_else(|| target.postgres.clone().map(|(host, port)| Place::Tcp(host, port)));
     if let (Some(place), Some(superuser)) = (place, superuser) {
         let tcp = target.postgres.clone();
         let data_dir = node.and_then(|node| node.data_dir.clone());

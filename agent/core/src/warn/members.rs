@@ -1,6 +1,6 @@
 //! About one member: its place in the cluster, its Patroni, its PostgreSQL, the agent beside it.
 
-use super::{List, STALE_AGENT, same_place};
+use super::{List, STALE_AGENT};
 use crate::assess::{Leader, MemberTruth, PROBE_LIMIT, seconds};
 use crate::event::{AliveLock, PatroniAnswer, PostgresAnswer, Role};
 use crate::fact::{Reading, Source};
@@ -13,7 +13,7 @@ use alloc::string::String;
 /// Every member.
 pub(super) fn each(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], now: Moment, list: &mut List) {
     for member in members {
-        leadership(view, leader, members, member, list);
+        leadership(view, leader, member, list);
         patroni(view, member, now, list);
         postgres(view, leader, members, member, now, list);
         agent(view, member, list);
@@ -26,13 +26,7 @@ pub(super) fn our_own(view: &View, now: Moment, list: &mut List) {
     control_file(view, list);
 }
 
-fn leadership(
-    view: &View,
-    leader: &Leader<'_>,
-    members: &[MemberTruth<'_>],
-    member: &MemberTruth<'_>,
-    list: &mut List,
-) {
+fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, list: &mut List) {
     let name = member.name;
     let holds = leader.holder() == Some(name);
     // A key that cannot be read says nothing about who holds it.
@@ -40,8 +34,7 @@ fn leadership(
     // Seen writable before the key went to somebody else says nothing about now.
     let since_then = member.postgres.as_ref().is_some_and(|fact| Some(fact.at) >= view.leader_changed);
     // What answers at an address that both have may be the holder itself.
-    let is_the_holder = leader.holder().and_then(|holder| members.iter().find(|other| other.name == holder));
-    let is_the_holder = is_the_holder.is_some_and(|holder| same_place(member, holder));
+    let is_the_holder = leader.holder().is_some_and(|holder| view.at_one_address(name, holder));
     if member.writable == Some(true) && known && !holds && since_then && !is_the_holder {
         let certainty = if leader.verified { "" } else { " (as last read)" };
         let pause =
