@@ -2,14 +2,14 @@
 
 use crate::faults::Fault;
 use crate::history::Reign;
-use crate::stack::NODES;
+use crate::stack::{self, NODES};
 use crate::trial::Outcome;
 use crate::writers::{Ack, Route};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// What has been measured: a line of JSON for each run, written as soon as it is done.
 #[derive(Debug)]
@@ -44,6 +44,33 @@ impl File {
         writeln!(file, "{line}")?;
         self.lines.push(line);
         Ok(())
+    }
+}
+
+/// So many runs may fail one after the other.
+const FAILURES: usize = 3;
+
+/// Does one run, `what` for people. One that fails is done again, on a new stack: `run` has let go of its own by then, and
+/// what is left of `project` is removed. Also says how long the run took that did not fail.
+pub async fn on_a_new_stack_if_it_fails(
+    project: &str,
+    what: &str,
+    mut run: impl AsyncFnMut() -> anyhow::Result<Value>,
+) -> anyhow::Result<(Value, Duration)> {
+    let mut failed = 0;
+    loop {
+        let started = Instant::now();
+        match run().await {
+            Ok(line) => return Ok((line, started.elapsed())),
+            Err(error) => {
+                failed += 1;
+                println!("{what} failed: {error:#}");
+                if failed == FAILURES {
+                    return Err(error);
+                }
+                stack::remove_stale(project).await?;
+            }
+        }
     }
 }
 

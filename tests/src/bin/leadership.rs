@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use warden_e2e::faults::{Fault, Leader};
-use warden_e2e::measure::{FIGURES, File, figures, table};
+use warden_e2e::measure::{FIGURES, File, figures, on_a_new_stack_if_it_fails, table};
 use warden_e2e::stack::{self, Flavor, NODES, Stack, session};
 use warden_e2e::trial::{self, Observed};
 use warden_e2e::writers::Commit;
@@ -23,9 +23,6 @@ const MEASURED: [Fault; 5] = [Fault::Freeze, Fault::Crash, Fault::Switchover, Fa
 
 /// In `tests/out`.
 const OUT: &str = "leadership.jsonl";
-
-/// So many runs may fail one after the other.
-const FAILURES: usize = 3;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -100,29 +97,21 @@ impl Bench {
 
     /// One more run; one that fails is done again on a new stack.
     async fn next(&mut self, fault: Fault, with: bool, runs: usize) -> anyhow::Result<()> {
-        let mut failed = 0;
-        loop {
-            let number = self.done(fault, with) + 1;
-            let started = Instant::now();
-            match self.run(fault, with).await {
-                Ok(mut line) => {
-                    line["fault"] = json!(fault.name());
-                    line["with"] = json!(with);
-                    let with = if with { "with" } else { "without" };
-                    println!("{fault} {with} {number}/{runs}, {:.0?}: {}", started.elapsed(), line["figures"]);
-                    return self.file.add(line);
-                }
-                Err(error) => {
-                    failed += 1;
-                    println!("{fault} {number}/{runs} failed: {error:#}");
-                    if failed == FAILURES {
-                        return Err(error);
-                    }
-                    self.stack = None;
-                    stack::remove_stale(&self.project).await?;
-                }
+        let side = if with { "with" } else { "without" };
+        let what = format!("{fault} {side} {}/{runs}", self.done(fault, with) + 1);
+        let project = self.project.clone();
+        let run = async || {
+            let line = self.run(fault, with).await;
+            if line.is_err() {
+                self.stack = None;
             }
-        }
+            line
+        };
+        let (mut line, took) = on_a_new_stack_if_it_fails(&project, &what, run).await?;
+        line["fault"] = json!(fault.name());
+        line["with"] = json!(with);
+        println!("{what}, {took:.0?}: {}", line["figures"]);
+        self.file.add(line)
     }
 
     async fn run(&mut self, fault: Fault, with: bool) -> anyhow::Result<Value> {

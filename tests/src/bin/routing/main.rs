@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use warden_e2e::faults::{Fault, Leader};
 use warden_e2e::fences::{Line, log_since};
 use warden_e2e::history::{self, Reign};
-use warden_e2e::measure::{File, Turn, between, ms, turn};
+use warden_e2e::measure::{File, Turn, between, ms, on_a_new_stack_if_it_fails, turn};
 use warden_e2e::rivals::{CHECKS, RELOADED, Rivals};
 use warden_e2e::stack::{self, Flavor, NODES, Stack};
 use warden_e2e::trial::{self, Observed, Outcome};
@@ -27,9 +27,6 @@ const PROJECT: &str = "wardenbench";
 
 /// In `tests/out`.
 const OUT: &str = "routing.jsonl";
-
-/// So many runs may fail one after the other.
-const FAILURES: usize = 3;
 
 /// A client straight at the old primary knows after at most this long that it is gone: it writes every 20 ms.
 const KNOWN: Duration = Duration::from_millis(100);
@@ -95,26 +92,18 @@ impl Bench {
 
     /// One more run; one that fails is done again on a new stack.
     async fn next(&mut self, fault: Fault, runs: usize) -> anyhow::Result<()> {
-        let mut failed = 0;
-        loop {
-            let number = self.done(fault) + 1;
-            let started = Instant::now();
-            match self.run(fault).await {
-                Ok(line) => {
-                    println!("{fault} {number}/{runs}, {:.0?}: {}", started.elapsed(), short(&line));
-                    return self.file.add(line);
-                }
-                Err(error) => {
-                    failed += 1;
-                    println!("{fault} {number}/{runs} failed: {error:#}");
-                    if failed == FAILURES {
-                        return Err(error);
-                    }
-                    self.at_work = None;
-                    stack::remove_stale(&self.project).await?;
-                }
+        let what = format!("{fault} {}/{runs}", self.done(fault) + 1);
+        let project = self.project.clone();
+        let run = async || {
+            let line = self.run(fault).await;
+            if line.is_err() {
+                self.at_work = None;
             }
-        }
+            line
+        };
+        let (line, took) = on_a_new_stack_if_it_fails(&project, &what, run).await?;
+        println!("{what}, {took:.0?}: {}", short(&line));
+        self.file.add(line)
     }
 
     async fn run(&mut self, fault: Fault) -> anyhow::Result<Value> {
