@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use warden_core::layout::{Layout, Place};
+use warden_core::haproxy::file::{Layout, Place};
 use warden_core::types::MemberName;
 
 /// The template where none is configured.

@@ -52,10 +52,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, watch as latest};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use warden_core::decide::{Fencing, Policy, Step, decide};
+use warden_core::decide::decide;
 use warden_core::event::{Event, Observed};
-use warden_core::release::ReleasePolicy;
-use warden_core::route::RoutePolicy;
+use warden_core::plan::{Fencing, Policy, Step};
+use warden_core::rules::release::ReleasePolicy;
+use warden_core::rules::route::RoutePolicy;
 use warden_core::types::{AgentName, MemberName};
 use warden_core::view::{Identity, View};
 
@@ -439,7 +440,7 @@ impl Loop {
         self.metrics.count(&observed.event, observed.at);
         self.narrator.event(&observed.event);
         let may_change_targets = matches!(observed.event, Event::Znode(_) | Event::Agent { .. } | Event::Tick);
-        self.view.apply(observed, self.clock.now());
+        warden_core::step::take_in(&mut self.view, observed, self.clock.now());
         if let Some(holder) = self.narrator.view(&self.view) {
             self.metrics.count_leader_change(&holder);
         }

@@ -14,7 +14,6 @@ use warden::clock::Clock;
 use warden::config::Config;
 use warden::tell::metrics::Metrics;
 use warden::tell::state;
-use warden_core::decide::Fencing;
 use warden_core::event::{
     AgentRecord, AliveLock, Archiver, Barrier, Event, FenceOutcome, FenceRecord, FenceReport, FenceSession,
     HaproxyAnswer, HaproxyServer, LeaderKey, Observed, PatroniAnswer, PatroniStatus, PostgresAnswer, ReleaseReport,
@@ -22,6 +21,7 @@ use warden_core::event::{
 };
 use warden_core::fact::{Reading, Source};
 use warden_core::haproxy::{HoldReport, Pool, RouteOutcome, RouteReport, Wish};
+use warden_core::plan::Fencing;
 use warden_core::types::{Lsn, MemberName, SessionId, SystemId, Timeline, UnixMillis, Zxid};
 use warden_core::view::{Identity, View};
 use warden_core::warn::CODES;
@@ -345,7 +345,7 @@ fn sample() -> (Clock, View) {
         failed(),
     ];
     for event in events {
-        view.apply(Observed { at: clock.now(), event }, clock.now());
+        warden_core::step::take_in(&mut view, Observed { at: clock.now(), event }, clock.now());
     }
     (clock, view)
 }

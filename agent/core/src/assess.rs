@@ -8,23 +8,13 @@ use crate::event::{
 };
 use crate::fact::{Fact, Reading, Source};
 use crate::haproxy::Pool;
-use crate::types::{AgentName, Lsn, MemberName, Moment, Timeline};
+use crate::limits::{AGENT_LIMIT, PROBE_LIMIT, VERIFIED_LIMIT};
+use crate::types::{AgentName, Lsn, MemberName, Moment, Timeline, seconds};
 use crate::view::{self, Member, View};
 use alloc::collections::BTreeSet;
 use alloc::string::{String, ToString};
 use alloc::{format, vec::Vec};
 use core::time::Duration;
-
-/// How old an answer to one of our own questions may be. Asked every 1 s with a limit of 1 s, so 2 s is
-/// the oldest of a healthy one; half as much again for a busy machine.
-pub const PROBE_LIMIT: Duration = Duration::from_secs(3);
-
-/// How old what another agent says may be: it writes at least every 2 s, may itself be up to 2 s behind,
-/// and a lost watch costs 1 s.
-pub const AGENT_LIMIT: Duration = Duration::from_secs(5);
-
-/// How old a barrier read may be to still be called verified where nobody asked for a new one (metrics).
-pub const VERIFIED_LIMIT: Duration = Duration::from_secs(3);
 
 /// Who leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,7 +144,7 @@ fn truth<'a>(
     let status = patroni.and_then(|fact| status(&fact.value));
     let record = member.record.as_ref().and_then(|fact| fact.value.present());
     let place = record.or(member.last_record.as_ref());
-    let writable = postgres.as_ref().and_then(|fact| view::writable(&fact.value));
+    let writable = postgres.as_ref().and_then(|fact| fact.value.writable());
     let server = postgres.as_ref().and_then(|fact| fact.value.server());
     let timeline = server
         .and_then(|server| server.timeline)
@@ -333,18 +323,6 @@ pub fn routers(view: &View, now: Moment) -> Vec<Router<'_>> {
         Some(Router { agent, answer, age: now.since(fact.at).saturating_add(*age) })
     });
     own.into_iter().chain(others).collect()
-}
-
-/// A duration for people: `0.4 s`, `12 s`, `3 min`.
-pub fn seconds(duration: Duration) -> String {
-    let s = duration.as_secs_f64();
-    if s < 10.0 {
-        format!("{s:.1} s")
-    } else if s < 120.0 {
-        format!("{s:.0} s")
-    } else {
-        format!("{:.0} min", s / 60.0)
-    }
 }
 
 #[cfg(test)]

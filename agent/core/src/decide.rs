@@ -1,73 +1,22 @@
 //! What should be done, as a pure function of what is believed.
 //!
 //! The plan verifies, announces and keeps the session timeout equal to Patroni's ttl. The rules that act on the
-//! world are modules beside this one ([`crate::fence`], [`crate::release`], [`crate::nudge`], [`crate::reconnect`],
-//! [`crate::route`], [`crate::layout`]); what is in here is only when what they say is ordered, and when again.
+//! world are modules beside this one ([`crate::rules::fence`], [`crate::rules::release`], [`crate::rules::nudge`], [`crate::rules::reconnect`],
+//! [`crate::rules::route`], [`crate::rules::layout`]); what is in here is only when what they say is ordered, and when again.
 
-use crate::event::{AgentRecord, FenceOutcome, HaproxyAnswer, HaproxyServer, PostgresAnswer, Rule, Server, Started};
-use crate::fact::Reading;
-use crate::fence::{self, Order};
-use crate::haproxy::Change;
-use crate::layout::{self, Layout};
-use crate::release::{self, Release, ReleasePolicy};
-use crate::route::{self, RoutePolicy};
+use crate::announce::announcement;
+use crate::event::{FenceOutcome, PostgresAnswer, Rule};
+use crate::evidence;
+use crate::limits::PROBE_LIMIT;
+use crate::plan::{Action, Due, Fencing, Plan, Policy, Step};
+use crate::rules::{fence, layout, nudge, reconnect, release, route};
 use crate::types::{MemberName, Moment};
 use crate::view::{Link, View};
-use crate::{assess, nudge, reconnect};
 use alloc::boxed::Box;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::time::Duration;
-
-/// What the operator leaves to us.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// A barrier read at least this often.
-    pub verify_every: Duration,
-    /// Our own znode is written at least this often.
-    pub announce_every: Duration,
-    /// What becomes of the rules of fencing.
-    pub fencing: Fencing,
-    /// When a leader key may be released.
-    pub release: ReleasePolicy,
-    /// Patroni may be woken.
-    pub nudge: bool,
-    /// What becomes of the rules of routing.
-    pub routing: Fencing,
-    /// The limits of routing.
-    pub route: RoutePolicy,
-}
-
-/// What becomes of the rules of fencing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fencing {
-    /// They are carried out.
-    Enforce,
-    /// It is said and counted what would have been done.
-    Observe,
-    /// They are not asked.
-    Off,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self {
-            verify_every: Duration::from_secs(2),
-            announce_every: Duration::from_secs(2),
-            fencing: Fencing::Enforce,
-            release: ReleasePolicy {
-                enabled: false,
-                handover: false,
-                after: Duration::from_millis(50),
-                patroni_is_pid_1: false,
-            },
-            nudge: false,
-            routing: Fencing::Enforce,
-            route: RoutePolicy::default(),
-        }
-    }
-}
 
 /// A barrier read that has not come back after this long is not coming: the read itself is limited to 2 s.
 const VERIFICATION_LOST: Duration = Duration::from_secs(3);
@@ -77,92 +26,6 @@ const VERIFICATION_PAUSE: Duration = Duration::from_millis(500);
 
 /// A new ttl is taken over after this: Patroni's nodes do it within moments.
 const TTL_SETTLES: Duration = Duration::from_secs(5);
-
-/// Changes of our own znode are held together for this long, so that a burst costs one write.
-const ANNOUNCE_PAUSE: Duration = Duration::from_millis(100);
-
-/// What should be done now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// In this order.
-    pub steps: Vec<Step>,
-    /// When to decide again even if nothing happens.
-    pub wake: Moment,
-}
-
-/// One thing to do, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// What.
-    pub action: Action,
-    /// Why, for people.
-    pub reason: String,
-}
-
-/// What can be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Read the leader znode behind a barrier.
-    Verify,
-    /// Write our own znode.
-    Announce(Box<AgentRecord>),
-    /// Ask ZooKeeper for this session timeout from now on.
-    UseSessionTimeout(Duration),
-    /// Stop a server that must not take writes any more.
-    Fence(Box<Order>),
-    /// Say what would have been fenced.
-    ObserveFence(Box<Order>),
-    /// Remove our own fence record: what it stood for is over.
-    CloseFence(MemberName),
-    /// Ask the local PostgreSQL now and not when its turn comes; and the others' too, where a candidate has to be seen
-    /// to have everything.
-    Probe {
-        /// The others too.
-        others: bool,
-    },
-    /// Delete the leader key that our dead neighbour holds.
-    Release(Box<Release>),
-    /// Wake the local Patroni.
-    Nudge,
-    /// Tell the local standby to try again to stream.
-    Reconnect,
-    /// Ask HAProxy and the members now and not when their turn comes.
-    Look,
-    /// Tell HAProxy to hold new connections for writes for a moment, whatever its checks say; or to let them go on.
-    Hold {
-        /// To hold them.
-        on: bool,
-    },
-    /// Tell HAProxy which of its servers take connections.
-    Route(Box<Change>),
-    /// Say what HAProxy would have been told.
-    ObserveRoute(Box<Change>),
-    /// Write HAProxy's configuration anew, of these members, and have it reloaded.
-    Render(Layout),
-}
-
-impl Action {
-    /// What the view has to remember once this has been handed over.
-    pub fn started(&self) -> Option<Started> {
-        Some(match self {
-            Self::Verify => Started::Verification,
-            Self::Announce(announced) => Started::Announcement(announced.clone()),
-            Self::UseSessionTimeout(_) => return None,
-            Self::Fence(order) | Self::ObserveFence(order) => Started::Fence(order.member.clone()),
-            Self::CloseFence(_) => Started::CloseFence,
-            Self::Probe { .. } => Started::Probe,
-            Self::Release(_) => Started::Release,
-            Self::Nudge => Started::Nudge,
-            Self::Reconnect => Started::Reconnect,
-            Self::Look => Started::Look,
-            Self::Render(_) => Started::Render,
-            Self::Hold { on } => Started::Hold { on: *on },
-            Self::Route(change) | Self::ObserveRoute(change) => {
-                Started::Route { pool: change.pool, server: change.server.clone(), to: change.to }
-            }
-        })
-    }
-}
 
 /// A fence that is under way is not ordered again sooner than this: its own ladder takes less.
 const FENCE_LOST: Duration = Duration::from_secs(12);
@@ -310,8 +173,8 @@ fn closing(view: &View, now: Moment) -> Option<Step> {
         return None;
     }
     let record = view.leadership.records.get(own)?.value.present().filter(|record| record.rule != Rule::Operator)?;
-    let known = fence::verified(view, now)?;
-    let postgres = view.members.get(own)?.postgres.as_ref()?.fresh(now, assess::PROBE_LIMIT)?;
+    let known = evidence::verified(view, now)?;
+    let postgres = view.members.get(own)?.postgres.as_ref()?.fresh(now, PROBE_LIMIT)?;
     let reason = match (postgres, known.leader.present()) {
         (PostgresAnswer::InRecovery(_), _) => format!("{own} is in recovery"),
         (PostgresAnswer::Writable(_), Some(key)) if key.holder == *own => format!("{own} leads"),
@@ -334,26 +197,6 @@ fn releasing(view: &View, policy: &Policy, now: Moment, plan: &mut Plan) {
             let reason = release.reason.clone();
             plan.steps.push(Step { action: Action::Release(Box::new(release)), reason });
         }
-    }
-}
-
-/// A step, or the moment at which there may be one.
-enum Due {
-    /// To be done, and to be considered again at this moment if nothing comes of it.
-    Now(Step, Moment),
-    At(Moment),
-}
-
-impl Plan {
-    fn consider(&mut self, due: Due, now: Moment) {
-        let next = match due {
-            Due::Now(step, again) => {
-                self.steps.push(step);
-                again
-            }
-            Due::At(moment) => moment,
-        };
-        self.wake = self.wake.min(next).max(now);
     }
 }
 
@@ -396,107 +239,6 @@ fn verification(view: &View, policy: &Policy, now: Moment) -> Due {
     }
     let next = asked.plus(policy.verify_every);
     if now >= next { verify("periodic") } else { Due::At(next) }
-}
-
-fn announcement(view: &View, policy: &Policy, now: Moment) -> Due {
-    let announce = |reason: &str| {
-        let step = Step { action: Action::Announce(Box::new(own_record(view, now))), reason: reason.to_string() };
-        Due::Now(step, now.plus(policy.announce_every))
-    };
-    let Some((announced, at)) = &view.announced else { return announce("new session") };
-    if now.since(*at) >= policy.announce_every {
-        return announce("periodic");
-    }
-    if same_news(view, announced) {
-        return Due::At(at.plus(policy.announce_every));
-    }
-    let next = at.plus(ANNOUNCE_PAUSE);
-    if now >= next { announce("something changed") } else { Due::At(next) }
-}
-
-/// What we have to say of ourselves and of our neighbour.
-fn own_record(view: &View, now: Moment) -> AgentRecord {
-    let identity = &view.identity;
-    let postgres = identity
-        .member
-        .as_ref()
-        .and_then(|name| view.members.get(name)?.postgres.as_ref())
-        .map(|fact| (fact.value.clone(), fact.age(now)));
-    AgentRecord {
-        version: identity.version.clone(),
-        roles: identity.roles.clone(),
-        address: identity.address.clone(),
-        member: identity.member.clone(),
-        leader: view.leader.as_ref().and_then(|fact| fact.value.present()).map(|key| key.holder.clone()),
-        postgres,
-        alive_lock: view.alive_lock.as_ref().map(|fact| fact.value.clone()),
-        haproxy: view.haproxy.as_ref().map(|fact| (fact.value.clone(), fact.age(now))),
-    }
-}
-
-/// Whether what we have to say is what was announced, but for what changes all the time: ages, positions and counters
-/// can wait for the next round. Asked at each decision, so nothing is copied for it.
-fn same_news(view: &View, announced: &AgentRecord) -> bool {
-    let AgentRecord { version, roles, address, member, leader, postgres, alive_lock, haproxy } = announced;
-    let identity = &view.identity;
-    let answer = identity.member.as_ref().and_then(|name| view.members.get(name)?.postgres.as_ref());
-    let holder = view.leader.as_ref().and_then(|fact| fact.value.present()).map(|key| &key.holder);
-    *version == identity.version
-        && *roles == identity.roles
-        && *address == identity.address
-        && *member == identity.member
-        && leader.as_ref() == holder
-        && match (answer, postgres) {
-            (Some(now), Some((then, _))) => same_answer(&now.value, then),
-            (now, then) => now.is_none() && then.is_none(),
-        }
-        && alive_lock.as_ref() == view.alive_lock.as_ref().map(|fact| &fact.value)
-        && match (&view.haproxy, haproxy) {
-            (Some(now), Some((then, _))) => same_servers(&now.value, then),
-            (now, then) => now.is_none() && then.is_none(),
-        }
-}
-
-fn same_answer(now: &PostgresAnswer, then: &PostgresAnswer) -> bool {
-    match (now, then) {
-        (PostgresAnswer::Writable(now), PostgresAnswer::Writable(then))
-        | (PostgresAnswer::InRecovery(now), PostgresAnswer::InRecovery(then)) => {
-            let Server { timeline, lsn: _, system_id, archiver, receives: _ } = now;
-            let archivers = match (archiver, &then.archiver) {
-                (Some(now), Some(then)) => now.failing == then.failing,
-                (now, then) => now.is_none() && then.is_none(),
-            };
-            *timeline == then.timeline && *system_id == then.system_id && archivers
-        }
-        (now, then) => now == then,
-    }
-}
-
-fn same_servers(now: &HaproxyAnswer, then: &HaproxyAnswer) -> bool {
-    match (now, then) {
-        (HaproxyAnswer::Servers(now), HaproxyAnswer::Servers(then)) => {
-            let same = |(now, then): (&HaproxyServer, &HaproxyServer)| {
-                let HaproxyServer { pool, name, address, member, status, up, sessions: _ } = now;
-                *pool == then.pool
-                    && *name == then.name
-                    && *address == then.address
-                    && *member == then.member
-                    && *status == then.status
-                    && *up == then.up
-            };
-            now.len() == then.len() && now.iter().zip(then).all(same)
-        }
-        (now, then) => now == then,
-    }
-}
-
-/// The leader's name in a reading, for log lines: the holder, `nobody` or `unreadable`.
-pub fn holder_text(reading: &Reading<crate::event::LeaderKey>) -> &str {
-    match reading {
-        Reading::Present(key) => key.holder.as_str(),
-        Reading::Absent => "nobody",
-        Reading::Unreadable(_) => "unreadable",
-    }
 }
 
 #[cfg(test)]

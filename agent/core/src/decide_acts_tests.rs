@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::event::{AliveLock, Event, FenceReport, LeaderKey};
-use crate::fence::tests::{Scene, answers, fence_record, leading, takes_writes};
+use crate::rules::fence::tests::{Scene, answers, fence_record, leading, takes_writes};
 use crate::types::SystemId;
 use crate::view::tests::lost;
 
@@ -16,7 +16,7 @@ fn still(events: &[(u64, Event)], key: &Reading<LeaderKey>, now: u64) -> View {
     let mut view = superseded();
     let fresh = [(now - 20, takes_writes("a", 1)), (now - 10, verified(key.clone(), 1, now))];
     for (at, event) in events.iter().cloned().chain(fresh) {
-        view.apply(Observed { at: ms(at), event }, ms(at));
+        crate::step::take_in(&mut view, Observed { at: ms(at), event }, ms(at));
     }
     view
 }
@@ -92,13 +92,13 @@ fn a_fence_is_ordered_once_and_again_only_when_its_time_has_come() {
 fn a_fence_that_waits_in_front_of_a_silent_server_is_renewed() {
     let mut view = superseded();
     for (at, event) in [(20_100, ordered()), (20_200, outcome(FenceOutcome::Waiting))] {
-        view.apply(Observed { at: ms(at), event }, ms(at));
+        crate::step::take_in(&mut view, Observed { at: ms(at), event }, ms(at));
     }
     let silent = crate::assess::tests::probe("a", PostgresAnswer::Silent("x".to_string()));
     for (now, expected) in [(25_099, false), (25_100, true)] {
         let mut view = view.clone();
         for (at, event) in [(now - 20, silent.clone()), (now - 10, verified(key("b", 2), 1, now))] {
-            view.apply(Observed { at: ms(at), event }, ms(at));
+            crate::step::take_in(&mut view, Observed { at: ms(at), event }, ms(at));
         }
         assert_eq!(orders(&view, &Policy::default(), now).0, expected, "at {now}");
     }
@@ -108,7 +108,7 @@ fn a_fence_that_waits_in_front_of_a_silent_server_is_renewed() {
 fn a_confirmed_fence_is_not_ordered_again_before_the_server_is_seen_writable_again() {
     let mut view = still(&[], &key("b", 2), 20_100);
     for (at, event) in [(20_100, ordered()), (20_130, outcome(confirmed()))] {
-        view.apply(Observed { at: ms(at), event }, ms(at));
+        crate::step::take_in(&mut view, Observed { at: ms(at), event }, ms(at));
     }
     assert!(!orders(&view, &Policy::default(), 20_131).0);
 }

@@ -1,9 +1,11 @@
 use super::*;
+use crate::announce::own_record;
 use crate::assess::tests::{patroni, probe, record, server};
 use crate::event::{
-    AliveLock, Archiver, Barrier, ClusterConfig, Event, HaproxyAnswer, HaproxyServer, Observed, PatroniAnswer, Role,
-    Server, Started, Znode,
+    AgentRecord, AliveLock, Archiver, Barrier, ClusterConfig, Event, HaproxyAnswer, HaproxyServer, Observed,
+    PatroniAnswer, Role, Server, Started, Znode, holder_text,
 };
+use crate::fact::Reading;
 use crate::haproxy::{Pool, Wish};
 use crate::types::Lsn;
 use crate::view::tests::{after, identity, key, leader, lost, ms, session, verified};
@@ -71,7 +73,7 @@ fn handed_over(view: &View, plan: &Plan, now: Moment) -> View {
     let mut view = view.clone();
     for step in &plan.steps {
         let Some(started) = step.action.started() else { continue };
-        view.apply(Observed { at: now, event: Event::Started(started) }, now);
+        crate::step::take_in(&mut view, Observed { at: now, event: Event::Started(started) }, now);
     }
     view
 }
@@ -201,7 +203,7 @@ fn what_an_agent_knows_is_announced_in_a_new_session() {
 fn a_session_that_follows_another_is_announced_in_too() {
     let mut view = settled([], 1000);
     for (at, event) in [(1100, lost()), (1200, session(2))] {
-        view.apply(Observed { at: ms(at), event }, ms(at));
+        crate::step::take_in(&mut view, Observed { at: ms(at), event }, ms(at));
     }
     assert_eq!(announces(&planned(&view, 1200)).map(|(_, reason)| reason), Some("new session"));
 }
@@ -246,7 +248,7 @@ fn what_matters_is_announced_within_100_ms_and_what_always_changes_waits() {
     ];
     for (name, before, change, expected) in cases {
         let mut view = settled([(900, before)], 1000);
-        view.apply(Observed { at: ms(1010), event: change }, ms(1010));
+        crate::step::take_in(&mut view, Observed { at: ms(1010), event: change }, ms(1010));
         let early = planned(&view, 1099);
         assert_eq!(announces(&early), None, "{name}: a burst costs one write");
         let later = planned(&view, 1100);

@@ -9,12 +9,13 @@ mod znode;
 pub use crate::haproxy::{HaproxyAnswer, HaproxyServer};
 pub use answer::{AliveLock, Archiver, PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Server, State};
 pub use znode::{
-    AgentRecord, Barrier, ClusterConfig, FailoverRequest, LeaderKey, MemberRecord, ShutdownCheckpoint, SyncState, Znode,
+    AgentRecord, Barrier, ClusterConfig, FailoverRequest, LeaderKey, MemberRecord, ShutdownCheckpoint, SyncState,
+    Znode, holder_text,
 };
 
 use crate::fact::{Reading, Source};
+use crate::haproxy::file::{RenderReport, Rendered};
 use crate::haproxy::{HoldReport, Pool, RouteReport, Wish};
-use crate::layout::{RenderReport, Rendered};
 use crate::types::{AgentName, MemberName, Moment, SessionId, UnixMillis, Zxid};
 use alloc::boxed::Box;
 use alloc::string::String;

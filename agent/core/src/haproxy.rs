@@ -1,5 +1,7 @@
 //! What is known of an HAProxy, and what it can be told.
 
+pub mod file;
+
 use crate::types::{MemberName, Moment, SessionId};
 use alloc::collections::BTreeMap;
 use alloc::string::String;

@@ -1,7 +1,7 @@
 //! What has to be remembered for the rules of leadership, beyond the newest fact of each kind.
 //!
 //! Who held the key when, what is proved about our own neighbour, and what has been ordered. As in the view,
-//! no conclusion is drawn here: that is [`crate::fence`]'s, [`crate::release`]'s and [`crate::nudge`]'s.
+//! no conclusion is drawn here: that is [`crate::rules::fence`]'s, [`crate::rules::release`]'s and [`crate::rules::nudge`]'s.
 
 use crate::event::{
     AliveLock, Event, FenceOutcome, FenceRecord, FenceReport, FenceSession, PatroniAnswer, PostgresAnswer,
@@ -12,6 +12,12 @@ use crate::types::{MemberName, Moment, SessionId, Zxid};
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use core::time::Duration;
+
+/// After this long without one, the next nudge has a reason of its own.
+pub const EPISODE: Duration = Duration::from_secs(30);
+
+/// So does the death of a server that lived this long.
+pub const LIVED: Duration = Duration::from_secs(5);
 
 /// A time during which our member has held the leader key without a break, as far as we read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -267,7 +273,7 @@ impl Leadership {
 
     fn note_postgres(&mut self, answer: &PostgresAnswer, at: Moment) {
         // The death of a server that lived is a reason of its own; one that dies again and again is not.
-        let lived = self.answers_since.is_some_and(|since| at.since(since) >= crate::nudge::LIVED);
+        let lived = self.answers_since.is_some_and(|since| at.since(since) >= LIVED);
         if self.gone.is_none() && matches!(answer, PostgresAnswer::Gone(_)) && lived {
             self.nudges = None;
         }
@@ -306,7 +312,7 @@ impl Leadership {
             Started::CloseFence => self.closed = Some(at),
             Started::Release => self.release = Some(ReleaseOrdered { at, outcome: None }),
             Started::Nudge => {
-                let episode = self.nudges.filter(|nudges| at.since(nudges.last) < crate::nudge::EPISODE);
+                let episode = self.nudges.filter(|nudges| at.since(nudges.last) < EPISODE);
                 let count = episode.map_or(0, |nudges| nudges.count);
                 self.nudges = Some(Nudges { last: at, count: count.saturating_add(1) });
             }

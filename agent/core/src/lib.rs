@@ -11,18 +11,26 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-pub mod assess;
-pub mod decide;
-pub mod event;
-pub mod fact;
-pub mod fence;
-pub mod haproxy;
-pub mod layout;
-pub mod leadership;
-pub mod nudge;
-pub mod reconnect;
-pub mod release;
-pub mod route;
 pub mod types;
+
+pub mod fact;
+pub mod limits;
+
+pub mod event;
+pub mod haproxy;
+
+pub mod leadership;
 pub mod view;
+
+pub mod assess;
+pub mod evidence;
+
+pub mod rules;
+
+pub mod announce;
+pub mod plan;
+
+pub mod decide;
+pub mod step;
+
 pub mod warn;

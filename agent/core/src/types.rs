@@ -4,6 +4,7 @@
 //! where an agent's is meant.
 
 use alloc::borrow::ToOwned;
+use alloc::format;
 use alloc::string::String;
 use core::fmt;
 use core::str::FromStr;
@@ -152,6 +153,18 @@ impl fmt::Display for SessionId {
 /// A wall-clock time in milliseconds since 1970, as another machine gave it: to be shown, never to be reckoned with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UnixMillis(pub i64);
+
+/// A duration for people: `0.4 s`, `12 s`, `3 min`.
+pub fn seconds(duration: Duration) -> String {
+    let s = duration.as_secs_f64();
+    if s < 10.0 {
+        format!("{s:.1} s")
+    } else if s < 120.0 {
+        format!("{s:.0} s")
+    } else {
+        format!("{:.0} min", s / 60.0)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -8,10 +8,9 @@ use crate::event::{
     LeaderKey, MemberRecord, Observed, PatroniAnswer, PostgresAnswer, Session, Started, SyncState, Znode,
 };
 use crate::fact::{Fact, Reading, Source};
+use crate::haproxy::file::{Drawing, RenderReport};
 use crate::haproxy::{RouteOutcome, RouteReport, Routing};
-use crate::layout::{self, Drawing, RenderReport};
 use crate::leadership::Leadership;
-use crate::route;
 use crate::types::{AgentName, Lsn, MemberName, Moment, SystemId, Timeline};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -111,32 +110,6 @@ impl Member {
             Some(false) => self.writable_since = None,
             None => {}
         }
-    }
-}
-
-/// Whether an answer says that its server takes writes in sessions yet to come, if it says anything. One that is shutting
-/// down says nothing: a smart shutdown may be a long time of writing.
-pub(crate) const fn takes_sessions(answer: &PostgresAnswer) -> Option<bool> {
-    match answer {
-        PostgresAnswer::Writable(_) => Some(true),
-        PostgresAnswer::InRecovery(_) | PostgresAnswer::Refused(_) | PostgresAnswer::Gone(_) => Some(false),
-        PostgresAnswer::Stopping(_) | PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => None,
-    }
-}
-
-/// Whether an answer says that its server takes writes, if it says anything.
-///
-/// A refusal does not: in a smart shutdown open sessions go on, and a backend can outlive a killed postmaster for as
-/// long as its statement lasts.
-pub(crate) const fn writable(answer: &PostgresAnswer) -> Option<bool> {
-    match answer {
-        PostgresAnswer::Writable(_) => Some(true),
-        PostgresAnswer::InRecovery(_) => Some(false),
-        PostgresAnswer::Refused(_)
-        | PostgresAnswer::Stopping(_)
-        | PostgresAnswer::Gone(_)
-        | PostgresAnswer::Silent(_)
-        | PostgresAnswer::Unknown(_) => None,
     }
 }
 
@@ -256,19 +229,8 @@ impl View {
     pub fn apply(&mut self, observed: Observed, now: Moment) {
         let at = observed.at;
         self.leadership.note(&observed.event, at, self.identity.member.as_ref(), self.tree_read);
-        // What we do says nothing new of the world.
-        let ours = matches!(observed.event, Event::Started(_));
         self.take_in(observed, now);
         self.note_lock(now);
-        if self.haproxy.is_some() {
-            let routed = route::is_routed(self, now);
-            let since = self.routing.unrouted_since.unwrap_or(now);
-            self.routing.unrouted_since = (!routed).then_some(since);
-            if !ours {
-                let since = self.routing.astray_since.unwrap_or(now);
-                self.routing.astray_since = route::is_astray(self, now).then_some(since);
-            }
-        }
     }
 
     /// Whether the alive lock can be relied on.
@@ -276,7 +238,7 @@ impl View {
         let Some(lock) = &self.alive_lock else { return };
         let member = self.identity.member.as_ref().and_then(|name| self.members.get(name));
         let patroni = member.and_then(|member| member.patroni.as_ref()).filter(|fact| {
-            matches!(fact.value, PatroniAnswer::Answering(_)) && fact.age(now) <= crate::assess::PROBE_LIMIT
+            matches!(fact.value, PatroniAnswer::Answering(_)) && fact.age(now) <= crate::limits::PROBE_LIMIT
         });
         self.leadership.note_lock(lock, patroni.map(|fact| fact.at));
     }
@@ -286,7 +248,6 @@ impl View {
         match observed.event {
             Event::Tick => {
                 self.forget_the_departed(now);
-                self.note_layout(now);
             }
             Event::SessionStarted(session) => {
                 self.link = Link::Connected { session, since: at };
@@ -325,7 +286,7 @@ impl View {
                         let member = self.members.entry(member).or_default();
                         if let Some((answer, age)) = &known.postgres {
                             let asked = at.minus(*age);
-                            member.note_writable(takes_sessions(answer), asked);
+                            member.note_writable(answer.takes_sessions(), asked);
                         }
                     }
                     self.agents.insert(name, Fact::new(record, Source::ZooKeeper, at));
@@ -349,7 +310,7 @@ impl View {
                     member.alive_at = Some(at);
                     member.system_id = server.system_id.or(member.system_id);
                 }
-                member.note_writable(takes_sessions(&answer), at);
+                member.note_writable(answer.takes_sessions(), at);
                 replace(&mut member.postgres, Fact::new(answer, via, at));
             }
             Event::SessionBroke { member } => self.routing.note_broke(member, at),
@@ -389,17 +350,6 @@ impl View {
             | Event::Reconnected { .. }
             | Event::Hold(_)
             | Event::Started(_) => {}
-        }
-    }
-
-    /// What HAProxy's configuration should be made of, where that is known.
-    fn note_layout(&mut self, now: Moment) {
-        if self.drawing.rendered.is_none() {
-            return;
-        }
-        let Some(wanted) = layout::wanted(self, now) else { return };
-        if self.drawing.wanted.as_ref().is_none_or(|(known, _)| *known != wanted) {
-            self.drawing.wanted = Some((wanted, now));
         }
     }
 

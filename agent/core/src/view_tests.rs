@@ -84,7 +84,7 @@ pub(crate) fn leader(reading: Reading<LeaderKey>) -> Event {
 pub(crate) fn after(events: impl IntoIterator<Item = (u64, Event)>) -> View {
     let mut view = View::new(identity());
     for (at, event) in events {
-        view.apply(Observed { at: ms(at), event }, ms(at));
+        crate::step::take_in(&mut view, Observed { at: ms(at), event }, ms(at));
     }
     view
 }
@@ -160,7 +160,7 @@ fn members_that_a_new_session_does_not_mention_have_no_znode() {
 
 #[test]
 fn a_fence_that_was_taken_back_between_two_sessions_is_over() {
-    use crate::fence::tests::fence_record;
+    use crate::rules::fence::tests::fence_record;
     let record = || fence_record("a", crate::event::Rule::Operator);
     let stands = |events: &[(u64, Event)]| !after(events.iter().cloned()).leadership.records.is_empty();
     let read = || Event::TreeRead { latency: Duration::from_millis(1) };
@@ -204,7 +204,7 @@ fn a_member_is_forgotten_only_when_nothing_of_it_is_left() {
 
 #[test]
 fn a_member_that_was_renamed_is_not_kept_by_the_server_that_both_names_stand_for() {
-    use crate::fence::tests::member as at;
+    use crate::rules::fence::tests::member as at;
     let answers = |name: &str| Event::Postgres {
         member: name.into(),
         via: Source::Tcp,

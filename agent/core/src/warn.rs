@@ -6,10 +6,13 @@
 mod haproxy;
 mod members;
 
-use crate::assess::{self, Leader, MemberTruth, PROBE_LIMIT, seconds};
+use crate::assess::{self, Leader, MemberTruth};
 use crate::event::FenceSession;
+use crate::evidence;
 use crate::fact::Reading;
-use crate::fence;
+use crate::limits::PROBE_LIMIT;
+use crate::rules::fence;
+use crate::types::seconds;
 use crate::types::{MemberName, Moment};
 use crate::view::{Link, View};
 use alloc::collections::BTreeMap;
@@ -258,7 +261,7 @@ fn fences(view: &View, members: &[MemberTruth<'_>], now: Moment, list: &mut List
         // What failed and is wanted no more (the server may even lead by now) is not tried again, and is no news.
         if let Some((why, rule, at)) = &ordered.failing
             && now.since(*at) <= FENCE_TRIED
-            && fence::presumed_writable(view, member)
+            && evidence::presumed_writable(view, member)
         {
             let rule = rule.as_str();
             let text = format!("{member} may still take writes: the fence ({rule}) failed: {why}; stop its PostgreSQL");

@@ -5,9 +5,9 @@ use crate::event::{
     HaproxyAnswer, HaproxyServer, LeaderKey, MemberRecord, PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Rule,
     Server, Started, State, SyncState, Znode,
 };
+use crate::haproxy::file::RenderReport;
 use crate::haproxy::{Pool, RouteOutcome, RouteReport, Wish};
-use crate::layout::RenderReport;
-use crate::reconnect;
+use crate::rules::reconnect;
 use crate::types::{SystemId, Timeline, UnixMillis};
 use crate::view::tests::{
     after, cluster_config, key, leader as leader_znode, lost, ms, session, verified, verified_with,

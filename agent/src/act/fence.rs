@@ -23,10 +23,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch as latest};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
-use warden_core::decide::{Action, Step};
 use warden_core::event::{Barrier, Event, FenceOutcome, FenceRecord, FenceReport, FenceSession, PatroniAnswer, Rule};
 use warden_core::fact::Reading;
-use warden_core::fence::{Guard, Order};
+use warden_core::plan::{Action, Step};
+use warden_core::rules::fence::{Guard, Order};
 use warden_core::types::{MemberName, UnixMillis};
 
 /// The look right before acting. A healthy ZooKeeper answers within milliseconds; one that is slow must not keep a fence

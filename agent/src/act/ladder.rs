@@ -10,7 +10,7 @@
 //! that is no longer wanted does nothing.
 
 use super::postmaster::Postmaster;
-use super::warm::{EXPIRED, GLANCE, NOT_THE_ONE, NotReady, Warm};
+use super::warm::{CONNECT, EXPIRED, GLANCE, NOT_THE_ONE, NotReady, Warm};
 use crate::config::{SslMode, Superuser};
 use crate::watch::postgres::{self, Place};
 use rustix::process::Signal;
@@ -22,9 +22,6 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use warden_core::event::{FenceOutcome, PostgresAnswer};
 use warden_core::types::Timeline;
-
-/// How long a session may take to begin.
-pub const CONNECT: Duration = Duration::from_secs(1);
 
 /// How long each step of the ladder has until a new session has to be refused.
 const STEP: Duration = Duration::from_millis(1500);

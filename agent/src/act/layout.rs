@@ -15,10 +15,10 @@ use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
-use warden_core::decide::{Action, Step};
 use warden_core::event::Event;
 use warden_core::fact::Reading;
-use warden_core::layout::{Layout, Place, RenderReport, Rendered};
+use warden_core::haproxy::file::{Layout, Place, RenderReport, Rendered};
+use warden_core::plan::{Action, Step};
 
 /// How long HAProxy may take to answer at one of its sockets.
 const ANSWER: Duration = Duration::from_secs(1);

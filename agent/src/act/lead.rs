@@ -17,10 +17,10 @@ use jiff::Timestamp;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use warden_core::decide::{Action, Step};
 use warden_core::event::{Event, FenceRecord, ReleaseReport, Rule};
-use warden_core::nudge::EPISODE;
-use warden_core::release::Release;
+use warden_core::leadership::EPISODE;
+use warden_core::plan::{Action, Step};
+use warden_core::rules::release::Release;
 use warden_core::types::{UnixMillis, Zxid};
 
 /// How long the barrier read may take, and the deletion.

@@ -22,9 +22,9 @@ use crate::watch::members::Probes;
 use crate::watch::znodes;
 use crate::watch::zookeeper::{Barrier, Znode};
 use tokio::sync::mpsc;
-use warden_core::decide::{Action, Step};
 use warden_core::event::{Event, Observed};
 use warden_core::fact::Reading;
+use warden_core::plan::{Action, Step};
 
 /// What the loop hands to an actor, and may have pending: more than a plan ever holds.
 pub const QUEUE: usize = 16;

@@ -14,9 +14,9 @@ use crate::watch::zookeeper::{Barrier, Handle as ZooKeeper};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch as latest};
-use warden_core::decide::{Action, Step};
 use warden_core::event::Event;
 use warden_core::haproxy::{Change, HoldReport, Pool, RouteOutcome, RouteReport, Wish};
+use warden_core::plan::{Action, Step};
 
 /// How long HAProxy may take to answer a command: it takes well below a millisecond.
 const ANSWER: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@ use crate::watch::znodes;
 use crate::watch::zookeeper::Handle as ZooKeeper;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-use warden_core::decide::{Action, Step};
+use warden_core::plan::{Action, Step};
 
 /// How long a barrier read that the plan asks for may take.
 const BARRIER: Duration = Duration::from_secs(2);

@@ -2,7 +2,6 @@
 //!
 //! What the statement needs is found out beforehand: the number of the postmaster, and what the server's clock shows.
 
-use super::ladder::CONNECT;
 use crate::watch::{postgres, root_cause};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +11,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use warden_core::decide::FENCE_RENEWED;
 use warden_core::types::Timeline;
+
+/// How long a session may take to begin.
+pub const CONNECT: Duration = Duration::from_secs(1);
 
 /// A session that is ready is asked for no longer than this whether the server is in recovery.
 pub const GLANCE: Duration = Duration::from_millis(100);

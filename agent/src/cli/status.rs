@@ -166,15 +166,19 @@ pub(super) async fn see(config: &Config) -> Result<State, Failure> {
             Some(observed) = events.recv() => observed,
             () = tokio::time::sleep(Duration::from_millis(100)) => continue,
         };
-        view.apply(observed, clock.now());
+        warden_core::step::take_in(&mut view, observed, clock.now());
         targets_in.send_replace(members::targets(&view));
     }
     let asked = Instant::now();
     if view.session().is_some() {
         let read = zookeeper.barrier(BARRIER).await;
-        view.apply(znodes::barrier(read, asked, &clock), clock.now());
+        warden_core::step::take_in(&mut view, znodes::barrier(read, asked, &clock), clock.now());
     }
-    view.apply(warden_core::event::Observed { at: clock.now(), event: Event::Tick }, clock.now());
+    warden_core::step::take_in(
+        &mut view,
+        warden_core::event::Observed { at: clock.now(), event: Event::Tick },
+        clock.now(),
+    );
     watchers.abort();
     drop(timeout(Duration::from_millis(500), zookeeper.shutdown()).await);
 

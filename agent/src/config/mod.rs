@@ -6,6 +6,7 @@
 
 mod error;
 mod file;
+pub(crate) mod log_filter;
 mod patroni;
 mod resolve;
 

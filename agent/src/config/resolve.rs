@@ -434,7 +434,7 @@ impl Resolver<'_> {
     fn log(&mut self) -> Result<LogConfig, ConfigError> {
         let section = self.file.log.take().unwrap_or_default();
         let (level, line) = section.level.map_or(("info".to_owned(), 0), |level| (level.value, level.defined.line()));
-        crate::tell::log::parse_filter(&level).map_err(|problem| {
+        super::log_filter::parse_filter(&level).map_err(|problem| {
             let remedy = "use error, warn, info, debug or trace, or a filter like warden=debug,info";
             ConfigError::new(self.path, "log.level", problem, remedy).at(line)
         })?;

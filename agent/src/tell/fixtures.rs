@@ -28,7 +28,7 @@ pub(crate) fn identity(roles: &[&str]) -> Identity {
 }
 
 pub(super) fn apply(view: &mut View, at: u64, event: Event) {
-    view.apply(Observed { at: ms(at), event }, ms(at));
+    warden_core::step::take_in(view, Observed { at: ms(at), event }, ms(at));
 }
 
 pub(super) fn session(id: i64) -> Event {

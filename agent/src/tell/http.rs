@@ -31,8 +31,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use warden_core::decide::Policy;
 use warden_core::event::{FenceRecord, Observed, Rule};
+use warden_core::plan::Policy;
 use warden_core::types::{MemberName, Moment, UnixMillis};
 use warden_core::view::View;
 

@@ -30,7 +30,7 @@ impl Server {
             while let Some(Query { observed, reply }) = asked.recv().await {
                 if let Some(observed) = observed {
                     let at = observed.at;
-                    view.apply(observed, at);
+                    warden_core::step::take_in(&mut view, observed, at);
                 }
                 drop(reply.send(Box::new(view.clone())));
             }
@@ -63,7 +63,7 @@ impl Server {
             last_read: LastRead::default(),
             clock,
             metrics,
-            policy: warden_core::decide::Policy::default(),
+            policy: warden_core::plan::Policy::default(),
             log: log_control(),
             token,
         };

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use tracing::{debug, info, warn};
-use warden_core::decide::holder_text;
+use warden_core::event::holder_text;
 use warden_core::event::{AliveLock, Event};
 use warden_core::types::Moment;
 use warden_core::view::View;

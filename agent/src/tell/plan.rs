@@ -1,12 +1,13 @@
 //! The plan in words: what the rules of leadership and of routing would do now, what they hold back, and why.
 
-use warden_core::assess::PROBE_LIMIT;
-use warden_core::decide::{Fencing, Policy};
 use warden_core::event::PostgresAnswer;
-use warden_core::fence::{self, presumed_writable};
+use warden_core::evidence::presumed_writable;
+use warden_core::limits::PROBE_LIMIT;
+use warden_core::plan::{Fencing, Policy};
+use warden_core::rules::fence::{self};
+use warden_core::rules::{layout, nudge, reconnect, release, route};
 use warden_core::types::{MemberName, Moment};
 use warden_core::view::View;
-use warden_core::{layout, nudge, reconnect, release, route};
 
 /// One line for each thing that would be done or is held back; a single one where there is nothing.
 pub fn lines(view: &View, policy: &Policy, now: Moment) -> Vec<String> {

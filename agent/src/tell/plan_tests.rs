@@ -6,7 +6,7 @@ use warden_core::event::{
 };
 use warden_core::fact::Reading;
 use warden_core::haproxy::Pool;
-use warden_core::release::ReleasePolicy;
+use warden_core::rules::release::ReleasePolicy;
 use warden_core::types::SystemId;
 
 fn after(events: impl IntoIterator<Item = (u64, Event)>) -> View {

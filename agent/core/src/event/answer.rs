@@ -202,6 +202,28 @@ impl PostgresAnswer {
         }
     }
 
+    /// Whether the server takes writes in sessions yet to come, if the answer says anything of that. One that is shutting
+    /// down says nothing: a smart shutdown may be a long time of writing.
+    pub const fn takes_sessions(&self) -> Option<bool> {
+        match self {
+            Self::Writable(_) => Some(true),
+            Self::InRecovery(_) | Self::Refused(_) | Self::Gone(_) => Some(false),
+            Self::Stopping(_) | Self::Silent(_) | Self::Unknown(_) => None,
+        }
+    }
+
+    /// Whether the server takes writes, if the answer says anything of that.
+    ///
+    /// A refusal does not: in a smart shutdown open sessions go on, and a backend can outlive a killed postmaster for as
+    /// long as its statement lasts.
+    pub const fn writable(&self) -> Option<bool> {
+        match self {
+            Self::Writable(_) => Some(true),
+            Self::InRecovery(_) => Some(false),
+            Self::Refused(_) | Self::Stopping(_) | Self::Gone(_) | Self::Silent(_) | Self::Unknown(_) => None,
+        }
+    }
+
     /// It turns sessions away, or nobody listens.
     pub const fn turns_away(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::Stopping(_) | Self::Gone(_))

@@ -46,6 +46,15 @@ pub struct LeaderKey {
     pub created: UnixMillis,
 }
 
+/// The leader's name in a reading, for log lines: the holder, `nobody` or `unreadable`.
+pub fn holder_text(reading: &Reading<LeaderKey>) -> &str {
+    match reading {
+        Reading::Present(key) => key.holder.as_str(),
+        Reading::Absent => "nobody",
+        Reading::Unreadable(_) => "unreadable",
+    }
+}
+
 /// How a barrier read ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Barrier {

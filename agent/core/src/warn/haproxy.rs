@@ -1,12 +1,14 @@
 //! About HAProxy and its configuration.
 
 use super::{List, RECENT_FAILURE, STALE_AGENT, Warning};
-use crate::assess::{self, Leader, PROBE_LIMIT, seconds};
+use crate::assess::{self, Leader};
 use crate::event::HaproxyAnswer;
 use crate::fact::Reading;
 use crate::haproxy::Pool;
-use crate::layout;
+use crate::limits::PROBE_LIMIT;
+use crate::rules::layout;
 use crate::types::Moment;
+use crate::types::seconds;
 use crate::view::View;
 use alloc::format;
 use alloc::string::ToString;

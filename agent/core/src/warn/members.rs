@@ -1,11 +1,13 @@
 //! About one member: its place in the cluster, its Patroni, its PostgreSQL, the agent beside it.
 
 use super::{List, STALE_AGENT};
-use crate::assess::{Leader, MemberTruth, PROBE_LIMIT, seconds};
+use crate::assess::{Leader, MemberTruth};
 use crate::event::{AliveLock, PatroniAnswer, PostgresAnswer, Role};
 use crate::fact::{Reading, Source};
-use crate::reconnect;
+use crate::limits::PROBE_LIMIT;
+use crate::rules::reconnect;
 use crate::types::Moment;
+use crate::types::seconds;
 use crate::view::View;
 use alloc::format;
 use alloc::string::String;

@@ -8,7 +8,7 @@ use crate::postgres::{InFront, PgEvent, State};
 use crate::world::{Happening, World, letter, tell};
 use crate::zookeeper::{Client, Record};
 use warden_core::event::Rule;
-use warden_core::fence::{Guard, Order};
+use warden_core::rules::fence::{Guard, Order};
 use warden_core::types::MemberName;
 
 /// What was read for an act is good for so long: an agent that was paused in between must not act on it.

@@ -10,10 +10,11 @@ use crate::postgres::State;
 use crate::world::{Happening, Setting, World, letter, tell};
 use crate::zookeeper::{Client, Config, Key};
 use std::time::Duration;
-use warden_core::decide::{Action, Policy, decide};
+use warden_core::decide::decide;
 use warden_core::event::{AgentRecord, Event, Observed};
-use warden_core::fence::Order;
-use warden_core::release::Release;
+use warden_core::plan::{Action, Policy};
+use warden_core::rules::fence::Order;
+use warden_core::rules::release::Release;
 use warden_core::types::Moment;
 use warden_core::view::{Identity, View};
 
@@ -274,7 +275,7 @@ impl World {
     pub fn apply(&mut self, node: usize, asked: u64, event: Event) {
         let agent = &mut self.nodes[node].agent;
         let (at, now) = (agent.moment(asked), agent.moment(self.now));
-        agent.view.apply(Observed { at, event }, now);
+        warden_core::step::take_in(&mut agent.view, Observed { at, event }, now);
     }
 
     fn think(&mut self, node: usize) {
@@ -283,7 +284,8 @@ impl World {
         let altered = if self.mutation == Mutation::Sound { None } else { self.mutation.view(&agent.view, now) };
         let plan = decide(altered.as_ref().unwrap_or(&agent.view), &agent.policy, now);
         if self.log.is_some() {
-            let verdict = warden_core::fence::judge(altered.as_ref().unwrap_or(&self.nodes[node].agent.view), now);
+            let verdict =
+                warden_core::rules::fence::judge(altered.as_ref().unwrap_or(&self.nodes[node].agent.view), now);
             let held = format!("{:?}", verdict.held);
             if held != self.nodes[node].agent.held {
                 tell!(self, "agent of {}: held back: {held}", letter(node));

@@ -7,9 +7,10 @@
 use crate::faults::What;
 use std::time::Duration;
 use warden_core::event::{AliveLock, FailoverRequest, PatroniAnswer, PostgresAnswer, Rule, SyncState};
+use warden_core::evidence::AWAY;
 use warden_core::fact::{Fact, Reading, Source};
-use warden_core::fence::{AWAY, MARGIN};
 use warden_core::leadership::Gone;
+use warden_core::rules::fence::MARGIN;
 use warden_core::types::{MemberName, Moment};
 use warden_core::view::View;
 

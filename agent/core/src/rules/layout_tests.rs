@@ -1,6 +1,8 @@
 use super::*;
 use crate::event::{Event, Observed, Role, Started, State, Znode};
+use crate::haproxy::file::RenderReport;
 use crate::view::tests::{after, key, lost, ms, session, verified};
+use alloc::vec::Vec;
 use alloc::{format, vec};
 
 fn record(host: &str) -> MemberRecord {
@@ -53,7 +55,7 @@ fn view(events: &[(u64, Event)], now: u64) -> View {
     }
     events.sort_by_key(|(at, _)| *at);
     for (at, event) in events.into_iter().filter(|(at, _)| *at <= now) {
-        view.apply(Observed { at: ms(at), event }, ms(at));
+        crate::step::take_in(&mut view, Observed { at: ms(at), event }, ms(at));
     }
     view
 }
@@ -103,7 +105,7 @@ fn a_tree_that_cannot_be_read_has_no_members_that_are_gone() {
     }
     let mut view = after([(1, session(1)), (2, member("a", "pg-a")), (2, member("b", "pg-b"))]);
     for (at, event) in events {
-        view.apply(Observed { at: ms(at), event }, ms(at));
+        crate::step::take_in(&mut view, Observed { at: ms(at), event }, ms(at));
     }
     assert_eq!(judge(&view, ms(200_000)), Err(None));
 }

@@ -3,8 +3,8 @@
 use super::*;
 use crate::assess::tests::{agent, patroni, probe, server as at, status};
 use crate::event::{Event, Started};
-use crate::fence::tests::{Scene, paused_config};
 use crate::haproxy::{RouteOutcome, RouteReport};
+use crate::rules::fence::tests::{Scene, paused_config};
 use crate::types::SessionId;
 use crate::view::tests::{cluster_config, key, leader, lost, ms, session, verified, verified_with};
 use alloc::vec;

@@ -1,7 +1,9 @@
 use super::*;
 use crate::assess::tests::{probe, server as at_timeline};
 use crate::event::{Event, FailoverRequest, PostgresAnswer, ReleaseReport, Server, SyncState, Znode};
-use crate::fence::tests::{Scene, answers, config_znode, fence_record, leading, member, paused_config, takes_writes};
+use crate::rules::fence::tests::{
+    Scene, answers, config_znode, fence_record, leading, member, paused_config, takes_writes,
+};
 use crate::types::{SystemId, Timeline};
 use crate::view::tests::{key, leader, lost, ms, session, verified};
 

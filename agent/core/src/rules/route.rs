@@ -7,11 +7,12 @@
 //!
 //! Where ZooKeeper is away nobody is cut, and the members' own words are all there is.
 
-use crate::assess::{self, AGENT_LIMIT, MemberTruth, PROBE_LIMIT};
+use crate::assess::{self, MemberTruth};
 use crate::event::{LeaderKey, PatroniAnswer, PostgresAnswer, Role};
+use crate::evidence;
 use crate::fact::Reading;
-use crate::fence;
 use crate::haproxy::{Change, HaproxyAnswer, HaproxyServer, Pool, Wish};
+use crate::limits::{self, AGENT_LIMIT, PROBE_LIMIT};
 use crate::types::{MemberName, Moment};
 use crate::view::{Verification, View};
 use alloc::string::{String, ToString};
@@ -113,9 +114,9 @@ pub fn judge(view: &View, policy: &RoutePolicy, now: Moment) -> Routing {
     // Nobody waits for the barrier read that a cut needs.
     routing.changes.sort_by_key(|change| change.to == Wish::Out);
     routing.hold(view, now);
-    if let Some(contact) = fence::contact(view, now) {
+    if let Some(contact) = evidence::contact(view, now) {
         // From then on ZooKeeper counts as away.
-        routing.at(contact.started.plus(fence::BARRIER_LIMIT).plus(Duration::from_millis(1)));
+        routing.at(contact.started.plus(limits::BARRIER_LIMIT).plus(Duration::from_millis(1)));
     }
     if let Some(every) = hurry(view, now) {
         let next = view.routing.probed.map_or(now, |probed| probed.plus(every));
@@ -171,9 +172,9 @@ impl Routing {
 /// What a server for writes is to be told, if anything.
 fn writes(view: &View, server: &HaproxyServer, member: &MemberName, now: Moment) -> Option<(Wish, String)> {
     let word = word(view, member, now);
-    let Some(known) = fence::verified(view, now) else {
+    let Some(known) = evidence::verified(view, now) else {
         // Contradicted by an ordinary read: the next barrier read is under way, and tells.
-        let contact = fence::contact(view, now).is_some();
+        let contact = evidence::contact(view, now).is_some();
         let only = if contact { None } else { only_primary(view, now) };
         return without_zookeeper(server, member, word.as_ref(), only);
     };
@@ -338,6 +339,19 @@ fn hurry(view: &View, now: Moment) -> Option<Duration> {
     servers.iter().any(hangs).then_some(WATCHFUL)
 }
 
+/// Notes since when writes have had nowhere to go. `ours`: it is we who did something, which says nothing new of the world.
+pub fn remember(view: &mut View, now: Moment, ours: bool) {
+    if view.haproxy.is_none() {
+        return;
+    }
+    let since = view.routing.unrouted_since.unwrap_or(now);
+    view.routing.unrouted_since = (!is_routed(view, now)).then_some(since);
+    if !ours {
+        let since = view.routing.astray_since.unwrap_or(now);
+        view.routing.astray_since = is_astray(view, now).then_some(since);
+    }
+}
+
 /// Whether writes have somewhere to go: a server takes new connections, and its member writes. Where HAProxy cannot be
 /// asked, or nobody knows of any primary, there is nothing to hurry for.
 pub fn is_routed(view: &View, now: Moment) -> bool {
@@ -350,7 +364,7 @@ pub fn is_routed(view: &View, now: Moment) -> bool {
         return true;
     }
     // Without ZooKeeper it may be somebody else by now.
-    let contact = fence::contact(view, now).is_some();
+    let contact = evidence::contact(view, now).is_some();
     let holder = assess::leader(view, now, None).holder().filter(|_| contact);
     servers.iter().filter(|server| server.pool == Pool::Writes && server.up).any(|server| {
         // What nobody can say is left to HAProxy's checks.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::assess::tests::{patroni, probe, server as at_timeline, status};
 use crate::event::{AgentRecord, Barrier, Event, FenceOutcome, FenceRecord, FenceReport, MemberRecord, Observed};
-use crate::event::{PatroniStatus, Role, Session, State, Znode};
+use crate::event::{AliveLock, PatroniAnswer, PatroniStatus, Role, Session, State, Znode};
 use crate::types::{SystemId, UnixMillis};
 use crate::view::tests::{after, cluster_config, identity, key, leader, lost, ms, session, verified, verified_with};
 use alloc::collections::BTreeMap;

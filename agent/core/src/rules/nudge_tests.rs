@@ -2,7 +2,7 @@ use super::*;
 use crate::assess::tests::{patroni, probe, status};
 use crate::event::{Event, FailoverRequest, PatroniStatus, PostgresAnswer, Started, SyncState, Znode};
 use crate::fact::Reading;
-use crate::fence::tests::{Scene, answers, config_znode, fence_record, leading, paused_config, takes_writes};
+use crate::rules::fence::tests::{Scene, answers, config_znode, fence_record, leading, paused_config, takes_writes};
 use crate::view::tests::{after, key, leader, lost, ms, verified};
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -141,7 +141,7 @@ fn nudges_are_a_second_apart_and_bounded() {
         events.extend([(now - 20, answers(|_| {})), (now - 10, gone()), (now - 5, gone())]);
         let mut view = leading().view();
         for (at, event) in events {
-            view.apply(crate::event::Observed { at: ms(at), event }, ms(at));
+            crate::step::take_in(&mut view, crate::event::Observed { at: ms(at), event }, ms(at));
         }
         judge(&view, ms(now))
     };

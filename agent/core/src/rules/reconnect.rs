@@ -5,8 +5,8 @@
 //! of the synchronous ones, and a crash would lose commits. A reload ends that wait and changes nothing that Patroni,
 //! which reloads whenever it has written something, has not reloaded itself.
 
-use crate::assess::PROBE_LIMIT;
 use crate::event::PostgresAnswer;
+use crate::limits::PROBE_LIMIT;
 use crate::types::Moment;
 use crate::view::View;
 use alloc::format;

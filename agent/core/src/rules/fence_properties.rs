@@ -117,7 +117,7 @@ proptest! {
         for (pause, event) in steps {
             now += pause;
             memory.note(now, &event);
-            view.apply(Observed { at: ms(now), event }, ms(now));
+            crate::step::take_in(&mut view, Observed { at: ms(now), event }, ms(now));
             for later in [0, 1000, 4000] {
                 for order in judge(&view, ms(now + later)).orders {
                     memory.object(&order, now + later)?;
@@ -137,11 +137,11 @@ proptest! {
         let mut now = 11_000;
         for (pause, event) in steps {
             now += pause;
-            view.apply(Observed { at: ms(now), event }, ms(now));
+            crate::step::take_in(&mut view, Observed { at: ms(now), event }, ms(now));
         }
         let Some(id) = view.session().map(|session| session.id.0) else { return Ok(()) };
         let paused = verified_with(key, config(paused_config), id, now);
-        view.apply(Observed { at: ms(now), event: paused }, ms(now));
+        crate::step::take_in(&mut view, Observed { at: ms(now), event: paused }, ms(now));
         let orders = judge(&view, ms(now)).orders;
         prop_assert!(orders.iter().all(|order| order.rule == Rule::Operator), "{:?}", orders);
     }

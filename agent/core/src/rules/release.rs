@@ -4,10 +4,10 @@
 //! This is the only thing that Warden changes in Patroni's tree. It stands on proofs alone: the alive lock, a unix
 //! socket on which nobody listens, and of a server that is left in asynchronous mode its control file. A time-out, an unreachable host, a name that does not resolve prove nothing.
 
-use crate::assess::PROBE_LIMIT;
 use crate::event::{AliveLock, ClusterConfig, PostgresAnswer, Rule, ShutdownCheckpoint, SyncState};
+use crate::evidence::lock_proves_death;
 use crate::fact::Reading;
-use crate::fence::lock_proves_death;
+use crate::limits::PROBE_LIMIT;
 use crate::types::{Lsn, MemberName, Moment, SessionId, Zxid};
 use crate::view::View;
 use alloc::string::{String, ToString};

@@ -2,7 +2,7 @@ use super::*;
 use crate::assess::tests::probe;
 use crate::event::{Event, Server, Started};
 use crate::fact::Reading;
-use crate::fence::tests::{Scene, config_znode, leading, paused_config, takes_writes};
+use crate::rules::fence::tests::{Scene, config_znode, leading, paused_config, takes_writes};
 use crate::view::tests::{key, leader, lost, ms};
 use alloc::string::ToString;
 

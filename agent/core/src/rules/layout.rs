@@ -4,62 +4,14 @@
 //! another set of members or other addresses, and not for one that is away for a moment.
 
 use crate::event::MemberRecord;
+use crate::evidence;
 use crate::fact::Reading;
-use crate::fence;
+use crate::haproxy::file::{Layout, Place, Rendered};
 use crate::types::{MemberName, Moment};
 use crate::view::View;
 use alloc::collections::BTreeSet;
 use alloc::string::{String, ToString};
-use alloc::vec::Vec;
 use core::time::Duration;
-
-/// Where a member answers.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    /// Its name.
-    pub member: MemberName,
-    /// Its PostgreSQL.
-    pub host: String,
-    /// Its PostgreSQL.
-    pub port: u16,
-    /// Its Patroni's REST API, as an URL.
-    pub api: String,
-}
-
-/// The members that HAProxy's configuration names, ordered by name.
-pub type Layout = Vec<Place>;
-
-/// What HAProxy's configuration file was made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rendered {
-    /// These members.
-    pub layout: Layout,
-    /// Made of the same members now, with the template as it is now, it would be the same, and HAProxy serves it as far
-    /// as it can be asked.
-    pub current: bool,
-}
-
-/// What became of an attempt to write HAProxy's configuration anew.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RenderReport {
-    /// HAProxy serves it.
-    Done,
-    /// It does not, and the file is what it was before; the text says why.
-    Failed(String),
-}
-
-/// What has to be remembered.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Drawing {
-    /// What the file is made of; absent: there is none. Unreadable: it is not ours.
-    pub rendered: Option<Reading<Rendered>>,
-    /// What it should be made of, and since when that has been so.
-    pub wanted: Option<(Layout, Moment)>,
-    /// When it was last ordered to be written.
-    pub ordered: Option<Moment>,
-    /// Why the last attempt failed, if it did, and when.
-    pub failed: Option<(String, Moment)>,
-}
 
 /// A member that has come, or that has moved, is written down after this: Patroni writes its znode in pieces.
 const COMES: Duration = Duration::from_secs(2);
@@ -76,7 +28,7 @@ const LOST: Duration = Duration::from_secs(60);
 
 /// The members as ZooKeeper has them, if that is known.
 pub fn wanted(view: &View, now: Moment) -> Option<Layout> {
-    fence::contact(view, now)?;
+    evidence::contact(view, now)?;
     view.tree_read?;
     let place = |member: &MemberName, record: &MemberRecord| {
         let (host, port, api) = (record.host.clone()?, record.port?, record.api.clone()?);
@@ -84,6 +36,17 @@ pub fn wanted(view: &View, now: Moment) -> Option<Layout> {
     };
     let places = view.members.iter().filter_map(|(name, member)| place(name, member.last_record.as_ref()?));
     Some(places.collect())
+}
+
+/// Notes what HAProxy's configuration should be made of, where that is known, and since when.
+pub fn remember(view: &mut View, now: Moment) {
+    if view.drawing.rendered.is_none() {
+        return;
+    }
+    let Some(wanted) = wanted(view, now) else { return };
+    if view.drawing.wanted.as_ref().is_none_or(|(known, _)| *known != wanted) {
+        view.drawing.wanted = Some((wanted, now));
+    }
 }
 
 /// What the file has to be made of now, and why; or when it may have to be.

@@ -3,8 +3,9 @@
 //! A nudge is a `PATCH /config` with a value that is already there: Patroni writes nothing and wakes up. It is made at
 //! most once a second and a bounded number of times for one reason, and never in maintenance mode.
 
-use crate::assess::PROBE_LIMIT;
 use crate::event::{AliveLock, PatroniAnswer, Role, Rule, State};
+use crate::leadership::EPISODE;
+use crate::limits::PROBE_LIMIT;
 use crate::types::{MemberName, Moment};
 use crate::view::View;
 use alloc::format;
@@ -16,12 +17,6 @@ pub const EVERY: Duration = Duration::from_secs(1);
 
 /// At most so many for one reason. Patroni's own round comes every `loop_wait`, usually 10 s.
 pub const MOST: u32 = 15;
-
-/// After this long without one, the next nudge has a reason of its own.
-pub const EPISODE: Duration = Duration::from_secs(30);
-
-/// So does the death of a server that lived this long.
-pub const LIVED: Duration = Duration::from_secs(5);
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]

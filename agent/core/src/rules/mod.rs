@@ -1,0 +1,8 @@
+//! The rules: what is to be done to the cluster, one file each. A rule judges the view; it changes nothing.
+
+pub mod fence;
+pub mod layout;
+pub mod nudge;
+pub mod reconnect;
+pub mod release;
+pub mod route;
