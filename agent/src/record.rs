@@ -5,9 +5,11 @@
 
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use warden_core::event::{AgentRecord, AliveLock, Archiver, HaproxyAnswer, HaproxyServer, PostgresAnswer, Server};
+use warden_core::event::{
+    AgentRecord, AliveLock, Archiver, HaproxyAnswer, HaproxyServer, PostgresAnswer, Server, Starting,
+};
 use warden_core::haproxy::Pool;
-use warden_core::types::{MemberName, SystemId, Timeline};
+use warden_core::types::{MemberName, SystemId, Timeline, Zxid};
 
 /// More servers than this are not published: the znode has to stay small.
 const MAX_SERVERS: usize = 64;
@@ -20,6 +22,9 @@ struct Wire {
     #[serde(skip_serializing_if = "Option::is_none")]
     member: Option<String>,
     sees: Sees,
+    /// Absent from agents that do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held_zxid: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -46,6 +51,9 @@ struct Postgres {
     age_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
+    /// Of a server that is starting: whether it is a standby, where its agent could look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    standby: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeline: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,6 +111,7 @@ pub fn write(record: &AgentRecord) -> Vec<u8> {
             }),
             haproxy: record.haproxy.as_ref().map(|(answer, age)| haproxy(answer, *age)),
         },
+        held_zxid: record.held.map(|zxid| format!("{:#x}", zxid.0)),
     };
     // Text, numbers and lists of them: there is nothing in it that JSON could refuse.
     serde_json::to_vec(&wire).unwrap_or_default()
@@ -124,7 +133,13 @@ pub fn parse(data: &[u8]) -> Result<AgentRecord, String> {
             other => AliveLock::Unknown(lock.detail.unwrap_or_else(|| other.to_owned())),
         }),
         haproxy: wire.sees.haproxy.map(read_haproxy),
+        held: wire.held_zxid.as_deref().and_then(read_zxid),
     })
+}
+
+/// A transaction id as it is written, `0x1f`.
+fn read_zxid(text: &str) -> Option<Zxid> {
+    i64::from_str_radix(text.strip_prefix("0x")?, 16).ok().map(Zxid)
 }
 
 fn postgres(answer: &PostgresAnswer, age: Duration) -> Postgres {
@@ -133,6 +148,10 @@ fn postgres(answer: &PostgresAnswer, age: Duration) -> Postgres {
         answer: answer.as_str().to_owned(),
         age_ms: millis(age),
         detail: answer.detail().map(str::to_owned),
+        standby: match answer {
+            PostgresAnswer::Starting(starting) => starting.standby,
+            _ => None,
+        },
         timeline: server.and_then(|server| server.timeline).map(|timeline| timeline.0),
         lsn: server.and_then(|server| server.lsn).map(|lsn| lsn.to_string()),
         system_identifier: server.and_then(|server| server.system_id).map(|id| id.to_string()),
@@ -155,12 +174,14 @@ fn read_postgres(wire: Postgres) -> (PostgresAnswer, Duration) {
             failing: archiver.failing,
         }),
         receives: None,
+        heartbeat: None,
     };
     let detail = wire.detail.unwrap_or_default();
     let answer = match wire.answer.as_str() {
         "writable" => PostgresAnswer::Writable(server),
         "in_recovery" => PostgresAnswer::InRecovery(server),
         "refused" => PostgresAnswer::Refused(detail),
+        "starting" => PostgresAnswer::Starting(Starting { why: detail, standby: wire.standby }),
         "silent" => PostgresAnswer::Silent(detail),
         _ => PostgresAnswer::Unknown(detail),
     };
@@ -216,6 +237,7 @@ mod tests {
 
     fn full() -> AgentRecord {
         AgentRecord {
+            held: Some(Zxid(0x1f)),
             version: "0.1.0".to_owned(),
             roles: vec!["node".to_owned(), "router".to_owned()],
             address: "warden:8010".to_owned(),
@@ -228,6 +250,7 @@ mod tests {
                     system_id: Some(SystemId(u64::MAX)),
                     archiver: Some(Archiver { archived: 1, failed: 2, failing: Some("x".to_owned()) }),
                     receives: None,
+                    heartbeat: None,
                 }),
                 Duration::from_millis(7),
             )),

@@ -283,6 +283,7 @@ fn sample() -> (Clock, View) {
         system_id: Some(SystemId(1)),
         archiver: Some(Archiver::default()),
         receives: None,
+        heartbeat: None,
     };
     let session = Session {
         id: SessionId(1),
@@ -302,7 +303,6 @@ fn sample() -> (Clock, View) {
         pause: false,
         failsafe_active: false,
         cluster_unlocked: false,
-        loop_turns: Some(true),
         dcs_last_seen: None,
         name: None,
         nosync: false,
@@ -318,6 +318,7 @@ fn sample() -> (Clock, View) {
         sessions: 1,
     };
     let record = AgentRecord {
+        held: None,
         version: "0".to_owned(),
         roles: vec!["node".to_owned()],
         address: "b:8010".to_owned(),

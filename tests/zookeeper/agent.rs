@@ -200,7 +200,7 @@ impl Agent {
     /// A linearizable read that has to succeed.
     pub async fn verified(&self) -> anyhow::Result<(Option<Znode>, i64)> {
         match self.handle.barrier(Duration::from_secs(5)).await {
-            Barrier::Verified { leader, session, started, finished, config: _ } => {
+            Barrier::Verified { leader, session, started, finished, config: _, sync: _, zxid: _ } => {
                 ensure!(started <= finished, "a barrier that ended before it began");
                 Ok((leader, session))
             }

@@ -45,13 +45,14 @@ pub(crate) fn own_record(view: &View, now: Moment) -> AgentRecord {
         postgres,
         alive_lock: view.alive_lock.as_ref().map(|fact| fact.value.clone()),
         haproxy: view.haproxy.as_ref().map(|fact| (fact.value.clone(), fact.age(now))),
+        held: None,
     }
 }
 
 /// Whether what we have to say is what was announced, but for what changes all the time: ages, positions and counters
 /// can wait for the next round. Asked at each decision, so nothing is copied for it.
 fn same_news(view: &View, announced: &AgentRecord) -> bool {
-    let AgentRecord { version, roles, address, member, leader, postgres, alive_lock, haproxy } = announced;
+    let AgentRecord { version, roles, address, member, leader, postgres, alive_lock, haproxy, held: _ } = announced;
     let identity = &view.identity;
     let answer = identity.member.as_ref().and_then(|name| view.members.get(name)?.postgres.as_ref());
     let holder = view.leader.as_ref().and_then(|fact| fact.value.present()).map(|key| &key.holder);
@@ -75,7 +76,7 @@ fn same_answer(now: &PostgresAnswer, then: &PostgresAnswer) -> bool {
     match (now, then) {
         (PostgresAnswer::Writable(now), PostgresAnswer::Writable(then))
         | (PostgresAnswer::InRecovery(now), PostgresAnswer::InRecovery(then)) => {
-            let Server { timeline, lsn: _, system_id, archiver, receives: _ } = now;
+            let Server { timeline, lsn: _, system_id, archiver, receives: _, heartbeat: _ } = now;
             let archivers = match (archiver, &then.archiver) {
                 (Some(now), Some(then)) => now.failing == then.failing,
                 (now, then) => now.is_none() && then.is_none(),

@@ -191,7 +191,9 @@ pub fn postgres(view: &View, name: &MemberName, member: &Member, now: Moment) ->
     // A refusal that reaches us from afar may be that of a firewall, or of whoever has the address now.
     let said = |fact: &Fact<PostgresAnswer>| match fact.value {
         PostgresAnswer::Writable(_) | PostgresAnswer::InRecovery(_) | PostgresAnswer::Gone(_) => true,
-        PostgresAnswer::Refused(_) | PostgresAnswer::Stopping(_) => fact.source != Source::Tcp,
+        PostgresAnswer::Refused(_) | PostgresAnswer::Starting(_) | PostgresAnswer::Stopping(_) => {
+            fact.source != Source::Tcp
+        }
         PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => false,
     };
     let direct = [&own, &agent].into_iter().flatten();
@@ -209,6 +211,7 @@ fn heard_by_patroni(member: &Member, now: Moment) -> Option<Fact<PostgresAnswer>
         system_id: status.system_id,
         archiver: None,
         receives: None,
+        heartbeat: None,
     };
     let answer = if status.writable? { PostgresAnswer::Writable(server) } else { PostgresAnswer::InRecovery(server) };
     Some(Fact::new(answer, Source::Patroni, fact.at))

@@ -16,6 +16,7 @@ pub(crate) fn agent(member: &str, answer: PostgresAnswer, age: u64) -> Event {
     Event::Agent {
         name: member.into(),
         record: Reading::Present(AgentRecord {
+            held: None,
             version: "0.1.0".to_string(),
             roles: vec!["node".to_string()],
             address: "x:1".to_string(),
@@ -39,7 +40,6 @@ pub(crate) fn status(role: Role, writable: Option<bool>) -> PatroniStatus {
         pause: false,
         failsafe_active: false,
         cluster_unlocked: false,
-        loop_turns: None,
         dcs_last_seen: None,
         name: None,
         nosync: false,

@@ -7,7 +7,7 @@ mod answer;
 mod znode;
 
 pub use crate::haproxy::{HaproxyAnswer, HaproxyServer};
-pub use answer::{AliveLock, Archiver, PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Server, State};
+pub use answer::{AliveLock, Archiver, PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Server, Starting, State};
 pub use znode::{
     AgentRecord, Barrier, ClusterConfig, FailoverRequest, LeaderKey, MemberRecord, ShutdownCheckpoint, SyncState,
     Znode, holder_text,
@@ -73,6 +73,13 @@ pub enum Event {
         /// What it answered.
         answer: PatroniAnswer,
     },
+    /// A member's Patroni answered `GET /liveness`: its HA loop turns, or it is late.
+    Liveness {
+        /// Which member's.
+        member: MemberName,
+        /// The loop turns (200), or is late (503).
+        turns: bool,
+    },
     /// A member's PostgreSQL was asked.
     Postgres {
         /// Which member's.
@@ -127,6 +134,15 @@ pub enum Event {
     Layout(Reading<Rendered>),
     /// What became of an attempt to write it anew.
     Rendered(RenderReport),
+    /// What was kept on disk of the term in which the agent last ran; read once, at the start.
+    Remembered(TermMemory),
+    /// Whether the gate could ask a member: its login was tried anew, as `warden gate` would.
+    GateChecked {
+        /// Which member.
+        member: MemberName,
+        /// It could, or why it could not.
+        outcome: Result<(), String>,
+    },
     /// An action was started.
     Started(Started),
     /// One of the agent's own tasks failed; it is started again.
@@ -136,6 +152,18 @@ pub enum Event {
         /// Why.
         error: String,
     },
+}
+
+/// What an agent keeps on disk of its member's term, so that a restart of the agent does not forget it. It counts only in
+/// the same term and the same boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TermMemory {
+    /// The transaction that created the leader key of that term.
+    pub czxid: Zxid,
+    /// Patroni answered in that term.
+    pub answered: bool,
+    /// The alive lock was seen held, while Patroni answered, in that term.
+    pub lock_was_held: bool,
 }
 
 /// An action whose start the view has to remember, so that it is not started again at once.

@@ -296,6 +296,7 @@ impl Leadership {
             PostgresAnswer::Writable(_)
             | PostgresAnswer::InRecovery(_)
             | PostgresAnswer::Refused(_)
+            | PostgresAnswer::Starting(_)
             | PostgresAnswer::Stopping(_) => (self.gone, self.shutdown) = (None, None),
             // A socket that nobody could ask proves nothing either way; two in a row have to be in a row.
             PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => self.gone = None,

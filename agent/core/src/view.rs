@@ -73,6 +73,10 @@ pub struct Verification {
     pub leader: Reading<LeaderKey>,
     /// What Patroni's dynamic configuration said behind the same barrier.
     pub config: Reading<ClusterConfig>,
+    /// What Patroni's `sync` znode said behind the same barrier.
+    pub sync: Reading<SyncState>,
+    /// The transaction of the write that made the barrier.
+    pub zxid: crate::types::Zxid,
     /// The session it was read in.
     pub session: crate::types::SessionId,
     /// When it was asked for.
@@ -92,6 +96,8 @@ pub struct Member {
     pub patroni: Option<Fact<PatroniAnswer>>,
     /// Since when its Patroni has not been answering, if it is not.
     pub patroni_away_since: Option<Moment>,
+    /// What its Patroni last answered to `GET /liveness`: whether its HA loop turns.
+    pub loop_turns: Option<Fact<bool>>,
     /// How its PostgreSQL answered us last.
     pub postgres: Option<Fact<PostgresAnswer>>,
     /// The system identifier that its PostgreSQL last told.
@@ -313,6 +319,10 @@ impl View {
                 member.note_writable(answer.takes_sessions(), at);
                 replace(&mut member.postgres, Fact::new(answer, via, at));
             }
+            Event::Liveness { member, turns } => {
+                let member = self.members.entry(member).or_default();
+                replace(&mut member.loop_turns, Fact::new(turns, Source::Patroni, at));
+            }
             Event::SessionBroke { member } => self.routing.note_broke(member, at),
             Event::Routed(report) => self.note_routed(report, at),
             Event::Layout(reading) => self.drawing.rendered = Some(reading),
@@ -349,6 +359,8 @@ impl View {
             | Event::Nudged { .. }
             | Event::Reconnected { .. }
             | Event::Hold(_)
+            | Event::Remembered(_)
+            | Event::GateChecked { .. }
             | Event::Started(_) => {}
         }
     }
@@ -389,7 +401,7 @@ impl View {
 
     fn apply_barrier(&mut self, barrier: Barrier, at: Moment, now: Moment) {
         match barrier {
-            Barrier::Verified { leader, config, session, finished } => {
+            Barrier::Verified { leader, config, sync, session, zxid, finished } => {
                 // A result that crossed a change of session proves nothing in the new one.
                 if self.session().is_none_or(|current| current.id != session) {
                     return;
@@ -399,7 +411,7 @@ impl View {
                 let own = self.identity.member.as_ref();
                 self.leadership.note_read(at, leader.present().is_some_and(|key| Some(&key.holder) == own));
                 if self.verified.as_ref().is_none_or(|known| known.started <= at) {
-                    self.verified = Some(Verification { leader, config, session, started: at, finished });
+                    self.verified = Some(Verification { leader, config, sync, session, zxid, started: at, finished });
                     self.barrier_failed = None;
                 }
             }

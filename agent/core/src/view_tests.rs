@@ -69,7 +69,14 @@ pub(crate) fn verified_with(
     session: i64,
     finished: u64,
 ) -> Event {
-    Event::Barrier(Barrier::Verified { leader, config, session: SessionId(session), finished: ms(finished) })
+    Event::Barrier(Barrier::Verified {
+        leader,
+        config,
+        sync: Reading::Absent,
+        zxid: Zxid(1),
+        session: SessionId(session),
+        finished: ms(finished),
+    })
 }
 
 pub(crate) fn failed_barrier() -> Event {

@@ -58,6 +58,7 @@ fn member_at(name: &str, host: &str) -> Event {
 
 fn agent_says(name: &str, change: impl Fn(&mut AgentRecord)) -> Event {
     let mut record = AgentRecord {
+        held: None,
         version: "0.1.0".to_string(),
         roles: vec!["node".to_string()],
         address: "x:8010".to_string(),
@@ -293,8 +294,8 @@ fn about_patroni() -> Vec<Scenario> {
             .wrong(patroni("b", PatroniAnswer::Unusable("it is of scope other".to_string())))
             .right(answering("b", |_| {})),
         Scenario::new("patroni_loop_late", Some("a"), &["Patroni of a answers", "HA loop does not turn"])
-            .wrong(answering("a", |status| status.loop_turns = Some(false)))
-            .right(answering("a", |status| status.loop_turns = Some(true))),
+            .wrong(Event::Liveness { member: "a".into(), turns: false })
+            .right(Event::Liveness { member: "a".into(), turns: true }),
         Scenario::new("failsafe_active", Some("a"), &["a goes on without ZooKeeper", "failsafe"])
             .wrong(answering("a", |status| status.failsafe_active = true))
             .right(answering("a", |_| {})),

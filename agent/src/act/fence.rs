@@ -400,7 +400,7 @@ impl Fencer {
     async fn patroni_answers(&self) -> Result<(), String> {
         let (Some((member, _)), Some(api)) = (&self.local, &self.api) else { return Ok(()) };
         let at = self.events.clock.now();
-        let answer = self.client.ask(member, api, false, &self.events.clock).await;
+        let answer = self.client.ask(member, api, &self.events.clock).await;
         match answer {
             PatroniAnswer::Silent(_) | PatroniAnswer::Refused(_) => Ok(()),
             PatroniAnswer::Answering(_) | PatroniAnswer::Unusable(_) => {

@@ -26,7 +26,14 @@ fn key(holder: &str, czxid: i64) -> Reading<LeaderKey> {
 }
 
 fn read(leader: Reading<LeaderKey>, config: Reading<ClusterConfig>, session: i64) -> Barrier {
-    Barrier::Verified { leader, config, session: SessionId(session), finished: Clock::start().now() }
+    Barrier::Verified {
+        leader,
+        config,
+        sync: Reading::Absent,
+        zxid: Zxid(1),
+        session: SessionId(session),
+        finished: Clock::start().now(),
+    }
 }
 
 #[test]

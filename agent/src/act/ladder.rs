@@ -99,7 +99,7 @@ async fn knock(place: &Place, login: &Superuser, limit: Duration) -> Result<Sess
         return Err(Door::Broken);
     }
     Err(match postgres::answer_of_error(&error) {
-        PostgresAnswer::Refused(_) if error.as_db_error().is_some() => Door::Shut(Shut::NotOpen),
+        PostgresAnswer::Starting(_) => Door::Shut(Shut::NotOpen),
         PostgresAnswer::Refused(_) => Door::Shut(Shut::Nobody),
         PostgresAnswer::Stopping(_) => Door::Shut(Shut::Stopping),
         PostgresAnswer::Gone(_) => Door::Shut(Shut::Nobody),

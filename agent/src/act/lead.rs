@@ -317,7 +317,10 @@ mod tests {
 
     fn verdict(leader: Option<Znode>, config: Option<Znode>) -> Result<i64, String> {
         let now = Instant::now();
-        still_held(&release(), Barrier::Verified { leader, config, session: 9, started: now, finished: now })
+        still_held(
+            &release(),
+            Barrier::Verified { leader, config, sync: None, zxid: 1, session: 9, started: now, finished: now },
+        )
     }
 
     #[test]

@@ -153,7 +153,10 @@ fn verdict(holder: Option<&str>, config: &str, session: i64) -> Result<(), Strin
     };
     let now = Instant::now();
     let (leader, config) = (holder.map(znode), Some(znode(config)));
-    another_leads(&change(Wish::Out), Barrier::Verified { leader, config, session, started: now, finished: now })
+    another_leads(
+        &change(Wish::Out),
+        Barrier::Verified { leader, config, sync: None, zxid: 1, session, started: now, finished: now },
+    )
 }
 
 #[test]

@@ -67,7 +67,14 @@ pub(super) fn verified(leader: Reading<LeaderKey>, at: u64) -> Event {
         standby_cluster: false,
     };
     let config = Reading::Present(config);
-    Event::Barrier(Barrier::Verified { leader, config, session: SessionId(1), finished: ms(at + 2) })
+    Event::Barrier(Barrier::Verified {
+        leader,
+        config,
+        sync: Reading::Absent,
+        zxid: Zxid(1),
+        session: SessionId(1),
+        finished: ms(at + 2),
+    })
 }
 
 pub(super) fn member(name: &str, there: bool) -> Event {
@@ -86,6 +93,7 @@ pub(super) fn member(name: &str, there: bool) -> Event {
 
 pub(super) fn agent(name: &str) -> Event {
     let record = AgentRecord {
+        held: None,
         version: "0.1.0".to_owned(),
         roles: vec!["node".to_owned()],
         address: "x:8010".to_owned(),
@@ -128,7 +136,6 @@ pub(super) fn patroni(member: &str, role: Role) -> Event {
         pause: false,
         failsafe_active: false,
         cluster_unlocked: false,
-        loop_turns: Some(true),
         dcs_last_seen: None,
         name: None,
         nosync: false,

@@ -466,6 +466,7 @@ const fn kind(event: &Event) -> &'static str {
         Event::Agent { .. } => "agent",
         Event::NameTaken { .. } => "name_taken",
         Event::Patroni { .. } => "patroni",
+        Event::Liveness { .. } => "liveness",
         Event::Postgres { .. } => "postgres",
         Event::ShutDown(_) => "shut_down",
         Event::AliveLock(_) => "alive_lock",
@@ -481,6 +482,8 @@ const fn kind(event: &Event) -> &'static str {
         Event::Hold(_) => "hold",
         Event::Layout(_) => "layout",
         Event::Rendered(_) => "rendered",
+        Event::Remembered(_) => "remembered",
+        Event::GateChecked { .. } => "gate_checked",
         Event::Started(_) => "started",
         Event::TaskFailed { .. } => "task_failed",
     }

@@ -71,24 +71,22 @@ impl PatroniClient {
         })
     }
 
-    /// Asks `GET /patroni` of `member`, and `GET /liveness` where `liveness` is wanted.
-    pub async fn ask(&self, member: &MemberName, api: &str, liveness: bool, clock: &Clock) -> PatroniAnswer {
-        // Side by side, so that both together take no longer than one.
-        let turns = async { if liveness { self.get(api, "liveness").await.ok() } else { None } };
-        let (answer, turns) = tokio::join!(self.get(api, "patroni"), turns);
-        match answer {
-            Ok((_, body)) => match parse(&body, &self.scope, member, clock) {
-                Ok(mut status) => {
-                    status.loop_turns = match turns.map(|(code, _)| code) {
-                        Some(200) => Some(true),
-                        Some(503) => Some(false),
-                        _ => None,
-                    };
-                    PatroniAnswer::Answering(status)
-                }
-                Err(why) => PatroniAnswer::Unusable(why),
-            },
+    /// Asks `GET /patroni` of `member`.
+    pub async fn ask(&self, member: &MemberName, api: &str, clock: &Clock) -> PatroniAnswer {
+        match self.get(api, "patroni").await {
+            Ok((_, body)) => {
+                parse(&body, &self.scope, member, clock).map_or_else(PatroniAnswer::Unusable, PatroniAnswer::Answering)
+            }
             Err(answer) => answer,
+        }
+    }
+
+    /// Asks `GET /liveness`: whether the HA loop turns. `None` where that was not answered.
+    pub async fn turns(&self, api: &str) -> Option<bool> {
+        match self.get(api, "liveness").await {
+            Ok((200, _)) => Some(true),
+            Ok((503, _)) => Some(false),
+            _ => None,
         }
     }
 
@@ -153,19 +151,17 @@ pub async fn watch(
     client: PatroniClient,
     events: Events,
 ) -> Result<(), Closed> {
-    // Whether the HA loop turns, and when that was asked.
-    let mut turns: Option<(bool, Instant)> = None;
+    let mut asked_liveness: Option<Instant> = None;
     loop {
         let asked = Instant::now();
         let at = events.clock.now();
-        let liveness = is_local && turns.is_none_or(|(_, at)| at.elapsed() >= LIVENESS);
-        let mut answer = client.ask(&member, &api, liveness, &events.clock).await;
-        if let PatroniAnswer::Answering(status) = &mut answer {
-            match status.loop_turns {
-                Some(turn) => turns = Some((turn, asked)),
-                None if liveness => turns = None,
-                None => status.loop_turns = turns.map(|(turn, _)| turn),
-            }
+        let liveness = is_local && asked_liveness.is_none_or(|at| at.elapsed() >= LIVENESS);
+        // Side by side, so that both together take no longer than one.
+        let turns = async { if liveness { client.turns(&api).await } else { None } };
+        let (answer, turns) = tokio::join!(client.ask(&member, &api, &events.clock), turns);
+        if let Some(turns) = turns {
+            asked_liveness = Some(asked);
+            events.send(at, Event::Liveness { member: member.clone(), turns }).await?;
         }
         events.send(at, Event::Patroni { member: member.clone(), answer }).await?;
         sleep_until(asked + PERIOD).await;
@@ -264,7 +260,6 @@ fn parse(body: &[u8], scope: &str, member: &MemberName, clock: &Clock) -> Result
         pause: wire.pause,
         failsafe_active: wire.failsafe_mode_is_active,
         cluster_unlocked: wire.cluster_unlocked,
-        loop_turns: None,
         dcs_last_seen: wire.dcs_last_seen.map(|seconds| clock.moment_of_wall(seconds)),
         name: wire.patroni.as_ref().and_then(|about| about.name.as_deref()).map(MemberName::from),
         nosync: wire.tags.get("nosync").is_some_and(|tag| *tag == true),

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow};
-use warden_core::event::{Archiver, Event, PostgresAnswer, Server};
+use warden_core::event::{Archiver, Event, PostgresAnswer, Server, Starting};
 use warden_core::fact::{Reading, Source};
 use warden_core::types::{Lsn, MemberName, SystemId, Timeline};
 
@@ -304,7 +304,8 @@ pub(crate) fn broke_off(error: &tokio_postgres::Error) -> bool {
 fn refusal(text: &str) -> PostgresAnswer {
     let not_open = ["starting up", "in recovery mode", "accepting connections"];
     if not_open.iter().any(|words| text.contains(words)) {
-        PostgresAnswer::Refused(text.to_owned())
+        let standby = text.contains("accepting connections").then_some(true);
+        PostgresAnswer::Starting(Starting { why: text.to_owned(), standby })
     } else {
         PostgresAnswer::Stopping(text.to_owned())
     }
@@ -379,6 +380,7 @@ fn read_row<'a>(get: impl Fn(&str) -> Option<&'a str>) -> PostgresAnswer {
         system_id: get("system_id").and_then(|text| text.parse::<i64>().ok()).map(|id| SystemId(id.cast_unsigned())),
         archiver,
         receives: get("receives").map(|text| text == "t"),
+        heartbeat: None,
     };
     if in_recovery { PostgresAnswer::InRecovery(server) } else { PostgresAnswer::Writable(server) }
 }

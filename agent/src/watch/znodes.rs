@@ -37,15 +37,19 @@ pub fn observed(update: Update, clock: &Clock) -> Observed {
 /// How a barrier read ended, as an event.
 pub fn barrier(raw: RawBarrier, asked: std::time::Instant, clock: &Clock) -> Observed {
     match raw {
-        RawBarrier::Verified { leader: value, config: settings, session, started, finished } => Observed {
-            at: clock.moment(started),
-            event: Event::Barrier(Barrier::Verified {
-                leader: leader(value.as_ref()),
-                config: json(settings.as_ref(), config),
-                session: SessionId(session),
-                finished: clock.moment(finished),
-            }),
-        },
+        RawBarrier::Verified { leader: value, config: settings, sync: state, zxid, session, started, finished } => {
+            Observed {
+                at: clock.moment(started),
+                event: Event::Barrier(Barrier::Verified {
+                    leader: leader(value.as_ref()),
+                    config: json(settings.as_ref(), config),
+                    sync: json(state.as_ref(), sync),
+                    zxid: Zxid(zxid),
+                    session: SessionId(session),
+                    finished: clock.moment(finished),
+                }),
+            }
+        }
         RawBarrier::Unknown { why } => {
             Observed { at: clock.moment(asked), event: Event::Barrier(Barrier::Unknown(why)) }
         }

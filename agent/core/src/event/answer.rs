@@ -157,8 +157,6 @@ pub struct PatroniStatus {
     pub failsafe_active: bool,
     /// No leader key, as this Patroni sees it.
     pub cluster_unlocked: bool,
-    /// Whether the HA loop turns, from `GET /liveness`; `None` where that was not answered.
-    pub loop_turns: Option<bool>,
     /// Patroni's last contact with ZooKeeper, turned into our clock when the answer was there.
     pub dcs_last_seen: Option<Moment>,
     /// The member's name as its Patroni knows it.
@@ -176,8 +174,11 @@ pub enum PostgresAnswer {
     Writable(Server),
     /// In recovery: refuses writes.
     InRecovery(Server),
-    /// Nobody listens, or the server turns every session away and has none yet (starting up, recovering).
+    /// Nobody listens.
     Refused(String),
+    /// It lets no session in yet: it is starting, in crash recovery, or a standby that is not consistent yet. One that
+    /// was the primary takes writes when that is over.
+    Starting(Starting),
     /// It turns sessions away because it is shutting down: in a smart shutdown open ones go on, and write, for as long
     /// as they like.
     Stopping(String),
@@ -197,6 +198,7 @@ impl PostgresAnswer {
             Self::Writable(_) => "writable",
             Self::InRecovery(_) => "in_recovery",
             Self::Refused(_) | Self::Stopping(_) | Self::Gone(_) => "refused",
+            Self::Starting(_) => "starting",
             Self::Silent(_) => "silent",
             Self::Unknown(_) => "unknown",
         }
@@ -207,7 +209,7 @@ impl PostgresAnswer {
     pub const fn takes_sessions(&self) -> Option<bool> {
         match self {
             Self::Writable(_) => Some(true),
-            Self::InRecovery(_) | Self::Refused(_) | Self::Gone(_) => Some(false),
+            Self::InRecovery(_) | Self::Refused(_) | Self::Starting(_) | Self::Gone(_) => Some(false),
             Self::Stopping(_) | Self::Silent(_) | Self::Unknown(_) => None,
         }
     }
@@ -220,20 +222,30 @@ impl PostgresAnswer {
         match self {
             Self::Writable(_) => Some(true),
             Self::InRecovery(_) => Some(false),
-            Self::Refused(_) | Self::Stopping(_) | Self::Gone(_) | Self::Silent(_) | Self::Unknown(_) => None,
+            Self::Refused(_)
+            | Self::Starting(_)
+            | Self::Stopping(_)
+            | Self::Gone(_)
+            | Self::Silent(_)
+            | Self::Unknown(_) => None,
         }
     }
 
     /// It turns sessions away, or nobody listens.
     pub const fn turns_away(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Stopping(_) | Self::Gone(_))
+        matches!(self, Self::Refused(_) | Self::Starting(_) | Self::Stopping(_) | Self::Gone(_))
     }
 
     /// What the server told, if it did.
     pub const fn server(&self) -> Option<&Server> {
         match self {
             Self::Writable(server) | Self::InRecovery(server) => Some(server),
-            Self::Refused(_) | Self::Stopping(_) | Self::Gone(_) | Self::Silent(_) | Self::Unknown(_) => None,
+            Self::Refused(_)
+            | Self::Starting(_)
+            | Self::Stopping(_)
+            | Self::Gone(_)
+            | Self::Silent(_)
+            | Self::Unknown(_) => None,
         }
     }
 
@@ -244,8 +256,19 @@ impl PostgresAnswer {
             Self::Refused(why) | Self::Stopping(why) | Self::Gone(why) | Self::Silent(why) | Self::Unknown(why) => {
                 Some(why)
             }
+            Self::Starting(Starting { why, .. }) => Some(why),
         }
     }
+}
+
+/// A server that lets no session in yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Starting {
+    /// Its own words.
+    pub why: String,
+    /// Whether it is a standby: what its own agent read in its data directory (`standby.signal`, `recovery.signal`, the
+    /// control file), or what the server itself says. `None` where nobody looked.
+    pub standby: Option<bool>,
 }
 
 /// What a PostgreSQL server tells about itself.
@@ -261,6 +284,9 @@ pub struct Server {
     pub archiver: Option<Archiver>,
     /// In recovery, whether a walreceiver runs; `None` where it did not say. Agents do not tell each other.
     pub receives: Option<bool>,
+    /// When Patroni's session `Patroni heartbeat` last began a query, which it does in each round of its HA loop, also
+    /// while ZooKeeper is away. `None` where that cannot be seen. Agents do not tell each other.
+    pub heartbeat: Option<Moment>,
 }
 
 /// `pg_stat_archiver`.

@@ -65,8 +65,12 @@ pub enum Barrier {
         /// Patroni's dynamic configuration, read behind the same barrier: whether the cluster is paused has to be as
         /// certain as who leads it.
         config: Reading<ClusterConfig>,
+        /// Patroni's `sync` znode, read behind the same barrier: a release stands on who is synchronous.
+        sync: Reading<SyncState>,
         /// In which session.
         session: SessionId,
+        /// The transaction of the write that made the barrier: everything committed up to it is in what was read.
+        zxid: Zxid,
         /// When the answer was there.
         finished: Moment,
     },
@@ -173,4 +177,6 @@ pub struct AgentRecord {
     pub alive_lock: Option<AliveLock>,
     /// Its neighbour's HAProxy, and how old that was when it wrote it.
     pub haproxy: Option<(HaproxyAnswer, Duration)>,
+    /// The newest linearizable read in which its member held the leader key; `None` if there was none in its life.
+    pub held: Option<Zxid>,
 }

@@ -20,6 +20,7 @@ pub(super) fn agent_of_b(at_version: &str) -> Event {
     Event::Agent {
         name: "b".into(),
         record: Reading::Present(AgentRecord {
+            held: None,
             version: at_version.to_string(),
             roles: Vec::new(),
             address: "b:8010".to_string(),

@@ -8,7 +8,7 @@
 //! Where ZooKeeper is away nobody is cut, and the members' own words are all there is.
 
 use crate::assess::{self, MemberTruth};
-use crate::event::{LeaderKey, PatroniAnswer, PostgresAnswer, Role};
+use crate::event::{LeaderKey, PatroniAnswer, PostgresAnswer, Role, Starting};
 use crate::evidence;
 use crate::fact::Reading;
 use crate::haproxy::{Change, HaproxyAnswer, HaproxyServer, Pool, Wish};
@@ -314,9 +314,10 @@ fn said(answer: &PostgresAnswer, at: Moment, who: &str) -> Option<Word> {
     let (writable, why) = match answer {
         PostgresAnswer::Writable(_) => (true, format!("{who} takes writes")),
         PostgresAnswer::InRecovery(_) => (false, format!("{who} is in recovery")),
-        PostgresAnswer::Refused(why) | PostgresAnswer::Stopping(why) | PostgresAnswer::Gone(why) => {
-            (false, format!("{who} refuses sessions: {why}"))
-        }
+        PostgresAnswer::Refused(why)
+        | PostgresAnswer::Starting(Starting { why, .. })
+        | PostgresAnswer::Stopping(why)
+        | PostgresAnswer::Gone(why) => (false, format!("{who} refuses sessions: {why}")),
         PostgresAnswer::Silent(why) => (false, format!("{who} is silent: {why}")),
         PostgresAnswer::Unknown(_) => return None,
     };

@@ -2,15 +2,16 @@
 
 use super::{List, STALE_AGENT};
 use crate::assess::{Leader, MemberTruth};
-use crate::event::{AliveLock, PatroniAnswer, PostgresAnswer, Role};
+use crate::event::{AliveLock, PatroniAnswer, PostgresAnswer, Role, Starting};
 use crate::fact::{Reading, Source};
 use crate::limits::PROBE_LIMIT;
 use crate::rules::reconnect;
 use crate::types::Moment;
 use crate::types::seconds;
-use crate::view::View;
+use crate::view::{Member, View};
 use alloc::format;
 use alloc::string::String;
+use core::time::Duration;
 
 /// Every member.
 pub(super) fn each(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], now: Moment, list: &mut List) {
@@ -81,7 +82,7 @@ fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) 
             list.about("patroni_unusable", name, format!("Patroni of {name} cannot be used: {why}"));
         }
         Some(PatroniAnswer::Answering(status)) => {
-            if status.loop_turns == Some(false) {
+            if view.members.get(name).is_some_and(|member| loop_is_late(member, now)) {
                 list.about(
                     "patroni_loop_late",
                     name,
@@ -115,6 +116,13 @@ fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) 
     }
 }
 
+/// `GET /liveness` is asked every 5 s: two of them, and the answer's time.
+const LIVENESS_LIMIT: Duration = Duration::from_secs(12);
+
+fn loop_is_late(member: &Member, now: Moment) -> bool {
+    member.loop_turns.as_ref().and_then(|fact| fact.fresh(now, LIVENESS_LIMIT)) == Some(&false)
+}
+
 fn postgres(
     view: &View,
     leader: &Leader<'_>,
@@ -132,7 +140,10 @@ fn postgres(
         PostgresAnswer::Silent(why) => {
             list.about("postgres_silent", name, format!("PostgreSQL of {name} is silent: {why}"));
         }
-        PostgresAnswer::Refused(why) | PostgresAnswer::Stopping(why) | PostgresAnswer::Gone(why) => {
+        PostgresAnswer::Refused(why)
+        | PostgresAnswer::Starting(Starting { why, .. })
+        | PostgresAnswer::Stopping(why)
+        | PostgresAnswer::Gone(why) => {
             list.about("postgres_refused", name, format!("PostgreSQL of {name} refuses connections: {why}"));
         }
         PostgresAnswer::Unknown(_) => {}

@@ -226,6 +226,8 @@ impl World {
             Heard::Barrier(key, config, session) => Event::Barrier(Barrier::Verified {
                 leader: reading(key),
                 config: configuration(config, self.mutation),
+                sync: Reading::Absent,
+                zxid: Zxid(0),
                 session: SessionId(i64::try_from(session).unwrap_or(0)),
                 finished: self.nodes[node].agent.moment(self.now),
             }),
@@ -238,6 +240,7 @@ impl World {
                     system_id: Some(SystemId(1)),
                     archiver: None,
                     receives: None,
+                    heartbeat: None,
                 };
                 postgres(
                     whose,
@@ -257,7 +260,6 @@ impl World {
                 pause: false,
                 failsafe_active: failsafe,
                 cluster_unlocked: false,
-                loop_turns: None,
                 dcs_last_seen: Some(self.nodes[node].agent.moment(seen)),
                 name: Some(letter(node).into()),
                 nosync: false,

@@ -289,7 +289,7 @@ impl Epoch {
                 }
                 Work::Poked(paths) => tree.poked(paths, zk, &context.updates).await,
                 Work::Request(Request::Barrier { started, reply }) => {
-                    let barrier = own.barrier(zk, &tree.leader(), &tree.config(), started).await;
+                    let barrier = own.barrier(zk, &tree.leader(), &tree.config(), &tree.sync(), started).await;
                     let told = match &barrier {
                         Ok(barrier) => barrier.clone(),
                         Err(end) => Barrier::Unknown { why: end.detail.clone() },

@@ -153,6 +153,7 @@ pub struct Znode {
 
 /// How a linearizable read of the leader znode ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant)] // one at a time, on its way from the epoch to whoever asked
 pub enum Barrier {
     /// The leader znode was so at some moment between `started` and `finished`.
     Verified {
@@ -160,6 +161,10 @@ pub enum Barrier {
         leader: Option<Znode>,
         /// Patroni's dynamic configuration, read together with it.
         config: Option<Znode>,
+        /// Who is synchronous, read together with it.
+        sync: Option<Znode>,
+        /// The transaction of the write that made the barrier.
+        zxid: i64,
         /// The session it was read in.
         session: i64,
         /// When it was asked for.

@@ -67,18 +67,20 @@ impl Own {
         }
     }
 
-    /// Reads `leader` and `config` behind a barrier. A request that is late ends the epoch: its write may yet come.
+    /// Reads `leader`, `config` and `sync` behind a barrier. A request that is late ends the epoch: its write may yet come.
     pub(super) async fn barrier(
         &self,
         zk: &ZooKeeper,
         leader: &str,
         config: &str,
+        sync: &str,
         started: Instant,
     ) -> Result<Barrier, End> {
-        self.touch_barrier(zk).await?;
-        let (leader, config) = futures_util::future::join(read(zk, leader), read(zk, config)).await;
-        let (leader, config, session) = (leader?, config?, self.session);
-        Ok(Barrier::Verified { leader, config, session, started, finished: Instant::now() })
+        let zxid = self.touch_barrier(zk).await?.mzxid;
+        let (leader, config, sync) =
+            futures_util::future::join3(read(zk, leader), read(zk, config), read(zk, sync)).await;
+        let (leader, config, sync, session) = (leader?, config?, sync?, self.session);
+        Ok(Barrier::Verified { leader, config, sync, zxid, session, started, finished: Instant::now() })
     }
 
     /// Deletes `leader`, with its version, if it is what it has to be. The only write to Patroni's tree that there is.

@@ -81,6 +81,10 @@ impl Tree {
         format!("{}/config", self.patroni)
     }
 
+    pub(super) fn sync(&self) -> String {
+        format!("{}/sync", self.patroni)
+    }
+
     fn path(&self, node: &Node) -> String {
         match node {
             Node::Fence(name) => format!("{}/fences/{name}", self.own),
