@@ -1,11 +1,13 @@
 //! What must never be, and what excuses it.
 //!
 //! (a) Two nodes acknowledge writes at the same instant. (b) A rightful leader is fenced. (c) A key is released whose
-//! owner lives. (d) A node goes on taking writes without the key, without its Patroni, and without an excuse.
+//! owner lives. (d) A node goes on taking writes without the key, without its Patroni, and without an excuse. (e) A
+//! promotion is refused, or kept waiting, for no reason. (f) The faults are over and things do not come right
+//! (`liveness.rs`).
 //!
 //! An excuse names why the agents could not prevent it, and how long it lasts at most: those are the bounds.
 
-use crate::patroni::Rest;
+use crate::gate::{GATE_WAIT, Known, Say};
 use crate::postgres::State;
 use crate::world::{World, letter, tell};
 use crate::zookeeper::Client;
@@ -29,6 +31,9 @@ const SILENCE: u64 = 6500;
 /// A server that begins to take writes is seen to do so within the second.
 const UNSEEN: u64 = 1300;
 
+/// One that comes out of crash recovery is seen within 40 ms, and fenced.
+const RECOVERED: u64 = 150;
+
 /// After unpausing: a fence in front of it is done by then, or the one under way.
 const WOKEN: u64 = 80;
 
@@ -42,7 +47,14 @@ const PAUSED: u64 = 4000;
 const PEER: u64 = 9500;
 
 /// Without the key, and nobody else to take it: fenced within this.
-const UNLICENSED: u64 = 2500;
+const UNLICENSED: u64 = 3600;
+
+/// A cut-off Patroni that turns finds out in its next cycle, and stops its server: beside `loop_wait` and
+/// `retry_timeout`, the time in which packets vanish, and a stop.
+const NEXT_CYCLE: u64 = 8000 + 5000;
+
+/// Patroni is not away as long as its heartbeat is no older than this beside `loop_wait` and `retry_timeout`.
+const HEARTBEAT: u64 = 5000;
 
 /// What happened, over many histories.
 #[derive(Default, Clone, Debug)]
@@ -50,8 +62,13 @@ pub struct Tally {
     pub fences: BTreeMap<Rule, u64>,
     pub releases: u64,
     pub handovers: u64,
+    pub refused_promotions: u64,
+    /// The longest time from the last fault to when all was well, in milliseconds.
+    pub settled: u64,
     /// Milliseconds of two primaries, the most in one history, by excuse.
     pub excused: BTreeMap<&'static str, u64>,
+    /// Leaders that were fenced because nothing could tell their agent that they turned, by reason.
+    pub unprovable: BTreeMap<&'static str, u64>,
     dual: Option<(u64, &'static str)>,
 }
 
@@ -62,6 +79,11 @@ impl Tally {
         }
         self.releases += other.releases;
         self.handovers += other.handovers;
+        self.refused_promotions += other.refused_promotions;
+        self.settled = self.settled.max(other.settled);
+        for (reason, count) in &other.unprovable {
+            *self.unprovable.entry(reason).or_default() += count;
+        }
         for (excuse, most) in &other.excused {
             let known = self.excused.entry(excuse).or_default();
             *known = (*known).max(*most);
@@ -70,7 +92,7 @@ impl Tally {
 }
 
 impl World {
-    fn object(&mut self, what: String) {
+    pub fn object(&mut self, what: String) {
         if self.violation.is_none() {
             tell!(self, "VIOLATION: {what}");
             self.violation = Some(what);
@@ -110,7 +132,11 @@ impl World {
             }
         }
         let known = &self.nodes[node];
-        let away = !known.patroni.turns() && self.now - known.patroni.since > 7000;
+        // Where no other can take over, an orphan may go on.
+        let candidate = self.nodes.iter().enumerate().any(|(other, known)| {
+            other != node && known.patroni.turns() && matches!(known.pg.state, State::Follows | State::TakesWrites)
+        });
+        let away = candidate && !known.patroni.turns() && self.now - known.patroni.since > 7000;
         if excuse.is_some()
             || !away
             || !known.agent.reaches
@@ -134,6 +160,9 @@ impl World {
         if self.zk.config.pause || recently(self.zk.unpaused_at, PAUSED) {
             return Some("maintenance mode, or 4 s after it");
         }
+        if self.gate_could_see(node) {
+            return None;
+        }
         let stalls = self.now <= agent.stalled || recently(agent.stalled, 1000);
         if stalls && agent.reaches {
             return Some("its agent stalls, for 2 s again and again");
@@ -150,6 +179,10 @@ impl World {
             return Some("its agent has just begun");
         }
         let seen = match known.pg.seen {
+            // The gate waits for it, and fences it.
+            None if known.pg.recovered && !recently(known.pg.unpaused_at, UNSEEN) => {
+                !self.setting.gate && recently(known.pg.since, RECOVERED)
+            }
             None => recently(known.pg.since.max(known.pg.unpaused_at), UNSEEN),
             Some(seen) => recently(seen, REACTION),
         };
@@ -169,8 +202,17 @@ impl World {
         if agent.cut_in_pause {
             return Some("its agent was cut off in maintenance mode");
         }
-        if !agent.reaches && known.patroni.turns() {
-            return Some("its agent is cut off and its Patroni lives: that one's next round");
+        if self.now < known.patroni.failsafe_until {
+            return Some("failsafe mode: its Patroni goes on");
+        }
+        let config = known.patroni.known;
+        let cycle = config.loop_wait + config.retry_timeout;
+        let turning = agent.reach_since.max(known.patroni.since).max(known.patroni.loop_since);
+        if !agent.reaches && known.patroni.loop_turns() && recently(turning, cycle + NEXT_CYCLE) {
+            return Some("its agent is cut off and its Patroni turns: that one's next cycle");
+        }
+        if !agent.reaches && self.lease_is_uncovered(node) {
+            return Some("the lease does not cover a ttl this small, or above 20 ticks");
         }
         let stalled = if agent.stalled >= agent.reach_since { STALL } else { 0 };
         if recently(agent.reach_since, CUT + stalled) {
@@ -200,13 +242,41 @@ impl World {
         None
     }
 
+    /// The gate of the leader let it pass although this server took writes, within reach: it had to be fenced first.
+    fn gate_could_see(&self, node: usize) -> bool {
+        let Some(leader) = self.zk.key.map(|key| key.node).filter(|leader| *leader != node) else { return false };
+        let old = &self.nodes[node];
+        let Some(passed) = self.nodes[leader].patroni.passed_at.filter(|_| self.nodes[leader].pg.acknowledges()) else {
+            return false;
+        };
+        let reach = self.nodes[leader].agent.reach_since.max(old.agent.reach_since).max(old.pg.locked_since);
+        let since = old.pg.since.max(old.pg.unpaused_at).max(reach).max(old.agent.lag_ended);
+        self.reaches(leader, node) && !old.pg.locked && since + 1000 < passed && self.nodes[leader].pg.since > passed
+    }
+
+    /// Patroni's HA loop counts as turning for longer than its session lives.
+    fn lease_is_uncovered(&self, node: usize) -> bool {
+        let patroni = &self.nodes[node].patroni;
+        let bound = patroni.known.loop_wait + patroni.known.retry_timeout + HEARTBEAT;
+        let timeout = patroni.ttl.min(40_000);
+        // Cut off or frozen, it goes on with its cycle at most.
+        let since = patroni.cycle.max(patroni.seen);
+        bound + 5000 > timeout && patroni.alive && self.now < since + bound + CUT
+    }
+
     /// The leader's agent has had its time to fence a node whose own agent does not run.
     fn peer_is_late(&self, node: usize) -> bool {
         let Some(leader) = self.zk.key.map(|key| key.node) else { return false };
         let (peer, old) = (&self.nodes[leader], &self.nodes[node]);
         let agent = &peer.agent;
         let fit = agent.up && !agent.paused && agent.reaches && agent.lag == 0 && agent.session.is_some();
-        if leader == node || !fit || !peer.pg.acknowledges() || peer.pg.timeline <= old.pg.timeline {
+        if leader == node
+            || !fit
+            || !self.reaches(leader, node)
+            || old.pg.locked
+            || !peer.pg.acknowledges()
+            || peer.pg.timeline <= old.pg.timeline
+        {
             return false;
         }
         let since = [
@@ -217,7 +287,10 @@ impl World {
             peer.pg.unpaused_at,
             old.pg.since,
             old.pg.unpaused_at,
+            old.pg.locked_since,
             old.agent.since,
+            // It may have been out of reach.
+            old.agent.reach_since,
             self.zk.since,
             self.zk.key.map_or(0, |key| key.at),
         ];
@@ -238,25 +311,16 @@ impl World {
     /// One that waited in front of a paused server cannot be taken back, and is good for ten seconds.
     pub fn strike_fence(&mut self, node: usize, by: usize, rule: Rule, so_at: Option<u64>, waited: bool) {
         *self.tally.fences.entry(rule).or_default() += 1;
+        self.fenced[node] += 1;
         tell!(self, "PostgreSQL of {} is fenced by the agent of {} ({rule:?})", letter(node), letter(by));
         if self.zk.config.pause && rule != Rule::Operator && so_at.is_some() && !waited {
             self.object(format!("(b) {} is fenced by {rule:?} in maintenance mode", letter(node)));
         }
-        let known = &self.nodes[node];
-        let patroni = &known.patroni;
-        let settled = self.now - patroni.since.max(patroni.rest_since) > if waited { 12_500 } else { 2500 };
-        let answers = patroni.turns() && settled && patroni.rest != Rest::Hung;
-        // Where another one leads and takes writes already, it was granted before a freeze, and is over.
-        let replaced = self.zk.key.is_some_and(|key| key.node != node && self.nodes[key.node].pg.acknowledges());
-        let failsafe = patroni.turns()
-            && !replaced
-            && patroni.failsafe_active
-            && known.agent.failsafe_heard.is_some_and(|heard| self.now - heard < 19_000);
-        if matches!(rule, Rule::Superseded | Rule::Orphaned | Rule::Lease) && failsafe && !waited {
-            self.object(format!("(b) {} is fenced by {rule:?} in failsafe mode", letter(node)));
-        }
-        if matches!(rule, Rule::Orphaned | Rule::Lease) && answers {
-            self.object(format!("(b) {} is fenced by {rule:?} although its Patroni answers", letter(node)));
+        if matches!(rule, Rule::Superseded | Rule::Orphaned | Rule::Lease)
+            && !waited
+            && let Some(why) = self.goes_on(node, rule)
+        {
+            self.object(format!("(b) {} is fenced by {rule:?} {why}", letter(node)));
         }
         let Some(key) = self.zk.key.filter(|key| key.node == node) else { return };
         let patroni = &self.nodes[node].patroni;
@@ -264,12 +328,64 @@ impl World {
             Rule::Operator => false,
             // Between the guard's read and the signal the key may have become its own: that cannot be excluded.
             _ if so_at.is_some_and(|so_at| key.at >= so_at) => false,
-            // Without ZooKeeper a Patroni that says nothing cannot be told from one that is frozen.
-            Rule::Lease => answers,
+            Rule::Lease => self.is_seen_to_turn(node),
             _ => patroni.turns(),
         };
         if rightful {
-            self.object(format!("(b) {} is fenced by {rule:?} although it leads", letter(node)));
+            let why = if rule == Rule::Lease { "and its HA loop is seen to turn" } else { "" };
+            self.object(format!("(b) {} is fenced by {rule:?} although it leads {why}", letter(node)));
+        } else if rule == Rule::Lease && patroni.loop_turns() {
+            *self.tally.unprovable.entry("no heartbeat, and REST is stuck").or_default() += 1;
+        }
+    }
+
+    /// The agent of `node` can see that the HA loop turns: by the heartbeat, or else by an answer.
+    fn is_seen_to_turn(&self, node: usize) -> bool {
+        let known = &self.nodes[node];
+        let patroni = &known.patroni;
+        // After a thaw a cycle begins within a second, and is seen within another.
+        let settled = self.now - patroni.since.max(patroni.loop_since) > 4500;
+        let heartbeat = self.setting.heartbeat && known.pg.heartbeat.is_some() && !known.pg.paused;
+        let answers = patroni.answers() && self.now - patroni.rest_since > 2500;
+        settled && patroni.loop_turns() && (heartbeat || answers)
+    }
+
+    /// Why this server goes on for good reason, as its agent can know.
+    fn goes_on(&self, node: usize, rule: Rule) -> Option<&'static str> {
+        let known = &self.nodes[node];
+        let patroni = &known.patroni;
+        // Where another one leads and takes writes already, it was granted before a freeze, and is over.
+        let replaced = self.zk.key.is_some_and(|key| key.node != node && self.nodes[key.node].pg.acknowledges());
+        if patroni.loop_turns() && !replaced && self.now < patroni.failsafe_until {
+            let heard = known.agent.failsafe_heard.is_some_and(|heard| self.now - heard < 19_000);
+            // Where the heartbeat cannot be had, only an answer from before the outage tells.
+            let inactive = known.agent.inactive_heard.unwrap_or(0) + patroni.known.ttl >= known.agent.reach_since;
+            if heard || self.is_seen_to_turn(node) || !inactive {
+                return Some("in failsafe mode");
+            }
+        }
+        let settled = self.now - patroni.since.max(patroni.rest_since).max(patroni.loop_since) > 2500;
+        let answers = patroni.loop_turns() && settled && patroni.answers();
+        (matches!(rule, Rule::Orphaned | Rule::Lease) && answers).then_some("although its Patroni answers")
+    }
+
+    /// What the gate of `node` says.
+    pub fn check_gate(&mut self, node: usize, known: &Known, said: Say) {
+        let late = known.runs_for > GATE_WAIT + 500 && self.zk.holds(node) && known.ours.is_some();
+        let woke = self.nodes[node].pg.unpaused_at + GATE_WAIT + 500 > self.now;
+        if said == Say::Wait && late && !woke {
+            self.object(format!("(e) the gate keeps {} waiting for {} ms", letter(node), known.runs_for));
+        }
+        if said != Say::Refuse {
+            return;
+        }
+        self.tally.refused_promotions += 1;
+        let another = self.zk.key.is_some_and(|key| key.node != node);
+        let writes = self.nodes.iter().enumerate().any(|(other, known)| {
+            other != node && matches!(known.pg.state, State::TakesWrites | State::Starting { standby: false })
+        });
+        if !another && !writes {
+            self.object(format!("(e) the gate of {} refuses, and no other takes writes", letter(node)));
         }
     }
 
@@ -291,6 +407,12 @@ impl World {
         }
         if !handover && self.nodes[node].patroni.alive {
             self.object(format!("(c) the key of {} is released although its Patroni lives", letter(node)));
+        }
+        // Otherwise rows that were acknowledged may be lost.
+        let follows = |other: usize| self.nodes[other].pg.state == State::Follows;
+        let synchronous = self.zk.sync.leader == Some(node) && self.zk.sync.standby.is_some_and(follows);
+        if !handover && !synchronous && self.awaited {
+            self.object(format!("(c) the key of {} is released although no standby is synchronous", letter(node)));
         }
         if handover && self.zk.failover.is_none_or(|(from, _)| from != node) {
             self.object(format!("(c) the key of {} is handed over although no switchover is under way", letter(node)));
