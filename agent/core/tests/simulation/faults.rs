@@ -15,6 +15,8 @@ pub enum What {
     KillNode,
     PauseNode,
     PauseNodeWithAgent,
+    /// It is paused when its next `pre_promote` begins.
+    PauseInHook,
     PausePostgres,
     PauseAgent,
     /// The agent gets no time for two seconds, again and again, 1.5 s in between.
@@ -66,10 +68,36 @@ pub const fn awaits_core(what: What) -> bool {
     matches!(what, What::HungRest | What::OnlyLiveness | What::FreezeReading | What::StuckLoop | What::CrashPostgres(_))
 }
 
+/// Faults that only together try what the contract "proof and silence" says.
+const PROOF_AND_SILENCE: &[What] = &[
+    What::HungRest,
+    What::HungRest,
+    What::OnlyLiveness,
+    What::FreezePatroni,
+    What::FreezePatroni,
+    What::FreezeReading,
+    What::StuckLoop,
+    What::KillPatroni,
+    What::RestartAgent,
+    What::ZooKeeperDown,
+    What::ZooKeeperDown,
+    What::IsolateNode,
+    What::CutNode,
+    What::CutAgent,
+    What::Failsafe,
+    What::Ttl(20_000),
+    What::Ttl(40_000),
+    What::CrashPostgres(4000),
+    What::CrashPostgres(25_000),
+    What::LoginsRefused,
+    What::Switchover,
+];
+
 impl World {
     /// A few faults, most of them on one node, some close to each other, as trouble comes.
     pub fn plan_faults(&mut self) {
-        let count = 1 + self.chance.below(5);
+        self.focused = self.awaited && self.chance.percent(40);
+        let count = 1 + self.chance.below(if self.focused { 6 } else { 5 });
         let unlucky = if self.chance.percent(80) { 0 } else { self.chance.below(self.setting.nodes) };
         let mut at = self.chance.between(2500, 15_000);
         let mut last = 0;
@@ -102,6 +130,9 @@ impl World {
         if !self.palette.is_empty() {
             return self.palette[self.chance.below(self.palette.len())];
         }
+        if self.focused {
+            return PROOF_AND_SILENCE[self.chance.below(PROOF_AND_SILENCE.len())];
+        }
         let what = self.one_of_all();
         if awaits_core(what) && !self.awaited { What::FreezePatroni } else { what }
     }
@@ -114,7 +145,8 @@ impl World {
             31..37 => What::KillPostmaster,
             37..43 => What::KillNode,
             43..50 => What::PauseNode,
-            50..53 => What::PauseNodeWithAgent,
+            50..52 => What::PauseNodeWithAgent,
+            52..53 => What::PauseInHook,
             53..55 => What::PausePostgres,
             55..57 => What::PauseAgent,
             57..60 => What::RestartAgent,
@@ -176,6 +208,7 @@ impl World {
                     self.pause_agent(node);
                 }
             }
+            What::PauseInHook => self.nodes[node].patroni.to_pause = true,
             What::PausePostgres => self.pause_pg(node),
             What::PauseAgent => self.pause_agent(node),
             What::DrowsyAgent => {
@@ -244,7 +277,8 @@ impl World {
                     self.begin_patroni(node);
                 }
             }
-            What::PauseNode | What::PauseNodeWithAgent => {
+            What::PauseNode | What::PauseNodeWithAgent | What::PauseInHook => {
+                self.nodes[node].patroni.to_pause = false;
                 self.unpause_pg(node);
                 self.thaw_patroni(node);
                 if what == What::PauseNodeWithAgent {

@@ -17,7 +17,7 @@ use warden_core::event::Rule;
 pub const GATE_WAIT: u64 = 15_000;
 
 /// One that may have been the last to take writes, and says nothing, is waited for so long after the key was created.
-const LAST_HOLDER_WAIT: u64 = 5000;
+pub const LAST_HOLDER_WAIT: u64 = 5000;
 
 /// As long the gate gives Patroni to cancel it, where another holds the key.
 const CANCEL_WAIT: u64 = 5000;
@@ -114,8 +114,13 @@ impl World {
             return;
         }
         patroni.hooks += 1;
+        let pausing = std::mem::take(&mut patroni.to_pause);
         patroni.hook = Some(Hook { began: self.now, was_writable: [false; 3], lost_since: None });
         let run = patroni.hooks;
+        if pausing {
+            self.freeze_patroni(node);
+            self.pause_pg(node);
+        }
         let pause = self.chance.between(10, 40);
         self.after(pause, Happening::Hook(node, run));
     }
@@ -186,14 +191,12 @@ impl World {
                 State::Follows => Sight::InRecovery,
             };
             let agent = &self.nodes[other].agent;
-            let fresh = self.reaches(node, other)
-                && agent.up
-                && !agent.paused
-                && agent.znode.is_some()
-                && self.setting.data_directory;
+            let fresh = self.reaches(node, other) && agent.up && !agent.paused && agent.znode.is_some() && !pg.paused;
+            let looked = fresh && self.setting.data_directory;
             let standby = match pg.state {
-                State::Follows | State::Starting { standby: true } if fresh && !pg.paused => Some(true),
-                State::TakesWrites | State::Starting { standby: false } if fresh && !pg.paused => Some(false),
+                State::Follows if fresh => Some(true),
+                State::TakesWrites if fresh => Some(false),
+                State::Starting { standby } if looked => Some(standby),
                 _ => None,
             };
             let counts = self.mutation == Mutation::OldRecordCounts;

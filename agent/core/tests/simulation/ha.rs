@@ -283,7 +283,9 @@ impl World {
         self.heartbeat(node);
         let patroni = &self.nodes[node].patroni;
         let (known, was_active) = (patroni.known, self.now < patroni.failsafe_until);
-        if self.nodes[node].pg.state == State::TakesWrites && !known.pause {
+        // In crash recovery it still counts as primary.
+        let primary = matches!(self.nodes[node].pg.state, State::TakesWrites | State::Starting { standby: false });
+        if primary && !known.pause {
             let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != node);
             // A member that leads itself refuses.
             let accepted = others.fold(true, |all, (number, other)| {

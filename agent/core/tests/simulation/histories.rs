@@ -323,6 +323,10 @@ histories! {
         ],
         never_refused: true, leads: Some(B),
     }
+    a_candidate_that_lost_the_key_in_the_gate_is_never_promoted {
+        faults: &[(10_000, What::PauseInHook, B, 70_000), (20_000, What::KillNode, A, 5000)],
+        strict: true, leads: Some(A),
+    }
     a_record_of_an_older_term_lets_no_promotion_pass {
         faults: &[
             (5000, What::KillAgent, A, 100_000), (6000, What::OldRecord, A, 0), (20_000, What::PauseNode, A, 70_000),

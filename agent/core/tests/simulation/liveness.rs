@@ -37,7 +37,8 @@ impl World {
             }
             self.unpause_agent(node);
             self.unpause_pg(node);
-            self.nodes[node].patroni.to_freeze = false;
+            let patroni = &mut self.nodes[node].patroni;
+            (patroni.to_freeze, patroni.to_pause) = (false, false);
             self.thaw_patroni(node);
             self.unstick_loop(node);
             if !self.nodes[node].patroni.alive {

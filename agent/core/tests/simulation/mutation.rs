@@ -77,6 +77,7 @@ pub const MUTATIONS: &[(Mutation, &[What])] = &[
     (Mutation::ReleaseWithoutLock, &[What::KillPatroni, What::KillPostmaster]),
     (Mutation::HandoverUnasked, &[What::KillPostmaster, What::Switchover]),
     (Mutation::GatePassesAlways, &[What::FreezePatroni, What::KillPatroni, What::KillAgent]),
+    (Mutation::OldRecordCounts, &[What::KillAgent, What::OldRecord, What::PauseNode]),
     (Mutation::GateRefusesStandby, &[What::KillPostmaster, What::Switchover]),
 ];
 

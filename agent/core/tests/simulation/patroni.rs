@@ -64,6 +64,8 @@ pub struct Patroni {
     pub stuck: bool,
     /// Since when it hangs, or does not.
     pub loop_since: u64,
+    /// Its whole node is paused when its next `pre_promote` begins.
+    pub to_pause: bool,
     /// It is frozen in its next `get_cluster()`, behind ZooKeeper's answer, which it then takes in when it thaws.
     pub to_freeze: bool,
     /// It is, there.
@@ -110,6 +112,7 @@ impl Patroni {
             stuck: false,
             loop_since: 0,
             to_freeze: false,
+            to_pause: false,
             reading: false,
             cycle: 0,
             trying: false,

@@ -90,6 +90,8 @@ pub struct World {
     pub healed: Option<u64>,
     /// Faults strike that wait for the core to be mended.
     pub awaited: bool,
+    /// Faults are those of the contract "proof and silence".
+    pub focused: bool,
     pub over: bool,
     /// How often each node was fenced.
     pub fenced: [u64; 3],
@@ -118,7 +120,11 @@ pub fn letter(node: usize) -> &'static str {
 impl World {
     pub fn new(seed: u64, mutation: Mutation, palette: &'static [What], awaited: bool, told: bool) -> Self {
         let mut chance = Chance::new(seed);
-        let setting = Setting::by(&mut chance);
+        let mut setting = Setting::by(&mut chance);
+        if !palette.is_empty() {
+            // The gate hides many a bug of the agents.
+            setting.gate = chance.percent(25);
+        }
         let zk = ZooKeeper::new(&mut chance);
         let mut world = Self::begin(chance, setting, zk, mutation, palette, told);
         world.awaited = awaited;
@@ -148,6 +154,7 @@ impl World {
             tally: crate::checks::Tally::default(),
             healed: None,
             awaited: false,
+            focused: false,
             over: false,
             fenced: [0; 3],
             queue: BinaryHeap::with_capacity(64),
