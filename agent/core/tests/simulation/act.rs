@@ -177,7 +177,9 @@ impl World {
 
     pub fn fence_confirmed(&mut self, target: usize, by: usize, rule: Rule) {
         self.report_fence(by, 2, target, rule, FenceSaid::Confirmed);
-        if self.reaches_zookeeper(Client::Agent(by)) && self.zk.records[target].is_none() {
+        // What a person asked for is recorded already, or was taken back meanwhile.
+        let recorded = rule == Rule::Operator || self.zk.records[target].is_some();
+        if self.reaches_zookeeper(Client::Agent(by)) && !recorded {
             self.record_fence(target, Some(rule));
         }
     }
