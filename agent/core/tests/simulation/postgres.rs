@@ -54,6 +54,8 @@ pub struct Postgres {
     pub locked: bool,
     /// Since when that is so, or is not.
     pub locked_since: u64,
+    /// It was told to stop: one that crashes meanwhile does not restart.
+    pub stopping: bool,
     /// It was told to promote itself.
     pub promoting: bool,
     /// It takes writes again after a crash: it is its agent, not Patroni, that has to see it.
@@ -77,6 +79,7 @@ impl Postgres {
             heartbeat: None,
             locked: false,
             locked_since: 0,
+            stopping: false,
             promoting: false,
             recovered: false,
             fence_in_front: None,
@@ -112,7 +115,8 @@ impl World {
         let pg = &mut self.nodes[node].pg;
         pg.life += 1;
         pg.deferred.clear();
-        (pg.fence_in_front, pg.heartbeat, pg.promoting) = (None, None, false);
+        (pg.fence_in_front, pg.heartbeat) = (None, None);
+        (pg.stopping, pg.promoting) = (false, false);
         pg.life
     }
 
@@ -132,6 +136,7 @@ impl World {
     /// writes again when that is over, whatever its Patroni does.
     pub fn crash_pg(&mut self, node: usize, takes: u64) {
         match self.nodes[node].pg.state {
+            _ if self.nodes[node].pg.stopping => self.kill_pg(node),
             State::TakesWrites => self.begin_starting(node, false, takes),
             State::Follows => self.begin_starting(node, true, takes),
             State::Down | State::Starting { .. } => {}
@@ -140,7 +145,9 @@ impl World {
 
     /// The signal to stop; it takes writes to the end.
     pub fn stop_pg(&mut self, node: usize, takes: u64) {
-        let life = self.nodes[node].pg.life;
+        let pg = &mut self.nodes[node].pg;
+        pg.stopping = true;
+        let life = pg.life;
         self.after(takes, Happening::Pg(node, life, PgEvent::Stopped));
     }
 

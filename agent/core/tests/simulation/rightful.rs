@@ -8,6 +8,9 @@ use warden_core::event::Rule;
 /// After a thaw a cycle begins within a second, and is seen within another; an order is under way for 2 s.
 const SEEN_TO_TURN: u64 = 4500;
 
+/// What an agent said of its server is as old as this, at most: its znode counts for 5 s, its answer for 1 s.
+const SAID: u64 = 7000;
+
 impl World {
     /// A fence is carried out on `node`. `so_at` is when its guard was known to be so; `None` where there is none.
     /// One that waited in front of a paused server cannot be taken back, and is good for ten seconds.
@@ -131,8 +134,11 @@ impl World {
         if !handover && self.nodes[node].patroni.alive {
             self.object(format!("(c) the key of {} is released although its Patroni lives", letter(node)));
         }
-        // Otherwise rows that were acknowledged may be lost.
-        let follows = |other: usize| self.nodes[other].pg.state == State::Follows;
+        // Otherwise rows that were acknowledged may be lost. What its own agent last said of it counts for a while.
+        let follows = |other: usize| {
+            let pg = &self.nodes[other].pg;
+            pg.state == State::Follows || self.now - pg.since < SAID
+        };
         let synchronous = self.zk.sync.leader == Some(node) && self.zk.sync.standby.is_some_and(follows);
         if !handover && !synchronous && self.awaited {
             self.object(format!("(c) the key of {} is released although no standby is synchronous", letter(node)));
