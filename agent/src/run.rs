@@ -97,6 +97,7 @@ pub fn zookeeper_settings(config: &Config) -> Settings {
         chroot: config.zookeeper.chroot.clone(),
         tree: config.patroni_tree(),
         own: config.own_tree(),
+        old: config.old_tree(),
         agent: config.name.clone(),
         auth: auth.map(|(scheme, secret)| (scheme.clone(), secret.clone())).collect(),
         session_timeout: config.zookeeper.session_timeout,
