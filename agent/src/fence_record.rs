@@ -1,4 +1,4 @@
-//! A fence record, `/warden/<scope>/fences/<member>`: who was fenced, why, and whether that is confirmed.
+//! A fence record, `fences/<member>` in Warden's tree: who was fenced, why, and whether that is confirmed.
 //!
 //! Warden's own format, documented here and in the README; read by agents, the gate and `warden status`. It stays
 //! until the member is in recovery or leads again, or, where a person asked for it, until it is taken back. Fields

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use warden::act::upgrade;
 use warden::config::Config;
 use warden::run::zookeeper_settings;
-use warden::watch::zookeeper::{Expect, Node, Settings, Update};
+use warden::watch::zookeeper::{EndReason, Expect, Node, Settings, Update};
 use warden_e2e::wait::until;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -355,7 +355,11 @@ pub async fn other_credentials() -> anyhow::Result<()> {
         }
         agent.shutdown().await?;
     }
-    Ok(())
+    // Below one of 0.1's trees, which was closed, there is no room: that is said as what it is.
+    let agent = Agent::spawn(settings("/my_cluster/", "e:secret")?);
+    let (reason, detail) = agent.lost(0, LONG).await?;
+    ensure!(reason == EndReason::AuthFailed && detail.contains(&world.path(OLD)), "{reason:?}: {detail}");
+    agent.shutdown().await.map(drop)
 }
 
 /// The ACL of a znode that only those may ask for who may read it.

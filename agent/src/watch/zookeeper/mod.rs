@@ -340,7 +340,7 @@ impl Handle {
         read.unwrap_or_else(|why| Barrier::Unknown { why })
     }
 
-    /// Reads `member`'s fence record, `<our tree>/fences/<member>`, as whatever server we are connected to has it.
+    /// Reads `member`'s fence record, `fences/<member>`, as whatever server we are connected to has it.
     pub async fn read_record(&self, member: &str, limit: Duration) -> Result<Option<Znode>, String> {
         let member = member.to_owned();
         self.ask(limit, |reply| Request::ReadRecord { member, reply }).await?
@@ -359,7 +359,7 @@ impl Handle {
         self.ask(limit, |reply| Request::WriteRecord { member, record, expect, reply }).await?
     }
 
-    /// Adds `entry` to the audit trail, `<our tree>/audit/`, and removes what is too old to be kept there.
+    /// Adds `entry` to the audit trail, `audit/`, and removes what is too old to be kept there.
     pub async fn append_audit(&self, entry: Vec<u8>, limit: Duration) -> Result<(), String> {
         self.ask(limit, |reply| Request::Append { entry, reply }).await?
     }

@@ -214,7 +214,8 @@ impl Own {
                 Ok(_) | Err(Failed::NodeExists) => {}
                 // Parents that are not ours, like a chroot, need not be ours to create.
                 Err(Failed::End(end)) if end.reason == EndReason::AuthFailed => refused = Some(end),
-                Err(failed) => return Err(failed.end()),
+                // Below one that could not be created.
+                Err(failed) => return Err(refused.unwrap_or_else(|| failed.end())),
             }
         }
         match request(path, zk.create(path, data, self.acl.clone(), mode)).await {
