@@ -18,6 +18,7 @@
 //! | route         | tells HAProxy which servers take connections           | steps                | events            |
 //! | layout        | writes HAProxy's configuration and has it reloaded     | steps                | events            |
 //! | records       | writes fence records and the audit trail               | (its own queue)      |                   |
+//! | upgrade       | keeps our records and those of Warden 0.1 the same     |                      |                   |
 //! | http          | the API, a task for each connection, at most 64        |                      | queries           |
 //!
 //! Channels, all bounded: `events` (watchers wait while it is full), `updates` (the ZooKeeper client's),
@@ -100,6 +101,7 @@ pub fn zookeeper_settings(config: &Config) -> Settings {
         chroot: config.zookeeper.chroot.clone(),
         tree: config.patroni_tree(),
         own: config.own_tree(),
+        old: config.old_tree(),
         agent: config.name.clone(),
         auth: auth.map(|(scheme, secret)| (scheme.clone(), secret.clone())).collect(),
         session_timeout: config.zookeeper.session_timeout,
@@ -174,6 +176,7 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
         });
     }
     keep_records(&tasks, &actors.records, &zookeeper);
+    keep_upgrade(&tasks, &zookeeper);
     let proof = Proof {
         socket: config.node.as_ref().and_then(|node| Some((node.socket_dir.clone()?, node.port))),
         data_dir: config.node.as_ref().and_then(|node| node.data_dir.clone()),
@@ -394,6 +397,14 @@ fn keep_records(tasks: &Supervisor, records: &Records, zookeeper: &zookeeper::Ha
     tasks.keep("records", move || {
         let (records, zookeeper) = (records.clone(), zookeeper.clone());
         async move { act::records::run(&records, &zookeeper).await }
+    });
+}
+
+fn keep_upgrade(tasks: &Supervisor, zookeeper: &zookeeper::Handle) {
+    let zookeeper = zookeeper.clone();
+    tasks.keep("upgrade", move || {
+        let zookeeper = zookeeper.clone();
+        async move { act::upgrade::run(&zookeeper).await }
     });
 }
 

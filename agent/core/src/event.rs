@@ -107,7 +107,7 @@ pub enum Event {
     FenceSession(FenceSession),
     /// What became of a fence that was ordered.
     Fence(FenceReport),
-    /// A fence record in ZooKeeper, `/warden/<scope>/fences/<member>`.
+    /// A fence record in ZooKeeper, `fences/<member>` in Warden's tree.
     FenceRecord {
         /// Whose fence.
         member: MemberName,

@@ -3,16 +3,18 @@
 //!
 //! Six actors, so that none waits for another: `upkeep` verifies and announces, `fence` stops servers, `lead`
 //! releases, nudges and asks out of turn, `route` tells HAProxy where to send whom, `layout` writes
-//! its configuration, `records` writes down what was done.
+//! its configuration, `records` writes down what was done. Beside them `upgrade` copies what Warden 0.1 wrote down.
 
 pub mod fence;
 pub mod ladder;
 pub mod layout;
 pub mod lead;
+pub mod mirror;
 pub mod postmaster;
 pub mod proof;
 pub mod records;
 pub mod route;
+pub mod upgrade;
 pub mod upkeep;
 pub mod warm;
 

@@ -9,6 +9,7 @@ mod file;
 pub(crate) mod log_filter;
 mod patroni;
 mod resolve;
+mod trees;
 
 pub use error::ConfigError;
 
@@ -76,18 +77,6 @@ impl Config {
     pub fn load_for_gate(path: &Path) -> Result<(Self, Option<ConfigError>), ConfigError> {
         let env: BTreeMap<String, String> = std::env::vars().collect();
         resolve::load_but_mode(path, &env)
-    }
-
-    /// Patroni's tree in ZooKeeper, without chroot: `/service/my_cluster`.
-    pub fn patroni_tree(&self) -> String {
-        let group = self.citus_group.map_or_else(String::new, |group| format!("/{group}"));
-        format!("{}{}{group}", self.namespace, self.scope)
-    }
-
-    /// Warden's tree in ZooKeeper, without chroot: `/warden/my_cluster`.
-    pub fn own_tree(&self) -> String {
-        let group = self.citus_group.map_or_else(String::new, |group| format!("-{group}"));
-        format!("/warden/{}{group}", self.scope)
     }
 
     /// The roles that are on.

@@ -90,8 +90,7 @@ impl Resolver<'_> {
         let zookeeper = self.zookeeper()?;
         let scope = self.scope()?;
         let namespace = self.file.namespace.take().or(self.patroni.namespace.take());
-        let namespace = format!("/{}/", namespace.unwrap_or_else(|| "service".to_owned()).trim_matches('/'));
-        let namespace = if namespace == "//" { "/".to_owned() } else { namespace };
+        let namespace = self.namespace(namespace.as_deref().unwrap_or("service"))?;
         let name = match (&node, self.file.name.take()) {
             (Some(node), _) => node.member.clone(),
             (None, Some(name)) => self.plain_name("name", name.value, name.defined.line())?,
@@ -152,6 +151,14 @@ impl Resolver<'_> {
             }
         };
         self.plain_name("scope", scope, line)
+    }
+
+    /// With a slash at both ends and between two names, however many stand there: so Patroni reads it.
+    fn namespace(&self, text: &str) -> Result<String, ConfigError> {
+        let names = text.split('/').filter(|name| !name.is_empty());
+        let names =
+            names.map(|name| self.plain_name("namespace", name.to_owned(), 0)).collect::<Result<Vec<_>, _>>()?;
+        Ok(names.iter().fold("/".to_owned(), |path, name| format!("{path}{name}/")))
     }
 
     /// A name that becomes a part of a znode's path.

@@ -46,7 +46,7 @@ pub struct State {
     pub warnings: Vec<Warning>,
 }
 
-/// A fence that stands: `/warden/<scope>/fences/<member>`.
+/// A fence that stands: `fences/<member>` in Warden's tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fence {
     /// Whose.

@@ -74,8 +74,9 @@ fn znode(node: Node, value: Option<&Raw>) -> Event {
                 None => Reading::Absent,
                 Some(raw) => match fence_record::parse_of(&member, &raw.data) {
                     Ok(record) => {
-                        let written = Some((Zxid(raw.mzxid), UnixMillis(raw.mtime_ms)));
-                        Reading::Present(FenceRecord { written, ..record })
+                        // A copy proves nothing that its original does not.
+                        let written = record.written.unwrap_or((Zxid(raw.mzxid), UnixMillis(raw.mtime_ms)));
+                        Reading::Present(FenceRecord { written: Some(written), ..record })
                     }
                     Err(why) => Reading::Unreadable(why),
                 },
