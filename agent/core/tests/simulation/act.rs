@@ -1,12 +1,12 @@
 //! The agent's hands: a fence and a release, each looked at again right before it is carried out.
 
-use crate::agent::{Act, AgentEvent, For, Key3};
+use crate::agent::{Act, AgentEvent, For};
 use crate::hear::{FenceSaid, Heard};
 use crate::mutation::Mutation;
 use crate::patroni::Rest;
 use crate::postgres::{InFront, PgEvent, State};
 use crate::world::{Happening, World, letter, tell};
-use crate::zookeeper::{Client, Record};
+use crate::zookeeper::{Answer, Client, Record};
 use warden_core::event::Rule;
 use warden_core::rules::fence::{Guard, Order};
 use warden_core::types::MemberName;
@@ -57,7 +57,7 @@ impl World {
     }
 
     fn patroni_answered(&mut self, node: usize, act: usize, order: &Order) -> bool {
-        if !self.nodes[node].patroni.turns() || self.nodes[node].patroni.rest == Rest::Hung {
+        if !self.nodes[node].patroni.answers() {
             return false;
         }
         tell!(self, "agent of {}: Patroni answers, so no fence by lease", letter(node));
@@ -69,7 +69,7 @@ impl World {
     }
 
     /// A barrier read for an act has been answered.
-    pub fn guard(&mut self, node: usize, asked: u64, so_at: u64, act: usize, answer: Key3) {
+    pub fn guard(&mut self, node: usize, asked: u64, so_at: u64, act: usize, answer: Option<Answer>) {
         let fresh = self.now - asked <= GUARD_LIMIT + 2 * self.nodes[node].agent.lag;
         let answer = answer.filter(|_| fresh);
         let pausing = self.mutation != Mutation::IgnoresPause;
@@ -80,7 +80,7 @@ impl World {
             }
             Some(Act::Fence(order)) => {
                 let session = self.nodes[node].agent.session;
-                let right = answer.is_some_and(|(key, config)| {
+                let right = answer.is_some_and(|Answer { key, config, .. }| {
                     let mut right = !(config.pause && pausing);
                     match &order.guard {
                         Guard::KeyIsNot { member, session: theirs } => {
@@ -104,7 +104,7 @@ impl World {
                 }
             }
             Some(Act::Release(release)) => {
-                let key = answer.and_then(|(key, _)| key);
+                let key = answer.and_then(|answer| answer.key);
                 let same = key.is_some_and(|key| {
                     key.node == node && key.czxid == release.czxid.0 && key.owner as i64 == release.owner.0
                 });
@@ -138,6 +138,9 @@ impl World {
     pub fn act_fence(&mut self, node: usize, act: usize, so_at: Option<u64>) {
         let Some(Act::Fence(order)) = self.nodes[node].agent.acts[act].take() else { return };
         let (target, rule) = (number(&order.member), order.rule);
+        if !self.reaches(node, target) {
+            return self.report_fence(node, 1000, target, rule, FenceSaid::Failed);
+        }
         let pg = &mut self.nodes[target].pg;
         if pg.paused && pg.state != State::Down {
             if target == node {
@@ -146,7 +149,18 @@ impl World {
             }
             return self.report_fence(node, 1000, target, rule, FenceSaid::Failed);
         }
-        if pg.state != State::TakesWrites {
+        if target != node && pg.locked {
+            return self.report_fence(node, 30, target, rule, FenceSaid::Failed);
+        }
+        // What starts lets no session in that could stop it; its own agent signals one that is no standby.
+        let own = target == node && self.setting.data_directory;
+        match pg.state {
+            State::Starting { standby } if standby || !own => {
+                return self.report_fence(node, 30, target, rule, FenceSaid::Failed);
+            }
+            _ => {}
+        }
+        if matches!(pg.state, State::Down | State::Follows) {
             let pause = self.chance.between(1, 10);
             return self.report_fence(node, pause, target, rule, FenceSaid::Confirmed);
         }
@@ -163,7 +177,9 @@ impl World {
 
     pub fn fence_confirmed(&mut self, target: usize, by: usize, rule: Rule) {
         self.report_fence(by, 2, target, rule, FenceSaid::Confirmed);
-        if self.reaches_zookeeper(Client::Agent(by)) && self.zk.records[target].is_none() {
+        // What a person asked for is recorded already, or was taken back meanwhile.
+        let recorded = rule == Rule::Operator || self.zk.records[target].is_some();
+        if self.reaches_zookeeper(Client::Agent(by)) && !recorded {
             self.record_fence(target, Some(rule));
         }
     }
@@ -172,7 +188,8 @@ impl World {
         if self.zk.records[target].is_some_and(|record| record.rule == Rule::Operator) && rule.is_some() {
             return;
         }
-        self.zk.records[target] = rule.map(|rule| Record { rule });
+        let (mzxid, at) = (self.zk.transaction(), self.now);
+        self.zk.records[target] = rule.map(|rule| Record { rule, mzxid, at });
         self.record_changed(target);
     }
 }

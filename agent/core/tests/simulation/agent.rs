@@ -5,13 +5,12 @@
 
 use crate::hear::Heard;
 use crate::mutation::Mutation;
-use crate::patroni::Rest;
 use crate::postgres::State;
 use crate::world::{Happening, Setting, World, letter, tell};
-use crate::zookeeper::{Client, Config, Key};
+use crate::zookeeper::{Answer, Client};
 use std::time::Duration;
 use warden_core::decide::decide;
-use warden_core::event::{AgentRecord, Event, Observed};
+use warden_core::event::{AgentRecord, Event, Observed, PatroniAnswer, TermMemory};
 use warden_core::plan::{Action, Policy};
 use warden_core::rules::fence::Order;
 use warden_core::rules::release::Release;
@@ -23,6 +22,7 @@ pub enum AgentEvent {
     /// It asks a node's PostgreSQL; the second says whether that is its turn, to be repeated.
     AskPg(usize, bool),
     AskPatroni,
+    AskLiveness,
     /// A whole pass over the tree.
     Pass,
     Tick,
@@ -36,15 +36,12 @@ pub enum AgentEvent {
     /// A barrier read is served by ZooKeeper: when it was asked for, and what it is for.
     Served(u64, For),
     /// What a barrier read for an act said: when it was asked for, when it was so, and what.
-    Guard(u64, u64, usize, Key3),
+    Guard(u64, u64, usize, Option<Answer>),
     /// The question to Patroni right before a fence by lease is answered, or is not.
     LastWord(usize),
     NoLastWord(usize),
     ActFence(usize),
 }
-
-/// Key and configuration, or that nothing is known.
-pub type Key3 = Option<(Option<Key>, Config)>;
 
 /// What a barrier read is for.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +99,10 @@ pub struct Agent {
     pub stalled: u64,
     /// When its Patroni last told that failsafe mode is active.
     pub failsafe_heard: Option<u64>,
+    /// When it last told that it is not.
+    pub inactive_heard: Option<u64>,
+    /// What it keeps on disk of its member's term.
+    pub disk: Option<TermMemory>,
     /// Since when it runs and is not paused, or is not.
     pub since: u64,
     /// When it asked a frozen Patroni what is not answered yet.
@@ -158,6 +159,8 @@ impl Agent {
             stamp: None,
             stalled: 0,
             failsafe_heard: None,
+            inactive_heard: None,
+            disk: None,
             since: born,
             question: None,
             held: "[]".to_owned(),
@@ -181,9 +184,12 @@ impl World {
     pub fn begin_agent(&mut self, node: usize) {
         let old = &mut self.nodes[node].agent;
         let (life, cut, lag, reaches, reach_since) = (old.life + 1, old.cut, old.lag, old.reaches, old.reach_since);
-        let znode = old.znode.take();
+        let (znode, disk) = (old.znode.take(), old.disk.take());
         let new = Agent::new(node, &self.setting, self.now);
-        self.nodes[node].agent = Agent { life, cut, lag, reaches, reach_since, znode, ..new };
+        self.nodes[node].agent = Agent { life, cut, lag, reaches, reach_since, znode, disk, ..new };
+        if let Some(disk) = self.nodes[node].agent.disk.clone() {
+            self.apply(node, self.now, Event::Remembered(disk));
+        }
         let first = self.chance.between(1, 30);
         self.agent_after(node, first, AgentEvent::Connect);
         let first = self.chance.between(1, 20);
@@ -191,6 +197,7 @@ impl World {
             self.agent_after(node, first, AgentEvent::AskPg(other, true));
         }
         self.agent_after(node, first, AgentEvent::AskPatroni);
+        self.agent_after(node, first, AgentEvent::AskLiveness);
         self.agent_after(node, 500, AgentEvent::Tick);
         self.lock_changed(node);
     }
@@ -243,6 +250,7 @@ impl World {
         match event {
             AgentEvent::AskPg(other, again) => self.ask_pg(node, other, again),
             AgentEvent::AskPatroni => self.ask_patroni(node),
+            AgentEvent::AskLiveness => self.ask_liveness(node),
             AgentEvent::Pass => self.pass(node),
             AgentEvent::Tick => {
                 self.agent_after(node, 1000, AgentEvent::Tick);
@@ -275,7 +283,17 @@ impl World {
     pub fn apply(&mut self, node: usize, asked: u64, event: Event) {
         let agent = &mut self.nodes[node].agent;
         let (at, now) = (agent.moment(asked), agent.moment(self.now));
+        let answered = matches!(event, Event::Patroni { answer: PatroniAnswer::Answering(_), .. });
         warden_core::step::take_in(&mut agent.view, Observed { at, event }, now);
+        // Written down at once, and there again after a restart.
+        let Some(reign) = &agent.view.leadership.reign else { return };
+        let blank = TermMemory { czxid: reign.czxid, answered: false, lock_was_held: false };
+        let disk = agent.disk.get_or_insert(blank.clone());
+        if disk.czxid != reign.czxid {
+            *disk = blank;
+        }
+        disk.answered |= answered;
+        disk.lock_was_held |= reign.lock_was_held;
     }
 
     fn think(&mut self, node: usize) {
@@ -293,7 +311,7 @@ impl World {
             }
         }
         for step in plan.steps {
-            self.begin(node, step.action);
+            self.begin_action(node, step.action);
         }
         let wake = self.nodes[node].agent.time(plan.wake).max(self.now + 1);
         let agent = &mut self.nodes[node].agent;
@@ -304,7 +322,7 @@ impl World {
         }
     }
 
-    fn begin(&mut self, node: usize, action: Action) {
+    fn begin_action(&mut self, node: usize, action: Action) {
         match &action {
             Action::Fence(order) if self.mutation == Mutation::WithoutRule(order.rule) => return,
             Action::UseSessionTimeout(timeout) => {
@@ -332,7 +350,7 @@ impl World {
             }
             Action::Probe { .. } => self.ask_pg(node, node, false),
             Action::Nudge => {
-                if self.nodes[node].patroni.turns() && self.nodes[node].patroni.rest != Rest::Hung {
+                if self.nodes[node].patroni.answers() {
                     self.wake_patroni(node, 20);
                 }
             }
@@ -357,13 +375,21 @@ impl World {
     /// What a server answers to whom.
     fn ask_pg(&mut self, node: usize, other: usize, again: bool) {
         let pg = &self.nodes[other].pg;
-        let (heard, takes) = if pg.paused {
+        let (heard, takes) = if pg.paused || !self.reaches(node, other) {
             (Heard::PgSilent(other), 1000)
         } else {
+            // An agent reads the heartbeat of its own server only.
+            let heartbeat = pg.heartbeat.filter(|_| other == node && self.setting.heartbeat);
             let heard = match pg.state {
-                State::TakesWrites => Heard::Pg(other, true, pg.timeline),
-                State::Follows => Heard::Pg(other, false, pg.timeline),
-                State::Starting => Heard::PgRefuses(other),
+                State::TakesWrites | State::Follows if !pg.locked || other == node => {
+                    let writable = pg.state == State::TakesWrites;
+                    Heard::Pg { whose: other, writable, timeline: pg.timeline, heartbeat }
+                }
+                State::TakesWrites | State::Follows => Heard::PgLocked(other),
+                State::Starting { standby } => {
+                    let looked = other == node && self.setting.data_directory;
+                    Heard::PgStarts(other, looked.then_some(standby))
+                }
                 State::Down if other == node => Heard::PgGone(other),
                 State::Down => Heard::PgRefuses(other),
             };
@@ -373,45 +399,5 @@ impl World {
         if again {
             self.agent_after(node, 1000, AgentEvent::AskPg(other, true));
         }
-    }
-
-    fn ask_patroni(&mut self, node: usize) {
-        let patroni = &self.nodes[node].patroni;
-        let (heard, takes) = match (patroni.turns(), patroni.rest) {
-            (true, Rest::Answers) => (self.patroni_says(node), self.chance.between(1, 20)),
-            (true, Rest::Slow) => match self.chance.between(1, 1200) {
-                takes if takes < 1000 => (self.patroni_says(node), takes),
-                _ => (Heard::PatroniSilent, 1000),
-            },
-            (false, _) if !patroni.alive => (Heard::PatroniRefuses, self.chance.between(1, 5)),
-            _ => (Heard::PatroniSilent, 1000),
-        };
-        self.nodes[node].agent.question = matches!(heard, Heard::PatroniSilent).then_some(self.now);
-        self.agent_after(node, takes, AgentEvent::Hear(self.now, heard));
-        self.agent_after(node, 1000, AgentEvent::AskPatroni);
-    }
-
-    /// A question that waits in front of a frozen Patroni is answered when it thaws.
-    pub fn answer_question(&mut self, node: usize) {
-        if self.nodes[node].patroni.rest != Rest::Hung
-            && let Some(asked) = self.nodes[node].agent.question.take_if(|asked| *asked + 1000 > self.now)
-        {
-            let (heard, pause) = (self.patroni_says(node), self.chance.between(1, 20));
-            self.agent_after(node, pause, AgentEvent::Hear(asked, heard));
-        }
-    }
-
-    pub fn patroni_says(&mut self, node: usize) -> Heard {
-        let (patroni, pg) = (&self.nodes[node].patroni, &self.nodes[node].pg);
-        let writable = (!pg.paused && pg.state != State::Starting && pg.state != State::Down)
-            .then_some(pg.state == State::TakesWrites);
-        // It tells its last contact by the wall clock, in whole seconds; one that was told before is reckoned by the
-        // clock of that time, so that a clock that is set does not move it.
-        let stamp = patroni.seen_by_clock / 1000 * 1000;
-        let age = (self.now as i64 + patroni.clock - stamp).max(0) as u64;
-        let told = self.nodes[node].agent.stamp.filter(|(known, _)| *known == stamp);
-        let seen = told.map_or(self.now.saturating_sub(age), |(_, seen)| seen);
-        self.nodes[node].agent.stamp = Some((stamp, seen));
-        Heard::Patroni { writable, seen, failsafe: self.nodes[node].patroni.failsafe_active }
     }
 }

@@ -1,11 +1,12 @@
 //! What must never be, and what excuses it.
 //!
 //! (a) Two nodes acknowledge writes at the same instant. (b) A rightful leader is fenced. (c) A key is released whose
-//! owner lives. (d) A node goes on taking writes without the key, without its Patroni, and without an excuse.
+//! owner lives. (d) A node goes on taking writes without the key, without its Patroni, and without an excuse. (e) A
+//! promotion is refused, or kept waiting, for no reason. (f) The faults are over and things do not come right
+//! (`liveness.rs`).
 //!
 //! An excuse names why the agents could not prevent it, and how long it lasts at most: those are the bounds.
 
-use crate::patroni::Rest;
 use crate::postgres::State;
 use crate::world::{World, letter, tell};
 use crate::zookeeper::Client;
@@ -29,6 +30,9 @@ const SILENCE: u64 = 6500;
 /// A server that begins to take writes is seen to do so within the second.
 const UNSEEN: u64 = 1300;
 
+/// One that comes out of crash recovery is seen within 40 ms, and fenced.
+const RECOVERED: u64 = 150;
+
 /// After unpausing: a fence in front of it is done by then, or the one under way.
 const WOKEN: u64 = 80;
 
@@ -42,7 +46,14 @@ const PAUSED: u64 = 4000;
 const PEER: u64 = 9500;
 
 /// Without the key, and nobody else to take it: fenced within this.
-const UNLICENSED: u64 = 2500;
+const UNLICENSED: u64 = 3600;
+
+/// A cut-off Patroni that turns finds out in its next cycle, and stops its server: beside `loop_wait` and
+/// `retry_timeout`, the time in which packets vanish, and a stop.
+const NEXT_CYCLE: u64 = 8000 + 5000;
+
+/// Patroni is not away as long as its heartbeat is no older than this beside `loop_wait` and `retry_timeout`.
+const HEARTBEAT: u64 = 5000;
 
 /// What happened, over many histories.
 #[derive(Default, Clone, Debug)]
@@ -50,8 +61,13 @@ pub struct Tally {
     pub fences: BTreeMap<Rule, u64>,
     pub releases: u64,
     pub handovers: u64,
+    pub refused_promotions: u64,
+    /// The longest time from the last fault to when all was well, in milliseconds.
+    pub settled: u64,
     /// Milliseconds of two primaries, the most in one history, by excuse.
     pub excused: BTreeMap<&'static str, u64>,
+    /// Leaders that were fenced because nothing could tell their agent that they turned, by reason.
+    pub unprovable: BTreeMap<&'static str, u64>,
     dual: Option<(u64, &'static str)>,
 }
 
@@ -62,6 +78,11 @@ impl Tally {
         }
         self.releases += other.releases;
         self.handovers += other.handovers;
+        self.refused_promotions += other.refused_promotions;
+        self.settled = self.settled.max(other.settled);
+        for (reason, count) in &other.unprovable {
+            *self.unprovable.entry(reason).or_default() += count;
+        }
         for (excuse, most) in &other.excused {
             let known = self.excused.entry(excuse).or_default();
             *known = (*known).max(*most);
@@ -70,7 +91,7 @@ impl Tally {
 }
 
 impl World {
-    fn object(&mut self, what: String) {
+    pub fn object(&mut self, what: String) {
         if self.violation.is_none() {
             tell!(self, "VIOLATION: {what}");
             self.violation = Some(what);
@@ -110,7 +131,11 @@ impl World {
             }
         }
         let known = &self.nodes[node];
-        let away = !known.patroni.turns() && self.now - known.patroni.since > 7000;
+        // Where no other can take over, an orphan may go on.
+        let candidate = self.nodes.iter().enumerate().any(|(other, known)| {
+            other != node && known.patroni.turns() && matches!(known.pg.state, State::Follows | State::TakesWrites)
+        });
+        let away = candidate && !known.patroni.turns() && self.now - known.patroni.since > 7000;
         if excuse.is_some()
             || !away
             || !known.agent.reaches
@@ -134,6 +159,9 @@ impl World {
         if self.zk.config.pause || recently(self.zk.unpaused_at, PAUSED) {
             return Some("maintenance mode, or 4 s after it");
         }
+        if self.gate_could_see(node) {
+            return None;
+        }
         let stalls = self.now <= agent.stalled || recently(agent.stalled, 1000);
         if stalls && agent.reaches {
             return Some("its agent stalls, for 2 s again and again");
@@ -150,6 +178,10 @@ impl World {
             return Some("its agent has just begun");
         }
         let seen = match known.pg.seen {
+            // The gate waits for it, and fences it.
+            None if known.pg.recovered && !recently(known.pg.unpaused_at, UNSEEN) => {
+                !self.setting.gate && recently(known.pg.since, RECOVERED)
+            }
             None => recently(known.pg.since.max(known.pg.unpaused_at), UNSEEN),
             Some(seen) => recently(seen, REACTION),
         };
@@ -169,8 +201,17 @@ impl World {
         if agent.cut_in_pause {
             return Some("its agent was cut off in maintenance mode");
         }
-        if !agent.reaches && known.patroni.turns() {
-            return Some("its agent is cut off and its Patroni lives: that one's next round");
+        if self.now < known.patroni.failsafe_until {
+            return Some("failsafe mode: its Patroni goes on");
+        }
+        let config = known.patroni.known;
+        let cycle = config.loop_wait + config.retry_timeout;
+        let turning = agent.reach_since.max(known.patroni.since).max(known.patroni.loop_since);
+        if !agent.reaches && known.patroni.loop_turns() && recently(turning, cycle + NEXT_CYCLE) {
+            return Some("its agent is cut off and its Patroni turns: that one's next cycle");
+        }
+        if !agent.reaches && self.lease_is_uncovered(node) {
+            return Some("the lease does not cover a ttl this small, or above 20 ticks");
         }
         let stalled = if agent.stalled >= agent.reach_since { STALL } else { 0 };
         if recently(agent.reach_since, CUT + stalled) {
@@ -200,13 +241,41 @@ impl World {
         None
     }
 
+    /// The gate of the leader let it pass although this server took writes, within reach: it had to be fenced first.
+    fn gate_could_see(&self, node: usize) -> bool {
+        let Some(leader) = self.zk.key.map(|key| key.node).filter(|leader| *leader != node) else { return false };
+        let old = &self.nodes[node];
+        let Some(passed) = self.nodes[leader].patroni.passed_at.filter(|_| self.nodes[leader].pg.acknowledges()) else {
+            return false;
+        };
+        let reach = self.nodes[leader].agent.reach_since.max(old.agent.reach_since).max(old.pg.locked_since);
+        let since = old.pg.since.max(old.pg.unpaused_at).max(reach).max(old.agent.lag_ended);
+        self.reaches(leader, node) && !old.pg.locked && since + 1000 < passed && self.nodes[leader].pg.since > passed
+    }
+
+    /// Patroni's HA loop counts as turning for longer than its session lives.
+    fn lease_is_uncovered(&self, node: usize) -> bool {
+        let patroni = &self.nodes[node].patroni;
+        let bound = patroni.known.loop_wait + patroni.known.retry_timeout + HEARTBEAT;
+        let timeout = patroni.ttl.min(40_000);
+        // Cut off or frozen, it goes on with its cycle at most.
+        let since = patroni.cycle.max(patroni.seen);
+        bound + 5000 > timeout && patroni.alive && self.now < since + bound + CUT
+    }
+
     /// The leader's agent has had its time to fence a node whose own agent does not run.
     fn peer_is_late(&self, node: usize) -> bool {
         let Some(leader) = self.zk.key.map(|key| key.node) else { return false };
         let (peer, old) = (&self.nodes[leader], &self.nodes[node]);
         let agent = &peer.agent;
         let fit = agent.up && !agent.paused && agent.reaches && agent.lag == 0 && agent.session.is_some();
-        if leader == node || !fit || !peer.pg.acknowledges() || peer.pg.timeline <= old.pg.timeline {
+        if leader == node
+            || !fit
+            || !self.reaches(leader, node)
+            || old.pg.locked
+            || !peer.pg.acknowledges()
+            || peer.pg.timeline <= old.pg.timeline
+        {
             return false;
         }
         let since = [
@@ -217,7 +286,10 @@ impl World {
             peer.pg.unpaused_at,
             old.pg.since,
             old.pg.unpaused_at,
+            old.pg.locked_since,
             old.agent.since,
+            // It may have been out of reach.
+            old.agent.reach_since,
             self.zk.since,
             self.zk.key.map_or(0, |key| key.at),
         ];
@@ -231,69 +303,6 @@ impl World {
         let agent = &mut self.nodes[node].agent;
         if agent.reaches != reaches {
             (agent.reaches, agent.reach_since, agent.cut_in_pause) = (reaches, self.now, paused && !reaches);
-        }
-    }
-
-    /// A fence is carried out on `node`. `so_at` is when its guard was known to be so; `None` where there is none.
-    /// One that waited in front of a paused server cannot be taken back, and is good for ten seconds.
-    pub fn strike_fence(&mut self, node: usize, by: usize, rule: Rule, so_at: Option<u64>, waited: bool) {
-        *self.tally.fences.entry(rule).or_default() += 1;
-        tell!(self, "PostgreSQL of {} is fenced by the agent of {} ({rule:?})", letter(node), letter(by));
-        if self.zk.config.pause && rule != Rule::Operator && so_at.is_some() && !waited {
-            self.object(format!("(b) {} is fenced by {rule:?} in maintenance mode", letter(node)));
-        }
-        let known = &self.nodes[node];
-        let patroni = &known.patroni;
-        let settled = self.now - patroni.since.max(patroni.rest_since) > if waited { 12_500 } else { 2500 };
-        let answers = patroni.turns() && settled && patroni.rest != Rest::Hung;
-        // Where another one leads and takes writes already, it was granted before a freeze, and is over.
-        let replaced = self.zk.key.is_some_and(|key| key.node != node && self.nodes[key.node].pg.acknowledges());
-        let failsafe = patroni.turns()
-            && !replaced
-            && patroni.failsafe_active
-            && known.agent.failsafe_heard.is_some_and(|heard| self.now - heard < 19_000);
-        if matches!(rule, Rule::Superseded | Rule::Orphaned | Rule::Lease) && failsafe && !waited {
-            self.object(format!("(b) {} is fenced by {rule:?} in failsafe mode", letter(node)));
-        }
-        if matches!(rule, Rule::Orphaned | Rule::Lease) && answers {
-            self.object(format!("(b) {} is fenced by {rule:?} although its Patroni answers", letter(node)));
-        }
-        let Some(key) = self.zk.key.filter(|key| key.node == node) else { return };
-        let patroni = &self.nodes[node].patroni;
-        let rightful = match rule {
-            Rule::Operator => false,
-            // Between the guard's read and the signal the key may have become its own: that cannot be excluded.
-            _ if so_at.is_some_and(|so_at| key.at >= so_at) => false,
-            // Without ZooKeeper a Patroni that says nothing cannot be told from one that is frozen.
-            Rule::Lease => answers,
-            _ => patroni.turns(),
-        };
-        if rightful {
-            self.object(format!("(b) {} is fenced by {rule:?} although it leads", letter(node)));
-        }
-    }
-
-    /// The key that `node` holds is released.
-    pub fn check_release(&mut self, node: usize, handover: bool) {
-        tell!(
-            self,
-            "the agent of {} releases the leader key{}",
-            letter(node),
-            if handover { " (handover)" } else { "" }
-        );
-        if handover {
-            self.tally.handovers += 1;
-        } else {
-            self.tally.releases += 1;
-        }
-        if self.nodes[node].pg.state != State::Down {
-            self.object(format!("(c) the key of {} is released although its PostgreSQL is up", letter(node)));
-        }
-        if !handover && self.nodes[node].patroni.alive {
-            self.object(format!("(c) the key of {} is released although its Patroni lives", letter(node)));
-        }
-        if handover && self.zk.failover.is_none_or(|(from, _)| from != node) {
-            self.object(format!("(c) the key of {} is handed over although no switchover is under way", letter(node)));
         }
     }
 }

@@ -2,16 +2,13 @@
 
 use crate::agent::{AgentEvent, For, KNOWS_ALL, OwnZnode};
 use crate::mutation::Mutation;
+use crate::translate::{configuration, reading};
 use crate::world::{Happening, World, letter, tell};
-use crate::zookeeper::{Client, Config, Key};
+use crate::zookeeper::{Answer, Client, Config, Key, Sync};
 use std::time::Duration;
-use warden_core::event::{
-    AgentRecord, AliveLock, Barrier, ClusterConfig, Event, FailoverRequest, FenceOutcome, FenceRecord, FenceReport,
-    LeaderKey, MemberRecord, PatroniAnswer, PatroniStatus, PostgresAnswer, ReleaseReport, Role, Rule, Server, Session,
-    State, SyncState, Znode,
-};
-use warden_core::fact::{Reading, Source};
-use warden_core::types::{Lsn, MemberName, SessionId, SystemId, Timeline, UnixMillis, Zxid};
+use warden_core::event::{AgentRecord, Event, MemberRecord, Role, Rule, Session, State, Znode};
+use warden_core::fact::Reading;
+use warden_core::types::{SessionId, SystemId};
 
 #[derive(Clone, Copy, Debug)]
 pub enum Heard {
@@ -22,14 +19,18 @@ pub enum Heard {
     Agent(usize, usize),
     Record(usize, usize),
     TreeRead(usize),
-    Barrier(Option<Key>, Config, usize),
+    Barrier(Answer, usize),
     NoBarrier,
     Lock(bool),
-    Pg(usize, bool, u32),
+    Sync(usize, Sync),
+    Liveness(bool),
+    Pg { whose: usize, writable: bool, timeline: u32, heartbeat: Option<u64> },
     PgRefuses(usize),
+    PgStarts(usize, Option<bool>),
+    PgLocked(usize),
     PgGone(usize),
     PgSilent(usize),
-    Patroni { writable: Option<bool>, seen: u64, failsafe: bool },
+    Patroni { writable: Option<bool>, primary: bool, seen: u64, failsafe: bool },
     PatroniSilent,
     PatroniRefuses,
     Fence(usize, Rule, FenceSaid),
@@ -42,30 +43,6 @@ pub enum FenceSaid {
     Waiting,
     Withdrawn,
     Failed,
-}
-
-pub fn reading(key: Option<Key>) -> Reading<LeaderKey> {
-    key.map_or(Reading::Absent, |key| {
-        Reading::Present(LeaderKey {
-            holder: letter(key.node).into(),
-            czxid: Zxid(key.czxid),
-            mzxid: Zxid(key.czxid),
-            owner: SessionId(i64::try_from(key.owner).unwrap_or(0)),
-            created: UnixMillis(0),
-        })
-    })
-}
-
-fn configuration(config: Config, mutation: Mutation) -> Reading<ClusterConfig> {
-    Reading::Present(ClusterConfig {
-        ttl: Duration::from_millis(config.ttl),
-        loop_wait: Duration::from_millis(config.loop_wait),
-        retry_timeout: Duration::from_millis(config.retry_timeout),
-        pause: config.pause && mutation != Mutation::IgnoresPause,
-        failsafe_mode: config.failsafe,
-        synchronous_mode: true,
-        standby_cluster: false,
-    })
 }
 
 impl World {
@@ -105,6 +82,11 @@ impl World {
         self.spread(|session| Heard::Failover(session, failover));
     }
 
+    pub fn sync_changed(&mut self) {
+        let sync = self.zk.sync;
+        self.spread(|session| Heard::Sync(session, sync));
+    }
+
     pub fn announce_to_all(&mut self, node: usize) {
         self.spread(|session| Heard::Agent(session, node));
     }
@@ -137,6 +119,7 @@ impl World {
             Heard::Leader(session, _)
             | Heard::Config(session, _)
             | Heard::Failover(session, _)
+            | Heard::Sync(session, _)
             | Heard::Status(session, _)
             | Heard::Agent(session, _)
             | Heard::Record(session, _)
@@ -151,26 +134,23 @@ impl World {
             Heard::PatroniSilent if agent.question.take_if(|question| *question == asked).is_none() => return,
             Heard::Barrier(..) => agent.knows |= 1,
             Heard::TreeRead(_) => agent.knows |= 2,
-            Heard::Pg(whose, ..) if whose == node => agent.knows |= 4,
+            Heard::Pg { whose, .. } | Heard::PgStarts(whose, _) if whose == node => agent.knows |= 4,
             Heard::Patroni { failsafe: true, .. } => agent.failsafe_heard = Some(self.now),
+            Heard::Patroni { failsafe: false, .. } => agent.inactive_heard = Some(self.now),
             _ => {}
         }
         let agent = &mut self.nodes[node].agent;
         if agent.knows == KNOWS_ALL && agent.informed_at == u64::MAX {
             agent.informed_at = self.now;
         }
-        if let Heard::Failover(_, Some((from, to))) = heard {
-            let standbys = [MemberName::from(letter(to))].into();
-            let sync = SyncState { leader: Some(letter(from).into()), standbys, quorum: 0 };
-            self.apply(node, asked, Event::Znode(Znode::Sync(Reading::Present(sync))));
-        }
         if self.mutation == Mutation::PlainForBarrier
             && let Heard::Leader(session, key) = heard
         {
-            let event = self.event(node, Heard::Barrier(key, self.zk.config, session));
+            let answer = Answer { key, config: self.zk.config, sync: self.zk.sync, zxid: self.zk.zxid() };
+            let event = self.event(node, Heard::Barrier(answer, session));
             self.apply(node, asked, event);
         }
-        if let Heard::Pg(whose, true, _) = heard
+        if let Heard::Pg { whose, writable: true, .. } = heard
             && whose == node
             && asked >= self.nodes[node].pg.since
         {
@@ -178,110 +158,6 @@ impl World {
         }
         let event = self.event(node, heard);
         self.take_in(node, asked, event);
-    }
-
-    fn event(&self, node: usize, heard: Heard) -> Event {
-        let postgres = |whose: usize, answer| Event::Postgres {
-            member: letter(whose).into(),
-            via: if whose == node { Source::Socket } else { Source::Tcp },
-            answer,
-        };
-        let patroni = |answer| Event::Patroni { member: letter(node).into(), answer };
-        match heard {
-            Heard::Leader(_, key) => Event::Znode(Znode::Leader(reading(key))),
-            Heard::Config(_, config) => Event::Znode(Znode::Config(configuration(config, self.mutation))),
-            Heard::Failover(_, request) => {
-                Event::Znode(Znode::Failover(request.map_or(Reading::Absent, |(from, to)| {
-                    let (leader, candidate) = (Some(letter(from).into()), Some(letter(to).into()));
-                    Reading::Present(FailoverRequest { leader, candidate, scheduled: false })
-                })))
-            }
-            Heard::Status(_, position) => Event::Znode(Znode::Status(Reading::Present(Lsn(position)))),
-            Heard::Agent(_, whose) => Event::Agent {
-                name: letter(whose).into(),
-                record: self.nodes[whose]
-                    .agent
-                    .znode
-                    .as_ref()
-                    .map_or(Reading::Absent, |znode| Reading::Present((*znode.record).clone())),
-            },
-            Heard::Record(_, whose) => {
-                let member = MemberName::from(letter(whose));
-                let record = self.zk.records[whose].map_or(Reading::Absent, |record| {
-                    Reading::Present(FenceRecord {
-                        member: member.clone(),
-                        rule: record.rule,
-                        reason: String::new(),
-                        by: String::new(),
-                        ordered: UnixMillis(0),
-                        // What the rules do is recorded when it is done, what a person wants at once.
-                        confirmed: (record.rule != Rule::Operator).then_some(UnixMillis(0)),
-                        facts: Vec::new(),
-                        written: None,
-                    })
-                });
-                Event::FenceRecord { member, record }
-            }
-            Heard::TreeRead(_) => Event::TreeRead { latency: Duration::from_millis(1) },
-            Heard::Barrier(key, config, session) => Event::Barrier(Barrier::Verified {
-                leader: reading(key),
-                config: configuration(config, self.mutation),
-                sync: Reading::Absent,
-                zxid: Zxid(0),
-                session: SessionId(i64::try_from(session).unwrap_or(0)),
-                finished: self.nodes[node].agent.moment(self.now),
-            }),
-            Heard::NoBarrier => Event::Barrier(Barrier::Unknown(String::new())),
-            Heard::Lock(free) => Event::AliveLock(if free { AliveLock::Gone } else { AliveLock::Alive }),
-            Heard::Pg(whose, writable, timeline) => {
-                let server = Server {
-                    timeline: Some(Timeline(timeline)),
-                    lsn: None,
-                    system_id: Some(SystemId(1)),
-                    archiver: None,
-                    receives: None,
-                    heartbeat: None,
-                };
-                postgres(
-                    whose,
-                    if writable { PostgresAnswer::Writable(server) } else { PostgresAnswer::InRecovery(server) },
-                )
-            }
-            Heard::PgRefuses(whose) => postgres(whose, PostgresAnswer::Refused(String::new())),
-            Heard::PgGone(whose) => postgres(whose, PostgresAnswer::Gone(String::new())),
-            Heard::PgSilent(whose) => postgres(whose, PostgresAnswer::Silent(String::new())),
-            Heard::Patroni { writable, seen, failsafe } => patroni(PatroniAnswer::Answering(PatroniStatus {
-                state: State::Running,
-                role: if writable == Some(true) { Role::Primary } else { Role::Replica },
-                writable,
-                timeline: None,
-                lsn: None,
-                system_id: None,
-                pause: false,
-                failsafe_active: failsafe,
-                cluster_unlocked: false,
-                dcs_last_seen: Some(self.nodes[node].agent.moment(seen)),
-                name: Some(letter(node).into()),
-                nosync: false,
-                version: None,
-            })),
-            Heard::PatroniSilent => patroni(PatroniAnswer::Silent(String::new())),
-            Heard::PatroniRefuses => patroni(PatroniAnswer::Refused(String::new())),
-            Heard::Fence(whose, rule, said) => {
-                let outcome = match said {
-                    FenceSaid::Confirmed => FenceOutcome::Confirmed { by: "fast", took: Duration::from_millis(30) },
-                    FenceSaid::Waiting => FenceOutcome::Waiting,
-                    FenceSaid::Withdrawn => FenceOutcome::Withdrawn(String::new()),
-                    FenceSaid::Failed => FenceOutcome::Failed(String::new()),
-                };
-                Event::Fence(FenceReport { member: letter(whose).into(), rule, outcome })
-            }
-            Heard::Released(done) => Event::Release(if done {
-                ReleaseReport::Done { took: Duration::from_millis(5) }
-            } else {
-                ReleaseReport::Withdrawn(String::new())
-            }),
-        }
     }
 
     pub fn connect(&mut self, node: usize) {
@@ -347,6 +223,7 @@ impl World {
                 self.apply(node, now, record);
             }
         }
+        self.hear(node, now, Heard::Sync(session, self.zk.sync));
         self.hear(node, now, Heard::Failover(session, self.zk.failover));
         self.hear(node, now, Heard::TreeRead(session));
     }
@@ -414,15 +291,14 @@ impl World {
         let pause = self.chance.between(1, 2) + if stale { 0 } else { lag };
         // What was asked in a session that has ended fails with it; what is asked of nobody takes its time.
         let failing = if self.nodes[node].agent.session.is_none() { 1 } else { 2000 };
-        let config = self.zk.config;
+        let answer = Answer { key, config: self.zk.config, sync: self.zk.sync, zxid: self.zk.transaction() };
         match (what_for, session) {
             (For::View, Some(session)) => {
-                self.agent_after(node, pause, AgentEvent::Hear(asked, Heard::Barrier(key, config, session)));
+                self.agent_after(node, pause, AgentEvent::Hear(asked, Heard::Barrier(answer, session)));
             }
             (For::View, None) => self.agent_after(node, failing, AgentEvent::Hear(asked, Heard::NoBarrier)),
             (For::Act(act), Some(_)) => {
-                let answer = AgentEvent::Guard(asked, self.now, act, Some((key, config)));
-                self.agent_after(node, pause, answer);
+                self.agent_after(node, pause, AgentEvent::Guard(asked, self.now, act, Some(answer)));
             }
             (For::Act(act), None) => self.agent_after(node, failing, AgentEvent::Guard(asked, self.now, act, None)),
         }

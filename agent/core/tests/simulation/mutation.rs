@@ -48,6 +48,12 @@ pub enum Mutation {
     ReleaseWithoutLock,
     /// A server that is down is handed over without anybody having asked for it.
     HandoverUnasked,
+    /// The gate lets every promotion pass.
+    GatePassesAlways,
+    /// The gate refuses beside a healthy standby.
+    GateRefusesStandby,
+    /// A fence record counts for ever, whatever happened since.
+    OldRecordCounts,
 }
 
 /// Every bug and its faults.
@@ -70,6 +76,9 @@ pub const MUTATIONS: &[(Mutation, &[What])] = &[
     (Mutation::ReleaseWithoutSocket, &[What::KillPatroni, What::KillPostmaster]),
     (Mutation::ReleaseWithoutLock, &[What::KillPatroni, What::KillPostmaster]),
     (Mutation::HandoverUnasked, &[What::KillPostmaster, What::Switchover]),
+    (Mutation::GatePassesAlways, &[What::FreezePatroni, What::KillPatroni, What::KillAgent]),
+    (Mutation::OldRecordCounts, &[What::KillAgent, What::OldRecord, What::PauseNode]),
+    (Mutation::GateRefusesStandby, &[What::KillPostmaster, What::Switchover]),
 ];
 
 impl Mutation {
@@ -134,11 +143,19 @@ impl Mutation {
                     FailoverRequest { leader: Some(own.clone()), candidate: Some(to.clone()), scheduled: false };
                 let sync = SyncState { leader: Some(own), standbys: [to].into(), quorum: 0 };
                 view.cluster.failover = Some(Fact::new(Reading::Present(request), Source::ZooKeeper, now));
+                if let Some(known) = &mut view.verified {
+                    known.sync = Reading::Present(sync.clone());
+                }
                 view.cluster.sync = Some(Fact::new(Reading::Present(sync), Source::ZooKeeper, now));
             }
-            Self::Sound | Self::WithoutRule(_) | Self::IgnoresPause | Self::Unguarded | Self::PlainForBarrier => {
-                return None;
-            }
+            Self::Sound
+            | Self::WithoutRule(_)
+            | Self::IgnoresPause
+            | Self::Unguarded
+            | Self::PlainForBarrier
+            | Self::GatePassesAlways
+            | Self::GateRefusesStandby
+            | Self::OldRecordCounts => return None,
         }
         Some(view)
     }

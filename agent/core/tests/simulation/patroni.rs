@@ -1,11 +1,12 @@
-//! Patroni: the HA loop, as far as it decides who takes writes (patroni/ha.py, 4.1).
+//! Patroni: its process, its session with ZooKeeper, and what turns or hangs in it (patroni/ha.py, 4.1). What the HA
+//! loop decides is in `ha.rs`, its REST API in `rest.rs`, its `pre_promote` in `gate.rs`.
 //!
 //! A frozen process does nothing until it is thawed, and then goes on where it was: also with a promotion that it had
 //! been about to order. A dead one does nothing; its PostgreSQL lives on.
 
-use crate::postgres::State;
+use crate::gate::Hook;
 use crate::world::{Happening, World, letter, tell};
-use crate::zookeeper::Client;
+use crate::zookeeper::{Client, Config};
 
 #[derive(Clone, Copy, Debug)]
 pub enum PatroniEvent {
@@ -18,6 +19,8 @@ pub enum PatroniEvent {
     Promote,
     /// In a switchover: has PostgreSQL stopped?
     Stopped,
+    /// `get_cluster()` tries again; the second is when it gives up.
+    TryAgain(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub enum Rest {
     Slow,
     /// Says nothing, though the loop turns.
     Hung,
+    /// Answers `/liveness` and nothing else: what asks PostgreSQL hangs.
+    OnlyLiveness,
 }
 
 pub struct Patroni {
@@ -38,8 +43,10 @@ pub struct Patroni {
     pub cut: bool,
     pub life: u32,
     pub session: Option<usize>,
-    /// When it last heard from ZooKeeper in its loop, by the wall clock.
+    /// `dcs_last_seen`: when `get_cluster()` last returned, by the wall clock.
     pub seen_by_clock: i64,
+    /// The same, by the world's.
+    pub seen: u64,
     /// By so much the wall clock is ahead.
     pub clock: i64,
     /// It was started under flock, and so holds the alive lock while it lives.
@@ -47,18 +54,45 @@ pub struct Patroni {
     pub rest: Rest,
     /// Since when.
     pub rest_since: u64,
-    pub failsafe_active: bool,
-    ttl: u64,
-    /// Since when it cannot reach ZooKeeper.
-    failing_since: Option<u64>,
-    switching: bool,
+    /// It counts failsafe mode as active until then: ttl after all members last agreed.
+    pub failsafe_until: u64,
+    /// The configuration as it last read it.
+    pub known: Config,
+    /// Of the session that it asks for.
+    pub ttl: u64,
+    /// The HA loop hangs, though the process lives: REST and session go on.
+    pub stuck: bool,
+    /// Since when it hangs, or does not.
+    pub loop_since: u64,
+    /// Its whole node is paused when its next `pre_promote` begins.
+    pub to_pause: bool,
+    /// It is frozen in its next `get_cluster()`, behind ZooKeeper's answer, which it then takes in when it thaws.
+    pub to_freeze: bool,
+    /// It is, there.
+    pub reading: bool,
+    /// When the last HA cycle began.
+    pub cycle: u64,
+    /// It is inside `get_cluster()`, and ZooKeeper does not answer.
+    pub trying: bool,
+    /// It stops its server, and the HA loop waits for that.
+    pub demoting: bool,
+    /// It takes no part in a race before then.
+    pub skips_until: u64,
+    /// Its `pre_promote` said no, and the loop has not taken that in yet.
+    pub said_no: bool,
+    /// Its `pre_promote`, while it runs.
+    pub hook: Option<Hook>,
+    pub hooks: u32,
+    /// When one last let a promotion pass.
+    pub passed_at: Option<u64>,
+    pub switching: bool,
     round: u32,
     /// What was due while it was frozen.
     deferred: Vec<PatroniEvent>,
 }
 
 impl Patroni {
-    pub fn new() -> Self {
+    pub fn new(known: Config) -> Self {
         Self {
             alive: true,
             frozen: false,
@@ -67,13 +101,27 @@ impl Patroni {
             life: 0,
             session: None,
             seen_by_clock: 0,
+            seen: 0,
             clock: 0,
             flock: true,
             rest: Rest::Answers,
             rest_since: 0,
-            failsafe_active: false,
-            ttl: 0,
-            failing_since: None,
+            failsafe_until: 0,
+            known,
+            ttl: known.ttl,
+            stuck: false,
+            loop_since: 0,
+            to_freeze: false,
+            to_pause: false,
+            reading: false,
+            cycle: 0,
+            trying: false,
+            demoting: false,
+            skips_until: 0,
+            said_no: false,
+            hook: None,
+            hooks: 0,
+            passed_at: None,
             switching: false,
             round: 0,
             deferred: Vec::new(),
@@ -89,20 +137,44 @@ impl Patroni {
     pub fn turns(&self) -> bool {
         self.alive && !self.frozen
     }
+
+    /// Its HA loop turns.
+    pub fn loop_turns(&self) -> bool {
+        self.turns() && !self.stuck
+    }
+
+    /// It answers what is asked of its REST API, sooner or later.
+    pub fn answers(&self) -> bool {
+        self.turns() && matches!(self.rest, Rest::Answers | Rest::Slow)
+    }
+
+    /// `/liveness`: late is who began no cycle for ttl, twice that where it is no primary; never in maintenance mode.
+    pub fn is_live(&self, now: u64, primary: bool) -> bool {
+        self.known.pause || now < self.cycle + self.ttl * if primary { 1 } else { 2 }
+    }
+
+    /// A process begins or ends: what it was in the middle of is over.
+    fn forget(&mut self) {
+        (self.stuck, self.trying, self.reading, self.to_freeze) = (false, false, false, false);
+        (self.demoting, self.switching, self.said_no, self.hook) = (false, false, false, None);
+        self.deferred.clear();
+    }
 }
 
 impl World {
     /// The process begins.
     pub fn begin_patroni(&mut self, node: usize) {
-        let ttl = self.zk.config.ttl;
+        let known = self.zk.config;
         let patroni = &mut self.nodes[node].patroni;
         let (life, cut, rest, rest_since) = (patroni.life + 1, patroni.cut, patroni.rest, patroni.rest_since);
-        let clock = patroni.clock;
-        *patroni = Patroni { life, cut, rest, rest_since, clock, ttl, since: self.now, ..Patroni::new() };
+        let (clock, hooks, since) = (patroni.clock, patroni.hooks + 1, self.now);
+        *patroni =
+            Patroni { life, cut, rest, rest_since, clock, hooks, since, loop_since: since, ..Patroni::new(known) };
+        patroni.cycle = self.now;
         if self.reaches_zookeeper(Client::Patroni(node)) {
-            let session = self.open_session(Client::Patroni(node), ttl);
+            let session = self.open_session(Client::Patroni(node), known.ttl);
             self.nodes[node].patroni.session = Some(session);
-            self.nodes[node].patroni.seen_by_clock = self.now as i64 + clock;
+            self.note_seen(node);
         }
         let first = self.chance.between(1, 10_000);
         self.after(first, Happening::Patroni(node, life, PatroniEvent::Ping));
@@ -117,6 +189,9 @@ impl World {
             tell!(self, "Patroni of {} is killed", letter(node));
             let patroni = &mut self.nodes[node].patroni;
             (patroni.alive, patroni.frozen, patroni.since) = (false, false, self.now);
+            patroni.forget();
+            // Its sessions with PostgreSQL end with it.
+            self.nodes[node].pg.heartbeat = None;
             self.lock_changed(node);
         }
     }
@@ -136,14 +211,57 @@ impl World {
             return;
         }
         (patroni.frozen, patroni.since) = (false, self.now);
-        let life = patroni.life;
+        let reading = std::mem::take(&mut patroni.reading);
         tell!(self, "Patroni of {} thaws", letter(node));
+        if reading {
+            // `get_cluster()` returns, with an answer from before the freeze, and is stamped now.
+            self.note_seen(node);
+            self.heartbeat(node);
+        }
+        self.resume(node);
+        self.answer_question(node);
+    }
+
+    /// The HA loop hangs from now on.
+    pub fn stick_loop(&mut self, node: usize) {
+        let patroni = &mut self.nodes[node].patroni;
+        if patroni.alive && !patroni.stuck {
+            (patroni.stuck, patroni.loop_since) = (true, self.now);
+            tell!(self, "the HA loop of {} hangs", letter(node));
+        }
+    }
+
+    pub fn unstick_loop(&mut self, node: usize) {
+        let patroni = &mut self.nodes[node].patroni;
+        if std::mem::take(&mut patroni.stuck) {
+            patroni.loop_since = self.now;
+            tell!(self, "the HA loop of {} turns again", letter(node));
+            self.resume(node);
+        }
+    }
+
+    /// What was due while it was frozen or stuck is done, and a round begins soon.
+    fn resume(&mut self, node: usize) {
+        let life = self.nodes[node].patroni.life;
         for event in std::mem::take(&mut self.nodes[node].patroni.deferred) {
             self.after(1, Happening::Patroni(node, life, event));
         }
         let pause = self.chance.between(2, 1000);
         self.wake_patroni(node, pause);
-        self.answer_question(node);
+    }
+
+    /// `get_cluster()` has returned.
+    pub fn note_seen(&mut self, node: usize) {
+        let patroni = &mut self.nodes[node].patroni;
+        (patroni.seen, patroni.seen_by_clock) = (self.now, self.now as i64 + patroni.clock);
+    }
+
+    /// Its session `Patroni heartbeat` begins a query, as in each HA cycle.
+    pub fn heartbeat(&mut self, node: usize) {
+        let pg = &mut self.nodes[node].pg;
+        if pg.takes_sessions() {
+            pg.heartbeat = Some(self.now);
+        }
     }
 
     /// The next round begins after `pause`.
@@ -170,6 +288,11 @@ impl World {
             }
             return;
         }
+        // The keep-alive and the tasks beside the loop go on while it hangs.
+        if patroni.stuck && matches!(event, PatroniEvent::Take | PatroniEvent::TryAgain(_)) {
+            patroni.deferred.push(event);
+            return;
+        }
         match event {
             PatroniEvent::Round(round) => {
                 if round == patroni.round {
@@ -177,219 +300,25 @@ impl World {
                 }
             }
             PatroniEvent::Ping => {
-                let pause = patroni.ttl / 3;
+                // kazoo pings after a third of what the server granted.
+                let pause = patroni.ttl.min(40_000) / 3;
                 self.touch_session(node);
                 self.after(pause, Happening::Patroni(node, life, event));
             }
             PatroniEvent::Take => self.take(node),
             PatroniEvent::Promote => self.promote_pg(node),
             PatroniEvent::Stopped => self.switchover_goes_on(node),
+            PatroniEvent::TryAgain(until) => self.try_again(node, until),
         }
     }
 
     /// Whether it has a session that lives; hearing from it prolongs it.
-    fn touch_session(&mut self, node: usize) -> bool {
+    pub fn touch_session(&mut self, node: usize) -> bool {
         let Some(session) = self.nodes[node].patroni.session else { return false };
         if !self.reaches_zookeeper(Client::Patroni(node)) || !self.zk.sessions[session].alive {
             return false;
         }
         self.zk.sessions[session].heard = self.now;
         true
-    }
-
-    fn round(&mut self, node: usize) {
-        if !self.reaches_zookeeper(Client::Patroni(node)) {
-            return self.without_zookeeper(node);
-        }
-        let config = self.zk.config;
-        let patroni = &mut self.nodes[node].patroni;
-        patroni.failing_since = None;
-        patroni.failsafe_active = false;
-        patroni.seen_by_clock = self.now as i64 + patroni.clock;
-        if self.nodes[node].patroni.ttl != config.ttl {
-            // kazoo's client is restarted with another timeout: a new session, and the key goes with the old one.
-            self.nodes[node].patroni.ttl = config.ttl;
-            if let Some(session) = self.nodes[node].patroni.session.take() {
-                self.give_up(node);
-                self.close_session(session);
-            }
-        }
-        if !self.touch_session(node) {
-            let session = self.open_session(Client::Patroni(node), config.ttl);
-            self.nodes[node].patroni.session = Some(session);
-        }
-        self.wake_patroni(node, config.loop_wait);
-        match self.zk.key {
-            Some(key) if key.node == node && Some(key.owner) == self.nodes[node].patroni.session => self.lead(node),
-            // Its key, of a session that it had in a former life.
-            Some(key) if key.node == node => {
-                if !config.pause {
-                    self.give_up(node);
-                    self.delete_key();
-                }
-            }
-            Some(_) => self.follow(node),
-            None => self.race(node),
-        }
-    }
-
-    fn give_up(&mut self, node: usize) {
-        if self.zk.holds(node) {
-            self.zk.given_up[node] = Some(self.now);
-        }
-    }
-
-    /// It leads, by the key.
-    fn lead(&mut self, node: usize) {
-        let switchover = self.zk.failover.filter(|(from, _)| *from == node);
-        let state = self.nodes[node].pg.state;
-        if self.zk.config.pause || self.nodes[node].patroni.switching {
-            return;
-        }
-        if let (Some((_, to)), State::TakesWrites) = (switchover, state) {
-            tell!(self, "Patroni of {} begins the switchover to {}", letter(node), letter(to));
-            self.nodes[node].patroni.switching = true;
-            let takes = self.chance.between(30, 400);
-            self.stop_pg(node, takes);
-            let life = self.nodes[node].patroni.life;
-            self.after(1000, Happening::Patroni(node, life, PatroniEvent::Stopped));
-            return;
-        }
-        match state {
-            State::TakesWrites => self.status_written(node),
-            State::Down => self.start_pg(node, true),
-            State::Follows => self.promote_soon(node),
-            State::Starting => {}
-        }
-    }
-
-    fn switchover_goes_on(&mut self, node: usize) {
-        let life = self.nodes[node].patroni.life;
-        if self.nodes[node].pg.state != State::Down {
-            return self.after(1000, Happening::Patroni(node, life, PatroniEvent::Stopped));
-        }
-        self.nodes[node].patroni.switching = false;
-        // It gives the key back by restarting its session; somebody else may have given it back already.
-        if self.reaches_zookeeper(Client::Patroni(node))
-            && let Some(session) = self.nodes[node].patroni.session.take()
-        {
-            self.give_up(node);
-            self.close_session(session);
-        }
-        self.wake_patroni(node, 2000);
-    }
-
-    fn promote_soon(&mut self, node: usize) {
-        let (life, pause) = (self.nodes[node].patroni.life, self.chance.between(1, 10));
-        self.after(pause, Happening::Patroni(node, life, PatroniEvent::Promote));
-    }
-
-    /// Another leads.
-    fn follow(&mut self, node: usize) {
-        if self.zk.config.pause || self.nodes[node].patroni.switching {
-            return;
-        }
-        match self.nodes[node].pg.state {
-            State::TakesWrites => {
-                tell!(self, "Patroni of {} demotes it: another leads", letter(node));
-                let takes = self.chance.between(20, 200);
-                self.stop_pg(node, takes);
-                self.wake_patroni(node, takes + 100);
-            }
-            State::Down => self.start_pg(node, false),
-            State::Follows => self.follow_timeline(node),
-            State::Starting => {}
-        }
-    }
-
-    /// Nobody leads.
-    fn race(&mut self, node: usize) {
-        let state = self.nodes[node].pg.state;
-        if self.nodes[node].patroni.switching {
-            return;
-        }
-        let mut pause = self.chance.between(2, 10);
-        match state {
-            // A client that is restarted takes its time.
-            State::TakesWrites => pause += self.chance.between(0, 60),
-            State::Follows if !self.zk.config.pause => {
-                let expected = self.zk.failover.map(|(_, to)| to);
-                if expected.is_some_and(|to| to != node && self.nodes[to].patroni.turns()) {
-                    return self.wake_patroni(node, 1000);
-                }
-                // Somebody's Patroni does not answer: that costs two seconds, its limit.
-                let silent = |other: &crate::world::Node| {
-                    other.patroni.alive && (other.patroni.frozen || other.patroni.rest == Rest::Hung)
-                };
-                if self.nodes.iter().any(silent) && self.chance.percent(80) {
-                    pause += 2000;
-                } else if self.chance.percent(50) {
-                    pause += self.chance.between(0, 1500);
-                }
-            }
-            State::Down if !self.zk.config.pause => return self.start_pg(node, false),
-            _ => return,
-        }
-        if self.another_primary_answers(node) {
-            tell!(self, "Patroni of {}: a primary is still alive", letter(node));
-            if state == State::TakesWrites {
-                // "demoting self because i am not the healthiest node"
-                let takes = self.chance.between(20, 200);
-                self.stop_pg(node, takes);
-            }
-            return;
-        }
-        let life = self.nodes[node].patroni.life;
-        self.after(pause, Happening::Patroni(node, life, PatroniEvent::Take));
-    }
-
-    fn another_primary_answers(&self, node: usize) -> bool {
-        self.nodes.iter().enumerate().any(|(other, known)| {
-            other != node && known.patroni.turns() && known.patroni.rest != Rest::Hung && known.pg.acknowledges()
-        })
-    }
-
-    fn take(&mut self, node: usize) {
-        let state = self.nodes[node].pg.state;
-        if self.zk.key.is_some() || !self.touch_session(node) || state == State::Down {
-            return;
-        }
-        self.create_key(node);
-        self.wake_patroni(node, 10_000);
-        if state == State::Follows {
-            self.promote_soon(node);
-        }
-    }
-
-    /// ZooKeeper cannot be reached: a primary goes on for `retry_timeout`, then only in failsafe mode.
-    fn without_zookeeper(&mut self, node: usize) {
-        let config = self.zk.config;
-        let patroni = &mut self.nodes[node].patroni;
-        let since = *patroni.failing_since.get_or_insert(self.now);
-        if self.now - since < config.retry_timeout {
-            return self.wake_patroni(node, 1000);
-        }
-        if self.nodes[node].pg.state == State::TakesWrites && !config.pause {
-            let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != node);
-            let accepted = others
-                .fold(true, |all, (_, other)| all && other.patroni.turns() && other.patroni.rest == Rest::Answers);
-            let allowed = config.failsafe && accepted;
-            if self.nodes[node].patroni.failsafe_active != allowed {
-                tell!(
-                    self,
-                    "Patroni of {}: failsafe mode {}",
-                    letter(node),
-                    if allowed { "begins" } else { "is over" }
-                );
-            }
-            self.nodes[node].patroni.failsafe_active = allowed;
-            if allowed {
-                return self.wake_patroni(node, config.loop_wait);
-            }
-            tell!(self, "Patroni of {} demotes it: ZooKeeper cannot be reached", letter(node));
-            let takes = self.chance.between(50, 300);
-            self.stop_pg(node, takes);
-        }
-        self.wake_patroni(node, 1000);
     }
 }

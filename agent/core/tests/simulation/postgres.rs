@@ -1,12 +1,16 @@
 //! PostgreSQL: takes writes, follows, starts or is down, may be paused, and is stopped by a fence.
 
+use crate::agent::AgentEvent;
 use crate::world::{Happening, World, letter, tell};
 use warden_core::event::Rule;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     Down,
-    Starting,
+    /// It lets no session in yet: as a standby it follows when that is over, else it takes writes.
+    Starting {
+        standby: bool,
+    },
     Follows,
     TakesWrites,
 }
@@ -19,6 +23,8 @@ pub enum PgEvent {
     Stopped,
     /// A fence has done its work.
     Fenced(usize, Rule),
+    /// So has that of a candidate's gate.
+    FencedByGate,
 }
 
 /// A fence that waits for a paused server to wake.
@@ -42,6 +48,16 @@ pub struct Postgres {
     /// When its own agent first saw that it takes writes, if it does and was seen.
     pub seen: Option<u64>,
     pub unpaused_at: u64,
+    /// When Patroni's session `Patroni heartbeat` last began a query, while there is one.
+    pub heartbeat: Option<u64>,
+    /// It lets no session in from other nodes (pg_hba).
+    pub locked: bool,
+    /// Since when that is so, or is not.
+    pub locked_since: u64,
+    /// It was told to promote itself.
+    pub promoting: bool,
+    /// It takes writes again after a crash: it is its agent, not Patroni, that has to see it.
+    pub recovered: bool,
     /// A fence that stands in front of it while it is paused.
     pub fence_in_front: Option<InFront>,
     deferred: Vec<PgEvent>,
@@ -58,9 +74,19 @@ impl Postgres {
             since: 0,
             seen: None,
             unpaused_at: 0,
+            heartbeat: None,
+            locked: false,
+            locked_since: 0,
+            promoting: false,
+            recovered: false,
             fence_in_front: None,
             deferred: Vec::new(),
         }
+    }
+
+    /// It lets sessions in.
+    pub fn takes_sessions(&self) -> bool {
+        !self.paused && matches!(self.state, State::TakesWrites | State::Follows)
     }
 
     /// Acknowledges writes.
@@ -76,6 +102,7 @@ impl World {
             pg.state = state;
             pg.since = self.now;
             pg.seen = None;
+            (pg.promoting, pg.recovered) = (false, false);
             tell!(self, "PostgreSQL of {}: {state:?} (timeline {})", letter(node), self.nodes[node].pg.timeline);
         }
     }
@@ -85,15 +112,30 @@ impl World {
         let pg = &mut self.nodes[node].pg;
         pg.life += 1;
         pg.deferred.clear();
-        pg.fence_in_front = None;
+        (pg.fence_in_front, pg.heartbeat, pg.promoting) = (None, None, false);
         pg.life
     }
 
-    pub fn start_pg(&mut self, node: usize, as_leader: bool) {
+    /// Patroni starts it, always as a standby: a leader is promoted when it is up.
+    pub fn start_pg(&mut self, node: usize) {
+        let takes = self.chance.between(300, 2500);
+        self.begin_starting(node, true, takes);
+    }
+
+    fn begin_starting(&mut self, node: usize, standby: bool, takes: u64) {
         let life = self.new_life(node);
-        self.pg_state(node, State::Starting);
-        let takes = if as_leader { self.chance.between(200, 2000) } else { self.chance.between(500, 3000) };
-        self.after(takes, Happening::Pg(node, life, PgEvent::Up(as_leader)));
+        self.pg_state(node, State::Starting { standby });
+        self.after(takes, Happening::Pg(node, life, PgEvent::Up(standby)));
+    }
+
+    /// A backend is killed: the postmaster restarts by itself, and needs `takes` for its crash recovery. A primary takes
+    /// writes again when that is over, whatever its Patroni does.
+    pub fn crash_pg(&mut self, node: usize, takes: u64) {
+        match self.nodes[node].pg.state {
+            State::TakesWrites => self.begin_starting(node, false, takes),
+            State::Follows => self.begin_starting(node, true, takes),
+            State::Down | State::Starting { .. } => {}
+        }
     }
 
     /// The signal to stop; it takes writes to the end.
@@ -110,7 +152,12 @@ impl World {
     }
 
     pub fn promote_pg(&mut self, node: usize) {
-        let life = self.nodes[node].pg.life;
+        let pg = &mut self.nodes[node].pg;
+        if pg.state != State::Follows || pg.promoting {
+            return;
+        }
+        pg.promoting = true;
+        let life = pg.life;
         // Measured: 75 ms from the key to the first write, at best.
         let takes = self.chance.between(75, 400);
         self.after(takes, Happening::Pg(node, life, PgEvent::Promoted));
@@ -126,17 +173,24 @@ impl World {
             return;
         }
         match event {
-            PgEvent::Up(as_leader) => {
-                if as_leader {
-                    self.pg_state(node, State::TakesWrites);
-                } else {
+            PgEvent::Up(standby) => {
+                if standby {
                     self.pg_state(node, State::Follows);
                     self.follow_timeline(node);
+                    // Patroni's own task, which started it, wakes the loop.
+                    self.wake_patroni(node, 50);
+                } else {
+                    self.pg_state(node, State::TakesWrites);
+                    self.nodes[node].pg.recovered = true;
                 }
+                // Its agent knocks every 40 ms while it lets nobody in.
+                let pause = self.chance.between(1, 40);
+                self.agent_after(node, pause, AgentEvent::AskPg(node, false));
             }
             PgEvent::Promoted => {
                 if pg.state == State::Follows {
-                    pg.timeline += 1;
+                    self.zk.timeline += 1;
+                    pg.timeline = self.zk.timeline;
                     self.pg_state(node, State::TakesWrites);
                 }
             }
@@ -149,13 +203,22 @@ impl World {
                 self.pg_state(node, State::Down);
                 self.fence_confirmed(node, by, rule);
             }
+            PgEvent::FencedByGate => {
+                self.new_life(node);
+                self.pg_state(node, State::Down);
+                if self.zk.up && self.zk.records[node].is_none() {
+                    self.record_fence(node, Some(Rule::Peer));
+                }
+            }
         }
     }
 
+    /// It streams from the leader, or is rewound to what that has.
     pub fn follow_timeline(&mut self, node: usize) {
-        let leaders = self.zk.key.map(|key| self.nodes[key.node].pg.timeline);
-        let pg = &mut self.nodes[node].pg;
-        pg.timeline = pg.timeline.max(leaders.unwrap_or(0));
+        let leader = self.zk.key.map(|key| &self.nodes[key.node].pg).filter(|pg| pg.state == State::TakesWrites);
+        if let Some(timeline) = leader.map(|pg| pg.timeline) {
+            self.nodes[node].pg.timeline = timeline;
+        }
     }
 
     pub fn pause_pg(&mut self, node: usize) {

@@ -9,7 +9,7 @@ use crate::faults::{Fault, What};
 use crate::mutation::Mutation;
 use crate::patroni::{Patroni, PatroniEvent};
 use crate::postgres::{PgEvent, Postgres};
-use crate::zookeeper::ZooKeeper;
+use crate::zookeeper::{Sync, ZooKeeper};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -20,6 +20,12 @@ pub enum Happening {
     Heal(usize),
     Expiry(usize),
     Patroni(usize, u32, PatroniEvent),
+    /// The pre_promote hook of a node looks again; the second is its run.
+    Hook(usize, u32),
+    /// All faults are over; from now on everything has to come right.
+    Healed,
+    /// Has it?
+    Settled,
     Pg(usize, u32, PgEvent),
     Agent(usize, u32, AgentEvent),
 }
@@ -29,6 +35,8 @@ pub struct Node {
     pub pg: Postgres,
     pub patroni: Patroni,
     pub agent: Agent,
+    /// Nothing of it can be reached from other nodes, nor they from it.
+    pub isolated: bool,
     /// Since when it takes writes without the key and without an excuse.
     pub unlicensed_since: Option<u64>,
 }
@@ -40,6 +48,28 @@ pub struct Setting {
     pub length: u64,
     /// The agents know Patroni's alive lock.
     pub alive_lock: bool,
+    /// `pre_promote` is `warden gate`.
+    pub gate: bool,
+    /// The agents see Patroni's heartbeat (`track_activities`).
+    pub heartbeat: bool,
+    /// The agents see their server's data directory.
+    pub data_directory: bool,
+    /// Nothing is written, so that Patroni has nothing to write into `status`.
+    pub idle: bool,
+}
+
+impl Setting {
+    fn by(chance: &mut Chance) -> Self {
+        Self {
+            nodes: if chance.percent(75) { 2 } else { 3 },
+            length: [60, 60, 75, 90, 120, 180][chance.below(6)] * 1000,
+            alive_lock: chance.percent(60),
+            gate: chance.percent(70),
+            heartbeat: chance.percent(85),
+            data_directory: chance.percent(90),
+            idle: chance.percent(50),
+        }
+    }
 }
 
 pub struct World {
@@ -56,6 +86,15 @@ pub struct World {
     /// Told only when a history is looked at again.
     pub log: Option<Vec<String>>,
     pub tally: crate::checks::Tally,
+    /// When all faults were over.
+    pub healed: Option<u64>,
+    /// Faults strike that wait for the core to be mended.
+    pub awaited: bool,
+    /// Faults are those of the contract "proof and silence".
+    pub focused: bool,
+    pub over: bool,
+    /// How often each node was fenced.
+    pub fenced: [u64; 3],
     queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
     slots: Vec<Happening>,
     free: Vec<usize>,
@@ -79,16 +118,33 @@ pub fn letter(node: usize) -> &'static str {
 }
 
 impl World {
-    pub fn new(seed: u64, mutation: Mutation, palette: &'static [What], told: bool) -> Self {
+    pub fn new(seed: u64, mutation: Mutation, palette: &'static [What], awaited: bool, told: bool) -> Self {
         let mut chance = Chance::new(seed);
-        let setting = Setting {
-            nodes: if chance.percent(75) { 2 } else { 3 },
-            length: [60, 60, 75, 90, 120, 180][chance.below(6)] * 1000,
-            alive_lock: chance.percent(60),
-        };
+        let mut setting = Setting::by(&mut chance);
+        if !palette.is_empty() {
+            // The gate hides many a bug of the agents.
+            setting.gate = chance.percent(25);
+        }
+        let zk = ZooKeeper::new(&mut chance);
+        let mut world = Self::begin(chance, setting, zk, mutation, palette, told);
+        world.awaited = awaited;
+        world.plan_faults();
+        world.at(world.setting.length, Happening::Healed);
+        world
+    }
+
+    /// A world in which nothing has happened yet.
+    pub fn begin(
+        chance: Chance,
+        setting: Setting,
+        zk: ZooKeeper,
+        mutation: Mutation,
+        palette: &'static [What],
+        told: bool,
+    ) -> Self {
         let mut world = Self {
             now: 0,
-            zk: ZooKeeper::new(&mut chance),
+            zk,
             nodes: Vec::new(),
             faults: Vec::new(),
             mutation,
@@ -96,6 +152,11 @@ impl World {
             violation: None,
             log: told.then(Vec::new),
             tally: crate::checks::Tally::default(),
+            healed: None,
+            awaited: false,
+            focused: false,
+            over: false,
+            fenced: [0; 3],
             queue: BinaryHeap::with_capacity(64),
             slots: Vec::with_capacity(64),
             free: Vec::new(),
@@ -106,8 +167,9 @@ impl World {
         for node in 0..world.setting.nodes {
             world.nodes.push(Node {
                 pg: Postgres::new(node == 0),
-                patroni: Patroni::new(),
+                patroni: Patroni::new(world.zk.config),
                 agent: Agent::new(node, &world.setting, 0),
+                isolated: false,
                 unlicensed_since: None,
             });
         }
@@ -116,17 +178,17 @@ impl World {
             world.begin_patroni(node);
         }
         world.create_key(0);
+        world.zk.sync = Sync { leader: Some(0), standby: Some(1) };
         for node in 0..world.setting.nodes {
             world.begin_agent(node);
         }
-        world.plan_faults();
         world
     }
 
     /// Lives the history through, or to the first thing that must not be.
     pub fn run(&mut self) {
         while let Some(Reverse((at, _, slot))) = self.queue.pop() {
-            if at > self.setting.length || self.violation.is_some() {
+            if self.over || self.violation.is_some() {
                 break;
             }
             self.now = at;
@@ -136,11 +198,19 @@ impl World {
                 Happening::Heal(fault) => self.heal(fault),
                 Happening::Expiry(session) => self.expiry(session),
                 Happening::Patroni(node, life, event) => self.patroni_event(node, life, event),
+                Happening::Hook(node, run) => self.hook_looks(node, run),
+                Happening::Healed => self.all_heals(),
+                Happening::Settled => self.has_it_settled(),
                 Happening::Pg(node, life, event) => self.pg_event(node, life, event),
                 Happening::Agent(node, life, event) => self.agent_event(node, life, event),
             }
             self.check();
         }
+    }
+
+    /// Whether one node reaches another.
+    pub fn reaches(&self, from: usize, to: usize) -> bool {
+        from == to || !(self.nodes[from].isolated || self.nodes[to].isolated)
     }
 
     pub fn at(&mut self, at: u64, happening: Happening) {
@@ -155,10 +225,5 @@ impl World {
 
     pub fn after(&mut self, pause: u64, happening: Happening) {
         self.at(self.now + pause, happening);
-    }
-
-    /// Another node than this one, by chance.
-    pub fn another(&mut self, node: usize) -> usize {
-        (node + 1 + self.chance.below(self.setting.nodes - 1)) % self.setting.nodes
     }
 }

@@ -47,6 +47,26 @@ pub struct Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
     pub rule: Rule,
+    /// The transaction that wrote it.
+    pub mzxid: i64,
+    pub at: u64,
+}
+
+/// The `sync` znode: the leader that wrote it, and its synchronous standby.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Sync {
+    pub leader: Option<usize>,
+    pub standby: Option<usize>,
+}
+
+/// What a barrier read says.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    pub key: Option<Key>,
+    pub config: Config,
+    pub sync: Sync,
+    /// The barrier's own transaction.
+    pub zxid: i64,
 }
 
 pub struct ZooKeeper {
@@ -64,6 +84,11 @@ pub struct ZooKeeper {
     /// When ttl was last lowered.
     pub lowered_at: Option<u64>,
     pub records: [Option<Record>; 3],
+    pub sync: Sync,
+    /// The newest timeline, as `history` names it.
+    pub timeline: u32,
+    /// While it is down, packets vanish: a client does not hear that its connection is gone.
+    pub silent: bool,
     /// When a node's Patroni last gave its key up by itself.
     pub given_up: [Option<u64>; 3],
     zxid: i64,
@@ -71,13 +96,14 @@ pub struct ZooKeeper {
 
 impl ZooKeeper {
     pub fn new(chance: &mut Chance) -> Self {
-        let config = Config {
-            ttl: if chance.percent(50) { 20_000 } else { 30_000 },
-            loop_wait: 10_000,
-            retry_timeout: 5000,
-            pause: false,
-            failsafe: chance.percent(30),
+        let (ttl, loop_wait, retry_timeout) = match chance.below(20) {
+            0..8 => (20_000, 10_000, 5000),
+            8..14 => (30_000, 10_000, 10_000),
+            14..17 => (30_000, 10_000, 5000),
+            17..19 => (20_000, 5000, 5000),
+            _ => (90_000, 30_000, 30_000),
         };
+        let config = Config { ttl, loop_wait, retry_timeout, pause: false, failsafe: chance.percent(30) };
         Self {
             up: true,
             since: 0,
@@ -89,9 +115,30 @@ impl ZooKeeper {
             failover: None,
             lowered_at: None,
             records: [None; 3],
+            sync: Sync::default(),
+            timeline: 1,
+            silent: false,
             given_up: [None; 3],
             zxid: 100,
         }
+    }
+
+    /// The next transaction.
+    pub fn transaction(&mut self) -> i64 {
+        self.zxid += 1;
+        self.zxid
+    }
+
+    /// The newest transaction.
+    pub fn zxid(&self) -> i64 {
+        self.zxid
+    }
+
+    /// Who held the key before the present holder, or last.
+    pub fn holder_before(&self) -> Option<usize> {
+        let now = self.key.map(|key| key.czxid);
+        let mut held = self.keys.iter().rev().filter_map(|(_, key)| *key);
+        held.find(|key| Some(key.czxid) != now).map(|key| key.node)
     }
 
     /// The key as it was at `at`.
@@ -180,8 +227,7 @@ impl World {
 
     pub fn create_key(&mut self, node: usize) {
         let Some(owner) = self.nodes[node].patroni.session else { return };
-        self.zk.zxid += 1;
-        let key = Key { node, czxid: self.zk.zxid, owner, at: self.now };
+        let key = Key { node, czxid: self.zk.transaction(), owner, at: self.now };
         tell!(self, "ZooKeeper: {} takes the leader key (czxid {:#x})", letter(node), key.czxid);
         self.zk.key = Some(key);
         self.zk.keys.push((self.now, Some(key)));
@@ -193,7 +239,7 @@ impl World {
 
     pub fn zookeeper_down(&mut self) {
         tell!(self, "ZooKeeper goes down");
-        (self.zk.up, self.zk.since) = (false, self.now);
+        (self.zk.up, self.zk.since, self.zk.silent) = (false, self.now, self.chance.percent(30));
         for node in 0..self.setting.nodes {
             // Half of the connections are reset at once, the others just fall silent.
             if self.chance.percent(50) {
@@ -218,6 +264,9 @@ impl World {
     }
 
     pub fn configure(&mut self, change: impl Fn(&mut Config)) {
+        if !self.zk.up {
+            return;
+        }
         let before = self.zk.config;
         change(&mut self.zk.config);
         if before.pause != self.zk.config.pause {

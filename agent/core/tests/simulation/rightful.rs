@@ -1,0 +1,144 @@
+//! Whether what is done is right: a fence, a release, a promotion that is refused or let pass.
+
+use crate::gate::{GATE_WAIT, Known, LAST_HOLDER_WAIT, Say, Sight};
+use crate::postgres::State;
+use crate::world::{World, letter, tell};
+use warden_core::event::Rule;
+
+/// After a thaw a cycle begins within a second, and is seen within another; an order is under way for 2 s.
+const SEEN_TO_TURN: u64 = 4500;
+
+impl World {
+    /// A fence is carried out on `node`. `so_at` is when its guard was known to be so; `None` where there is none.
+    /// One that waited in front of a paused server cannot be taken back, and is good for ten seconds.
+    pub fn strike_fence(&mut self, node: usize, by: usize, rule: Rule, so_at: Option<u64>, waited: bool) {
+        *self.tally.fences.entry(rule).or_default() += 1;
+        self.fenced[node] += 1;
+        tell!(self, "PostgreSQL of {} is fenced by the agent of {} ({rule:?})", letter(node), letter(by));
+        if self.zk.config.pause && rule != Rule::Operator && so_at.is_some() && !waited {
+            self.object(format!("(b) {} is fenced by {rule:?} in maintenance mode", letter(node)));
+        }
+        if matches!(rule, Rule::Superseded | Rule::Orphaned | Rule::Lease)
+            && !waited
+            && let Some(why) = self.goes_on(node, rule)
+        {
+            self.object(format!("(b) {} is fenced by {rule:?} {why}", letter(node)));
+        }
+        let Some(key) = self.zk.key.filter(|key| key.node == node) else { return };
+        let patroni = &self.nodes[node].patroni;
+        let rightful = match rule {
+            Rule::Operator => false,
+            // Between the guard's read and the signal the key may have become its own: that cannot be excluded.
+            _ if so_at.is_some_and(|so_at| key.at >= so_at) => false,
+            // One that waited in front of a paused server cannot be taken back, and is good for ten seconds.
+            Rule::Lease if waited => self.is_seen_to_turn(node, 12_500),
+            Rule::Lease => self.is_seen_to_turn(node, SEEN_TO_TURN),
+            _ => patroni.turns(),
+        };
+        if rightful {
+            let why = if rule == Rule::Lease { "and its HA loop is seen to turn" } else { "" };
+            self.object(format!("(b) {} is fenced by {rule:?} although it leads {why}", letter(node)));
+        } else if rule == Rule::Lease && patroni.loop_turns() {
+            *self.tally.unprovable.entry("no heartbeat, and REST is stuck").or_default() += 1;
+        }
+    }
+
+    /// The agent of `node` can see that the HA loop turns: by the heartbeat, or else by an answer.
+    fn is_seen_to_turn(&self, node: usize, after: u64) -> bool {
+        let known = &self.nodes[node];
+        let patroni = &known.patroni;
+        let settled = self.now - patroni.since.max(patroni.loop_since) > after;
+        let heartbeat = self.setting.heartbeat && known.pg.heartbeat.is_some() && !known.pg.paused;
+        let answers = patroni.answers() && self.now - patroni.rest_since > 2500;
+        settled && patroni.loop_turns() && (heartbeat || answers)
+    }
+
+    /// Why this server goes on for good reason, as its agent can know.
+    fn goes_on(&self, node: usize, rule: Rule) -> Option<&'static str> {
+        let known = &self.nodes[node];
+        let patroni = &known.patroni;
+        // Where another one leads and takes writes already, it was granted before a freeze, and is over.
+        let replaced = self.zk.key.is_some_and(|key| key.node != node && self.nodes[key.node].pg.acknowledges());
+        if patroni.loop_turns() && !replaced && self.now < patroni.failsafe_until {
+            let heard = known.agent.failsafe_heard.is_some_and(|heard| self.now - heard < 19_000);
+            // Where the heartbeat cannot be had, only an answer from before the outage tells.
+            let inactive = known.agent.inactive_heard.unwrap_or(0) + patroni.known.ttl >= known.agent.reach_since;
+            if heard || self.is_seen_to_turn(node, SEEN_TO_TURN) || !inactive {
+                return Some("in failsafe mode");
+            }
+        }
+        let settled = self.now - patroni.since.max(patroni.rest_since).max(patroni.loop_since) > 2500;
+        let answers = patroni.loop_turns() && settled && patroni.answers();
+        (matches!(rule, Rule::Orphaned | Rule::Lease) && answers).then_some("although its Patroni answers")
+    }
+
+    /// What the gate of `node` says.
+    pub fn check_gate(&mut self, node: usize, known: &Known, said: Say) {
+        let late = known.runs_for > GATE_WAIT + 500 && self.zk.holds(node) && known.ours.is_some();
+        let woke = self.nodes[node].pg.unpaused_at + GATE_WAIT + 500 > self.now;
+        if said == Say::Wait && late && !woke {
+            self.object(format!("(e) the gate keeps {} waiting for {} ms", letter(node), known.runs_for));
+        }
+        if said == Say::Pass {
+            return self.check_passing(node, known);
+        }
+        if said != Say::Refuse {
+            return;
+        }
+        self.tally.refused_promotions += 1;
+        let another = self.zk.key.is_some_and(|key| key.node != node);
+        let writes = self.nodes.iter().enumerate().any(|(other, known)| {
+            other != node && matches!(known.pg.state, State::TakesWrites | State::Starting { standby: false })
+        });
+        if !another && !writes {
+            self.object(format!("(e) the gate of {} refuses, and no other takes writes", letter(node)));
+        }
+    }
+
+    /// Who may still take writes has to have had its time, or to be proved stopped.
+    fn check_passing(&mut self, node: usize, known: &Known) {
+        if known.ours == Some(false) {
+            self.object(format!("(e) the gate of {} lets it pass without the key", letter(node)));
+        }
+        for (other, seen) in known.others.iter().enumerate() {
+            let Some(seen) = seen.filter(|seen| seen.sight == Sight::Silent && seen.held_last) else { continue };
+            let record =
+                self.zk.records[other].filter(|record| record.at + 1000 >= self.zk.lost_at(other).unwrap_or(0));
+            let in_recovery = seen.standby == Some(true);
+            let writes = self.nodes[other].pg.state == State::TakesWrites;
+            if writes && record.is_none() && !in_recovery && known.key_age < LAST_HOLDER_WAIT {
+                self.object(format!("(e) the gate of {} does not wait for {}", letter(node), letter(other)));
+            }
+        }
+    }
+
+    /// The key that `node` holds is released.
+    pub fn check_release(&mut self, node: usize, handover: bool) {
+        tell!(
+            self,
+            "the agent of {} releases the leader key{}",
+            letter(node),
+            if handover { " (handover)" } else { "" }
+        );
+        if handover {
+            self.tally.handovers += 1;
+        } else {
+            self.tally.releases += 1;
+        }
+        if self.nodes[node].pg.state != State::Down {
+            self.object(format!("(c) the key of {} is released although its PostgreSQL is up", letter(node)));
+        }
+        if !handover && self.nodes[node].patroni.alive {
+            self.object(format!("(c) the key of {} is released although its Patroni lives", letter(node)));
+        }
+        // Otherwise rows that were acknowledged may be lost.
+        let follows = |other: usize| self.nodes[other].pg.state == State::Follows;
+        let synchronous = self.zk.sync.leader == Some(node) && self.zk.sync.standby.is_some_and(follows);
+        if !handover && !synchronous && self.awaited {
+            self.object(format!("(c) the key of {} is released although no standby is synchronous", letter(node)));
+        }
+        if handover && self.zk.failover.is_none_or(|(from, _)| from != node) {
+            self.object(format!("(c) the key of {} is handed over although no switchover is under way", letter(node)));
+        }
+    }
+}
