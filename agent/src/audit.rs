@@ -1,4 +1,4 @@
-//! An entry of the audit trail, `/warden/<scope>/audit/`: what was done, by whom, why, on what facts, and what came of
+//! An entry of the audit trail, `audit/` in Warden's tree: what was done, by whom, why, on what facts, and what came of
 //! it. Warden's own format, documented in the README. Fields may be added; a reader ignores those it does not know.
 
 use jiff::Timestamp;

@@ -1,4 +1,4 @@
-//! A fence record, `/warden/<scope>/fences/<member>`: who was fenced, why, and whether that is confirmed.
+//! A fence record, `fences/<member>` in Warden's tree: who was fenced, why, and whether that is confirmed.
 //!
 //! Warden's own format, documented here and in the README; read by agents, the gate and `warden status`. It stays
 //! until the member is in recovery or leads again, or, where a person asked for it, until it is taken back. Fields
@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use warden_core::event::{FenceRecord, Rule};
-use warden_core::types::{MemberName, UnixMillis};
+use warden_core::types::{MemberName, UnixMillis, Zxid};
 
 #[derive(Serialize, Deserialize)]
 struct Wire {
@@ -20,6 +20,38 @@ struct Wire {
     confirmed_ms: Option<i64>,
     #[serde(default)]
     facts: BTreeMap<String, String>,
+    /// Of a copy, between the tree of Warden 0.1 and ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    copied: Option<Copied>,
+}
+
+/// What a copy tells of the record that it is a copy of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copied {
+    /// The transaction that wrote it, and when that was by ZooKeeper's clock. What the record proves it proves as of then:
+    /// the copy's own transaction may be later than a key under which its server has taken writes again.
+    #[serde(with = "hexadecimal")]
+    pub mzxid: Zxid,
+    /// Likewise.
+    pub mtime_ms: i64,
+    /// Whose cluster's it is.
+    pub system_identifier: String,
+}
+
+/// A transaction as it is written everywhere, `0x1f`.
+mod hexadecimal {
+    use super::Zxid;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(zxid: &Zxid, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{:#x}", zxid.0))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Zxid, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let number = text.strip_prefix("0x").and_then(|digits| i64::from_str_radix(digits, 16).ok());
+        number.map(Zxid).ok_or_else(|| D::Error::custom(format!("{text:?} is no transaction")))
+    }
 }
 
 /// The record as JSON.
@@ -32,12 +64,13 @@ pub fn write(record: &FenceRecord) -> Vec<u8> {
         ordered_ms: record.ordered.0,
         confirmed_ms: record.confirmed.map(|at| at.0),
         facts: record.facts.iter().cloned().collect(),
+        copied: None,
     };
     // Text, numbers and a map of texts: there is nothing in it that JSON could refuse.
     serde_json::to_vec(&wire).unwrap_or_default()
 }
 
-/// Reads a record. The error says what is wrong with it.
+/// Reads a record. The error says what is wrong with it. `written` is known only of a copy: then it is the original's.
 pub fn parse(data: &[u8]) -> Result<FenceRecord, String> {
     let wire: Wire = serde_json::from_slice(data).map_err(|error| format!("it is not a fence record: {error}"))?;
     let rule = Rule::ALL.into_iter().find(|rule| rule.as_str() == wire.rule);
@@ -49,7 +82,7 @@ pub fn parse(data: &[u8]) -> Result<FenceRecord, String> {
         ordered: UnixMillis(wire.ordered_ms),
         confirmed: wire.confirmed_ms.map(UnixMillis),
         facts: wire.facts.into_iter().collect(),
-        written: None,
+        written: wire.copied.map(|copied| (copied.mzxid, UnixMillis(copied.mtime_ms))),
     })
 }
 
@@ -85,6 +118,18 @@ mod tests {
             };
             assert_eq!(parse(&write(&record)).unwrap(), record);
         }
+    }
+
+    #[test]
+    fn a_copy_was_written_when_its_original_was() {
+        let text = br#"{"member":"a","rule":"operator","reason":"","by":"operator","ordered_ms":1,"confirmed_ms":2,
+            "copied":{"mzxid":"0x1f","mtime_ms":7,"system_identifier":"42"}}"#;
+        let record = parse(text).unwrap();
+        assert_eq!(record.written, Some((Zxid(0x1f), UnixMillis(7))));
+        // Rewritten by its new owner it is a record of its own.
+        assert_eq!(parse(&write(&record)).unwrap().written, None);
+        let torn = String::from_utf8_lossy(text).replace("0x1f", "later");
+        assert!(parse(torn.as_bytes()).unwrap_err().contains("later"));
     }
 
     #[test]

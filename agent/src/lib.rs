@@ -20,3 +20,4 @@ pub mod layout;
 pub mod record;
 pub mod secret;
 pub mod tasks;
+pub mod term_memory;

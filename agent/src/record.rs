@@ -1,4 +1,4 @@
-//! The agent's own znode, `/warden/<scope>/agents/<name>`: what it says of itself and what it sees.
+//! The agent's own znode, `agents/<name>` in Warden's tree: what it says of itself and what it sees.
 //!
 //! Warden's own format, documented here, read by other agents and by `warden status`. Fields may be added;
 //! a reader ignores those it does not know.

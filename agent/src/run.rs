@@ -11,12 +11,14 @@
 //! | members       | a pair of watchers (Patroni, PostgreSQL) per member    | targets              | events            |
 //! | alive-lock    | the local Patroni's lock; a thread waits on it         |                      | events            |
 //! | haproxy       | the local HAProxy's servers                            | targets              | events            |
-//! | upkeep        | verifies, announces                                    | steps                | events            |
+//! | gate-check    | tries the logins that the gate would need              | targets              | events            |
+//! | upkeep        | verifies, announces, keeps the term's memory on disk   | steps                | events            |
 //! | fence         | stops servers, a task for each; keeps a session warm   | steps                | events, records   |
 //! | lead          | releases the leader key, nudges Patroni                | steps                | events, records   |
 //! | route         | tells HAProxy which servers take connections           | steps                | events            |
 //! | layout        | writes HAProxy's configuration and has it reloaded     | steps                | events            |
 //! | records       | writes fence records and the audit trail               | (its own queue)      |                   |
+//! | upgrade       | keeps our records and those of Warden 0.1 the same     |                      |                   |
 //! | http          | the API, a task for each connection, at most 64        |                      | queries           |
 //!
 //! Channels, all bounded: `events` (watchers wait while it is full), `updates` (the ZooKeeper client's),
@@ -39,11 +41,12 @@ use crate::tell::http::{self, Api, Query};
 use crate::tell::log::LogControl;
 use crate::tell::metrics::Metrics;
 use crate::tell::narrate::Narrator;
+use crate::term_memory;
 use crate::watch::members::{self, Probes, Targets};
 use crate::watch::patroni::PatroniClient;
 use crate::watch::postgres::Place;
 use crate::watch::zookeeper::{self, Settings};
-use crate::watch::{Events, alive_lock, haproxy, znodes};
+use crate::watch::{Events, alive_lock, gate_check, haproxy, znodes};
 use anyhow::Context;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,10 +57,10 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use warden_core::decide::decide;
 use warden_core::event::{Event, Observed};
-use warden_core::plan::{Fencing, Policy, Step};
+use warden_core::plan::{Policy, Step};
 use warden_core::rules::release::ReleasePolicy;
 use warden_core::rules::route::RoutePolicy;
-use warden_core::types::{AgentName, MemberName};
+use warden_core::types::{AgentName, MemberName, Mode};
 use warden_core::view::{Identity, View};
 
 /// Enough for one whole read of a large tree (256 members and agents) and some seconds of everything else.
@@ -85,6 +88,7 @@ pub fn identity(config: &Config) -> Identity {
         address: config.http.connect_address.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         has_alive_lock: config.node.as_ref().is_some_and(|node| node.alive_lock.is_some()),
+        tick_time: Duration::from_millis(config.zookeeper.tick_time),
         session_timeout: config.zookeeper.session_timeout,
     }
 }
@@ -97,6 +101,7 @@ pub fn zookeeper_settings(config: &Config) -> Settings {
         chroot: config.zookeeper.chroot.clone(),
         tree: config.patroni_tree(),
         own: config.own_tree(),
+        old: config.old_tree(),
         agent: config.name.clone(),
         auth: auth.map(|(scheme, secret)| (scheme.clone(), secret.clone())).collect(),
         session_timeout: config.zookeeper.session_timeout,
@@ -134,6 +139,7 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
         "warden starts"
     );
     let zookeeper = zookeeper::spawn(zookeeper_settings(&config), updates_in);
+    recall(&config, &events_in).await?;
 
     let tasks = Supervisor::new(events_in.clone(), shutdown.clone());
     keep_zookeeper(&tasks, updates, &events_in);
@@ -161,26 +167,23 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
             async { Ok(watch.await?) }
         });
     }
+    if let (Some(node), Some(login)) = (&config.node, &config.superuser) {
+        let (own, login) = (MemberName::from(node.member.as_str()), login.clone());
+        let (targets, events) = (targets.clone(), events_in.clone());
+        tasks.keep("gate-check", move || {
+            let watch = gate_check::watch(own.clone(), login.clone(), targets.clone(), events.clone());
+            async { Ok(watch.await?) }
+        });
+    }
     keep_records(&tasks, &actors.records, &zookeeper);
+    keep_upgrade(&tasks, &zookeeper);
     let proof = Proof {
         socket: config.node.as_ref().and_then(|node| Some((node.socket_dir.clone()?, node.port))),
         data_dir: config.node.as_ref().and_then(|node| node.data_dir.clone()),
         alive_lock: config.node.as_ref().and_then(|node| node.alive_lock.clone()),
         held,
     };
-    keep_actors(
-        &tasks,
-        &config,
-        steps,
-        &actors.records,
-        proof,
-        &metrics,
-        &zookeeper,
-        &client,
-        &targets,
-        &probes,
-        &events_in,
-    );
+    keep_actors(&tasks, &config, steps, &actors.records, proof, &zookeeper, &client, &targets, &probes, &events_in);
     {
         let api = Api {
             queries: queries_in,
@@ -224,20 +227,35 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     Ok(())
 }
 
-const fn fencing(mode: FencingMode) -> Fencing {
+/// What an earlier life of this agent kept on disk is the first thing that the view hears.
+async fn recall(config: &Config, events: &Events) -> anyhow::Result<()> {
+    if config.node.is_none() {
+        return Ok(());
+    }
+    match term_memory::read(&config.state_dir).await {
+        Ok(Some(memory)) => events.send(events.clock.now(), Event::Remembered(memory)).await?,
+        Ok(None) => {}
+        Err(why) => tracing::warn!(why, "what was kept of the present term is not known"),
+    }
+    Ok(())
+}
+
+/// The mode, as core has it.
+pub const fn mode(mode: FencingMode) -> Mode {
     match mode {
-        FencingMode::Enforce => Fencing::Enforce,
-        FencingMode::Observe => Fencing::Observe,
-        FencingMode::Off => Fencing::Off,
+        FencingMode::Enforce => Mode::Enforce,
+        FencingMode::Observe => Mode::Observe,
+        FencingMode::Off => Mode::Off,
     }
 }
 
 /// What the operator leaves to us, as the configuration has it.
 fn policy(config: &Config) -> Policy {
     Policy {
-        fencing: fencing(config.fencing.mode),
+        fencing: mode(config.fencing.mode),
         release: ReleasePolicy {
             enabled: config.release.enabled,
+            asynchronous: config.release.asynchronous.map(Duration::from_secs),
             handover: config.release.handover,
             after: Duration::from_millis(config.release.after_ms),
             patroni_is_pid_1: config.release.patroni_is_pid_1,
@@ -245,9 +263,9 @@ fn policy(config: &Config) -> Policy {
         nudge: config.nudge.enabled,
         routing: match config.haproxy.as_ref().map(|haproxy| haproxy.mode) {
             // Whoever wants to see what is without Warden wants it here, too.
-            Some(FencingMode::Enforce) if config.fencing.mode == FencingMode::Observe => Fencing::Observe,
-            Some(mode) => fencing(mode),
-            None => Fencing::Off,
+            Some(FencingMode::Enforce) if config.fencing.mode == FencingMode::Observe => Mode::Observe,
+            Some(own) => mode(own),
+            None => Mode::Off,
         },
         route: RoutePolicy { max_lag: config.haproxy.as_ref().map_or(0, |haproxy| haproxy.max_lag) },
         ..Policy::default()
@@ -292,7 +310,6 @@ fn keep_actors(
     steps: Steps,
     records: &Records,
     proof: Proof,
-    metrics: &Metrics,
     zookeeper: &zookeeper::Handle,
     client: &PatroniClient,
     targets: &latest::Receiver<Targets>,
@@ -325,10 +342,15 @@ fn keep_actors(
         });
     }
     {
-        let (steps, zookeeper, events) = (Arc::new(Mutex::new(upkeep)), zookeeper.clone(), events.clone());
+        let upkeeper = Arc::new(act::upkeep::Upkeep {
+            zookeeper: zookeeper.clone(),
+            state_dir: config.node.as_ref().map(|_| config.state_dir.clone()),
+            events: events.clone(),
+        });
+        let steps = Arc::new(Mutex::new(upkeep));
         tasks.keep("upkeep", move || {
-            let (steps, zookeeper, events) = (Arc::clone(&steps), zookeeper.clone(), events.clone());
-            async move { act::upkeep::run(&mut *steps.lock().await, zookeeper, events).await }
+            let (steps, upkeeper) = (Arc::clone(&steps), Arc::clone(&upkeeper));
+            async move { act::upkeep::run(&mut *steps.lock().await, &upkeeper).await }
         });
     }
     let local = config.node.as_ref().map(|node| (MemberName::from(node.member.as_str()), Place::beside(node)));
@@ -361,8 +383,6 @@ fn keep_actors(
         probes: probes.clone(),
         events: events.clone(),
         agent: config.name.clone(),
-        observe: config.fencing.mode == FencingMode::Observe,
-        metrics: metrics.clone(),
     });
     let steps = Arc::new(Mutex::new(lead));
     tasks.keep("lead", move || {
@@ -377,6 +397,14 @@ fn keep_records(tasks: &Supervisor, records: &Records, zookeeper: &zookeeper::Ha
     tasks.keep("records", move || {
         let (records, zookeeper) = (records.clone(), zookeeper.clone());
         async move { act::records::run(&records, &zookeeper).await }
+    });
+}
+
+fn keep_upgrade(tasks: &Supervisor, zookeeper: &zookeeper::Handle) {
+    let zookeeper = zookeeper.clone();
+    tasks.keep("upgrade", move || {
+        let zookeeper = zookeeper.clone();
+        async move { act::upgrade::run(&zookeeper).await }
     });
 }
 

@@ -48,6 +48,11 @@ impl Names {
         format!("/warden-{}/cluster", self.scope)
     }
 
+    /// The tree that Warden 0.1 would have used.
+    pub fn old(&self) -> String {
+        format!("/warden-{}/old", self.scope)
+    }
+
     /// Settings with a session timeout of 20 s.
     pub fn settings(&self, hosts: &[String]) -> Settings {
         Settings {
@@ -55,6 +60,7 @@ impl Names {
             chroot: self.chroot.clone(),
             tree: format!("/service/{}", self.scope),
             own: self.own(),
+            old: self.old(),
             agent: self.agent.clone(),
             auth: Vec::new(),
             session_timeout: Duration::from_secs(20),

@@ -16,6 +16,7 @@ mod reading;
 mod relay;
 mod server;
 mod stalled;
+mod upgrade;
 
 use anyhow::{Context, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -54,6 +55,15 @@ fn trials() -> Vec<Trial> {
         trial("shutdown_takes_no_longer_when_the_server_stalls", stalled::shutdown_while_paused),
         trial("a_restarted_server_is_used_again", epochs::restarted),
         trial("a_killed_and_started_server_is_used_again", epochs::killed_and_started),
+        trial(
+            "fence_records_are_kept_the_same_in_both_trees_while_an_agent_of_0_1_is_registered",
+            upgrade::kept_the_same,
+        ),
+        trial("records_of_0_1_are_copied_to_the_cluster_whose_identifier_its_agents_show", upgrade::copied_on_a_match),
+        trial("from_a_tree_that_two_clusters_have_shared_nothing_is_copied", upgrade::shared),
+        trial("a_torn_or_foreign_record_of_0_1_is_not_copied_and_it_is_said", upgrade::torn),
+        trial("two_clusters_of_one_scope_in_two_namespaces_see_nothing_of_each_other", upgrade::namespaces),
+        trial("clusters_with_other_credentials_may_lie_beside_and_below_each_other", upgrade::other_credentials),
         trial("watches_do_not_pile_up", reading::watches_do_not_pile_up),
         alone("a_peer_that_closes_at_once_is_not_stormed", reach::closed_at_once),
         alone("a_server_that_closes_when_asked_is_not_stormed", reach::closed_when_asked),

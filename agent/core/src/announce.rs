@@ -45,7 +45,7 @@ pub(crate) fn own_record(view: &View, now: Moment) -> AgentRecord {
         postgres,
         alive_lock: view.alive_lock.as_ref().map(|fact| fact.value.clone()),
         haproxy: view.haproxy.as_ref().map(|fact| (fact.value.clone(), fact.age(now))),
-        held: None,
+        held: view.identity.member.as_ref().and_then(|own| view.leadership.held.get(own)).copied(),
     }
 }
 

@@ -1,10 +1,10 @@
 //! When what the rules say is ordered, and when it is ordered again.
 
 use super::*;
-use crate::event::{AliveLock, Event, FenceReport, LeaderKey};
-use crate::rules::fence::tests::{Scene, answers, fence_record, leading, takes_writes};
+use crate::event::{AliveLock, Event, FenceReport, LeaderKey, SyncState};
+use crate::rules::fence::tests::{Scene, fence_record, leading, takes_writes};
 use crate::types::SystemId;
-use crate::view::tests::lost;
+use crate::view::tests::{barrier, cluster_config, lost};
 
 /// Another leads and our neighbour takes writes, as of 20 s; both are seen again every second until 60 s.
 fn superseded() -> View {
@@ -28,7 +28,7 @@ fn orders(view: &View, policy: &Policy, now: u64) -> (bool, bool, Moment) {
     (fences, observes, plan.wake)
 }
 
-fn fencing(fencing: Fencing) -> Policy {
+fn fencing(fencing: Mode) -> Policy {
     Policy { fencing, ..Policy::default() }
 }
 
@@ -116,16 +116,16 @@ fn a_confirmed_fence_is_not_ordered_again_before_the_server_is_seen_writable_aga
 #[test]
 fn where_fencing_is_only_observed_it_is_told_once_a_minute_and_where_it_is_off_never() {
     let view = still(&[], &key("b", 2), 20_100);
-    assert!(orders(&view, &fencing(Fencing::Enforce), 20_100).0);
+    assert!(orders(&view, &fencing(Mode::Enforce), 20_100).0);
     assert_eq!(
-        (orders(&view, &fencing(Fencing::Observe), 20_100).0, orders(&view, &fencing(Fencing::Observe), 20_100).1),
+        (orders(&view, &fencing(Mode::Observe), 20_100).0, orders(&view, &fencing(Mode::Observe), 20_100).1),
         (false, true)
     );
-    let off = orders(&view, &fencing(Fencing::Off), 20_100);
+    let off = orders(&view, &fencing(Mode::Off), 20_100);
     assert!(!off.0 && !off.1);
     for (now, expected) in [(80_099, false), (80_100, true)] {
         let view = still(&[(20_100, ordered())], &key("b", 2), now);
-        assert_eq!(orders(&view, &fencing(Fencing::Observe), now).1, expected, "at {now}");
+        assert_eq!(orders(&view, &fencing(Mode::Observe), now).1, expected, "at {now}");
     }
 }
 
@@ -134,7 +134,6 @@ fn the_plan_wakes_when_a_lease_runs_out_or_a_silence_becomes_long_enough() {
     let silent = || patroni("a", PatroniAnswer::Silent("x".to_string()));
     let cut = |until: u64| {
         leading()
-            .with("patroni", 10_000, answers(|status| status.dcs_last_seen = Some(ms(9000))))
             .with("silence", 10_500, silent())
             .with("lost", 20_000, lost())
             .with("still silent", until, silent())
@@ -181,7 +180,12 @@ fn our_own_fence_record_is_removed_when_what_it_stood_for_is_over() {
 
 #[test]
 fn a_release_and_a_nudge_need_the_operators_leave() {
+    let standbys = [MemberName::from("b")].into();
+    let sync = Reading::Present(SyncState { leader: Some("a".into()), standbys, quorum: 0 });
+    let read = barrier(key("a", 1), Reading::Present(cluster_config()), sync, 1, 10_001);
     let crashed = leading()
+        .with("barrier", 10_000, read)
+        .with("b follows", 9_990, probe("b", PostgresAnswer::InRecovery(server(1, 5))))
         .with("held", 10_001, Event::AliveLock(AliveLock::Alive))
         .with("gone 1", 10_110, probe("a", PostgresAnswer::Gone("x".to_string())))
         .with("gone 2", 10_170, probe("a", PostgresAnswer::Gone("x".to_string())));

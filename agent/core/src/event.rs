@@ -107,7 +107,7 @@ pub enum Event {
     FenceSession(FenceSession),
     /// What became of a fence that was ordered.
     Fence(FenceReport),
-    /// A fence record in ZooKeeper, `/warden/<scope>/fences/<member>`.
+    /// A fence record in ZooKeeper, `fences/<member>` in Warden's tree.
     FenceRecord {
         /// Whose fence.
         member: MemberName,
@@ -118,13 +118,13 @@ pub enum Event {
     Release(ReleaseReport),
     /// What became of a nudge.
     Nudged {
-        /// It worked, or why it did not.
-        outcome: Result<(), String>,
+        /// How it went.
+        outcome: Outcome,
     },
     /// What became of telling the local standby to try again to stream.
     Reconnected {
-        /// It was told, or why it was not.
-        outcome: Result<(), String>,
+        /// How it went.
+        outcome: Outcome,
     },
     /// What became of a change of HAProxy's servers.
     Routed(RouteReport),
@@ -177,6 +177,8 @@ pub enum Started {
     Fence(MemberName),
     /// Our own fence record was removed.
     CloseFence,
+    /// This was handed over to be kept on disk.
+    Keep(TermMemory),
     /// The local PostgreSQL was asked out of turn.
     Probe,
     /// HAProxy and the members were asked out of turn.
@@ -326,6 +328,30 @@ pub enum ReleaseReport {
     Withdrawn(String),
     /// It did not work; the text says why.
     Failed(String),
+    /// It was only said what would have been done.
+    Observed,
+}
+
+/// How something small went that was to be done once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It worked.
+    Done,
+    /// It did not; the text says why.
+    Failed(String),
+    /// It was only said what would have been done.
+    Observed,
+}
+
+impl Outcome {
+    /// The name in metrics.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed(_) => "failed",
+            Self::Observed => "observed",
+        }
+    }
 }
 
 /// A ZooKeeper session.

@@ -2,12 +2,13 @@
 //!
 //! Whether a linearizable read may be stood on, whether ZooKeeper answers, whether a server may be taking writes, and
 //! whether its Patroni is away. A rule that destroys takes these from here, so that no two rules differ in what they
-//! take for proof.
+//! take for proof. The reasons are in the architecture page, "Proof and silence".
 
-use crate::event::{AliveLock, PatroniAnswer};
-use crate::limits::{BARRIER_LIMIT, PROBE_LIMIT};
+use crate::assess::agent_of;
+use crate::event::{AliveLock, ClusterConfig, PatroniAnswer, PatroniStatus, PostgresAnswer, Starting};
+use crate::limits::{AGENT_LIMIT, BARRIER_LIMIT, LIVENESS_LIMIT, PROBE_LIMIT};
 use crate::types::{MemberName, Moment, seconds};
-use crate::view::{Link, Verification, View};
+use crate::view::{Link, Member, Verification, View};
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::time::Duration;
@@ -16,10 +17,14 @@ use core::time::Duration;
 /// for much longer when its key expires; a slow one misses a question or two.
 pub const AWAY: Duration = Duration::from_secs(5);
 
-/// Last seen out of recovery, and nothing since proved otherwise: silence keeps it so.
-pub fn presumed_writable(view: &View, member: &MemberName) -> bool {
-    view.members.get(member).is_some_and(|known| known.writable_since.is_some())
-}
+/// The lease rule acts this long before the key can be somebody else's.
+pub const MARGIN: Duration = Duration::from_secs(5);
+
+/// A round of Patroni's HA loop is late when it takes this much longer than `loop_wait` and `retry_timeout` allow.
+const LATE_ROUND: Duration = Duration::from_secs(5);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// ZooKeeper
 
 /// The newest barrier read, if a rule may stand on it: of this session, recent, and with no later news against it.
 pub fn verified(view: &View, now: Moment) -> Option<&Verification> {
@@ -43,33 +48,100 @@ pub fn out_of_contact_at(view: &View) -> Option<Moment> {
     view.leadership.read_at.max(begun).map(|newest| newest.plus(BARRIER_LIMIT).plus(Duration::from_millis(1)))
 }
 
-/// Whether our neighbour's Patroni is away.
+// ---------------------------------------------------------------------------------------------------------------------
+// A server
+
+/// Last seen out of recovery, and nothing since proved otherwise: silence keeps it so. A server that starts and was
+/// the primary is one: it takes writes as soon as it is up.
+pub fn presumed_writable(view: &View, name: &MemberName, now: Moment) -> bool {
+    let Some(member) = view.members.get(name) else { return false };
+    member.writable_since.is_some() || starts_as_primary(view, name, member, now).is_some()
+}
+
+/// The last word of a member on its own server was that it takes writes.
+pub fn was_writable(member: &Member) -> bool {
+    member.last_word.is_some_and(|(_, writes)| writes)
+}
+
+/// A server that lets no session in yet, was last seen writable, and of which nothing says that it is a standby.
+pub fn starts_as_primary<'a>(
+    view: &'a View,
+    name: &MemberName,
+    member: &'a Member,
+    now: Moment,
+) -> Option<&'a Starting> {
+    let starting = match (&member.postgres.as_ref()?.value, agent_says(view, name, now)) {
+        // Only its own agent can look into its data directory.
+        (PostgresAnswer::Starting(_), Some(PostgresAnswer::Starting(starting))) => starting,
+        (PostgresAnswer::Starting(starting), _) => starting,
+        _ => return None,
+    };
+    let follows = fresh_status(member, now).is_some_and(|status| status.role.follows());
+    (starting.standby != Some(true) && !follows && was_writable(member)).then_some(starting)
+}
+
+/// What is known of a member's server without asking it now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is a standby; the text says who says so.
+    Standby(String),
+    /// It was seen writable just now.
+    Writable,
+    /// When it last said anything of it, it was writable.
+    WasWritable,
+    /// It never said anything of it.
+    Unknown,
+}
+
+/// What is known of a member's server by those who have just heard it: its own agent, its Patroni, our own session. A
+/// word for "takes writes" outweighs one against it; a login that we lack says nothing.
+pub fn standing(view: &View, name: &MemberName, now: Moment) -> Standing {
+    let Some(member) = view.members.get(name) else { return Standing::Unknown };
+    // Two members at one address: what answers there may be either.
+    let shared = view.members.keys().any(|other| other != name && view.at_one_address(name, other));
+    let ours = member.postgres.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT));
+    // Patroni's role alone says how it started the server; `writable` comes from a query that the server answered.
+    let words = [
+        ("its Patroni", fresh_status(member, now).and_then(|status| status.writable)),
+        ("our own session", ours.and_then(PostgresAnswer::says)),
+        ("its own agent", agent_says(view, name, now).and_then(PostgresAnswer::says)),
+    ];
+    let heard = words.into_iter().filter_map(|(who, word)| Some((who, word?))).filter(|_| !shared);
+    match heard.max_by_key(|(_, writes)| *writes) {
+        Some((_, true)) => Standing::Writable,
+        Some((who, false)) => Standing::Standby(who.to_string()),
+        None if was_writable(member) => Standing::WasWritable,
+        None => Standing::Unknown,
+    }
+}
+
+/// What the agent beside a member says of its server, if that is recent.
+fn agent_says<'a>(view: &'a View, name: &MemberName, now: Moment) -> Option<&'a PostgresAnswer> {
+    let (agent, fact) = agent_of(view, name)?;
+    let (answer, age) = fact.value.present()?.postgres.as_ref()?;
+    let recent = now.since(fact.at).saturating_add(*age) <= AGENT_LIMIT;
+    (recent && *agent != view.identity.agent).then_some(answer)
+}
+
+fn fresh_status(member: &Member, now: Moment) -> Option<&PatroniStatus> {
+    match member.patroni.as_ref()?.fresh(now, PROBE_LIMIT)? {
+        PatroniAnswer::Answering(status) => Some(status),
+        _ => None,
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The local Patroni
+
+/// Whether the local Patroni is away.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Away {
-    /// It answers, or it is not known.
+    /// It is not, or that is not known.
     No,
-    /// It has been silent, but not yet for long enough: it will have been at this moment.
+    /// It will count as away at this moment, if nothing is heard of it.
     Soon(Moment),
     /// It is; the text says how that is known.
     Yes(String),
-}
-
-/// Dead by its lock, or silent for [`AWAY`].
-pub fn patroni_away(view: &View, own: &MemberName, now: Moment) -> Away {
-    if lock_proves_death(view, own, now) {
-        return Away::Yes("its Patroni is dead (the alive lock is free)".to_string());
-    }
-    let Some(member) = view.members.get(own) else { return Away::No };
-    let silent = matches!(
-        member.patroni.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT)),
-        Some(PatroniAnswer::Silent(_) | PatroniAnswer::Refused(_))
-    );
-    match member.patroni_away_since {
-        Some(since) if silent && now.since(since) >= AWAY => {
-            Away::Yes(format!("its Patroni has not answered for {}", seconds(now.since(since))))
-        }
-        Some(since) if silent => Away::Soon(since.plus(AWAY)),
-        _ => Away::No,
-    }
 }
 
 /// The lock is free and was held by this Patroni before: the process is gone.
@@ -81,4 +153,102 @@ pub fn lock_proves_death(view: &View, own: &MemberName, now: Moment) -> bool {
     let patroni = view.members.get(own).and_then(|member| member.patroni.as_ref());
     let awake = patroni.is_some_and(|fact| fact.age(now) <= PROBE_LIMIT);
     free && awake && view.leadership.lock_was_ever_held
+}
+
+/// Whether the local Patroni is away while ZooKeeper answers: dead by its lock, or silent for [`AWAY`], unless a later
+/// linearizable read showed the key as its own after every session of a frozen process would have ended.
+pub fn patroni_away(view: &View, own: &MemberName, now: Moment) -> Away {
+    if lock_proves_death(view, own, now) {
+        return dead();
+    }
+    if view.leadership.silence.is_some_and(|silence| silence.refuted) {
+        return Away::No;
+    }
+    silent(view, own, now)
+}
+
+/// The same while ZooKeeper is away, for the lease: it asks for progress of Patroni's HA loop, and not for an answer.
+/// Also says whether Patroni answered: then its own words show that it lost contact.
+pub fn patroni_away_for_lease(view: &View, own: &MemberName, config: &ClusterConfig, now: Moment) -> (Away, bool) {
+    if lock_proves_death(view, own, now) {
+        return (dead(), false);
+    }
+    let limit = progress_limit(config);
+    let heartbeat = view.leadership.heartbeat;
+    if let Some(lives) = heartbeat.map(|heartbeat| heartbeat.began.plus(limit)).filter(|lives| now <= *lives) {
+        return (Away::Soon(lives.plus(Duration::from_millis(1))), false);
+    }
+    let Some(member) = view.members.get(own) else { return (Away::No, false) };
+    if let Some(status) = fresh_status(member, now) {
+        return (answering_away(view, member, status, config, now), true);
+    }
+    let away = match silent(view, own, now) {
+        // Its API says nothing that can be used, and its loop has not turned: that is known.
+        Away::No if heartbeat_is_stale(view, config, now) => {
+            Away::Yes("its Patroni's HA loop has not turned for too long (its heartbeat session)".to_string())
+        }
+        away => away,
+    };
+    (away, false)
+}
+
+/// How long Patroni's HA loop may take for a round before it counts as stuck.
+pub fn progress_limit(config: &ClusterConfig) -> Duration {
+    config.loop_wait.saturating_add(config.retry_timeout).saturating_add(LATE_ROUND)
+}
+
+/// Patroni's heartbeat session was looked at just now, and has begun no query for too long.
+pub fn heartbeat_is_stale(view: &View, config: &ClusterConfig, now: Moment) -> bool {
+    let limit = progress_limit(config);
+    heartbeat_can_be_had(view, now)
+        && view.leadership.heartbeat.is_some_and(|heartbeat| now.since(heartbeat.began) > limit)
+}
+
+/// Patroni's heartbeat session can be looked at.
+pub fn heartbeat_can_be_had(view: &View, now: Moment) -> bool {
+    view.leadership.heartbeat.is_some_and(|heartbeat| now.since(heartbeat.looked) <= PROBE_LIMIT)
+}
+
+/// A Patroni that answers counts as away when its own word of its last contact is too old, or its loop is late.
+fn answering_away(view: &View, member: &Member, status: &PatroniStatus, config: &ClusterConfig, now: Moment) -> Away {
+    if status.failsafe_active {
+        return Away::No;
+    }
+    let late = member.loop_turns.as_ref().and_then(|fact| fact.fresh(now, LIVENESS_LIMIT)) == Some(&false);
+    if late {
+        return Away::Yes("its Patroni says that its HA loop is late (GET /liveness)".to_string());
+    }
+    let Some(seen) = status.dcs_last_seen else { return Away::No };
+    let lease =
+        view.leadership.patroni_timeout(config.ttl).map_or(config.ttl, |timeout| timeout.saturating_sub(MARGIN));
+    let limit = lease.max(progress_limit(config));
+    if now.since(seen) > limit {
+        return Away::Yes(format!("its Patroni last saw ZooKeeper {} ago", seconds(now.since(seen))));
+    }
+    Away::Soon(seen.plus(limit).plus(Duration::from_millis(1)))
+}
+
+/// No answer for [`AWAY`], where an answer was to be expected: Patroni has answered in this agent's life or, by what was
+/// kept on disk, in this term; or its heartbeat has stopped, too.
+fn silent(view: &View, own: &MemberName, now: Moment) -> Away {
+    let memory = &view.leadership;
+    let Some(member) = view.members.get(own) else { return Away::No };
+    let answer = member.patroni.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT));
+    let (Some(silence), Some(PatroniAnswer::Silent(_) | PatroniAnswer::Refused(_))) = (memory.silence, answer) else {
+        return Away::No;
+    };
+    let stale = view.cluster.config().is_some_and(|config| heartbeat_is_stale(view, config, now));
+    if !memory.has_answered && !stale {
+        return Away::No;
+    }
+    let lasted = now.since(silence.since);
+    if lasted >= AWAY {
+        Away::Yes(format!("its Patroni has not answered for {}", seconds(lasted)))
+    } else {
+        Away::Soon(silence.since.plus(AWAY))
+    }
+}
+
+fn dead() -> Away {
+    Away::Yes("its Patroni is dead (the alive lock is free)".to_string())
 }

@@ -2,7 +2,7 @@
 
 pub mod file;
 
-use crate::types::{MemberName, Moment, SessionId};
+use crate::types::{MemberName, Moment};
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -87,26 +87,6 @@ impl Wish {
             Self::Out => "out",
         }
     }
-}
-
-/// A change of HAProxy's servers, now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// In which pool.
-    pub pool: Pool,
-    /// The server, by its name in HAProxy.
-    pub server: String,
-    /// The address that HAProxy has for it: it has to be this one still, right before it is told.
-    pub address: String,
-    /// The member at that address.
-    pub member: MemberName,
-    /// What it is told.
-    pub to: Wish,
-    /// Why, in words.
-    pub reason: String,
-    /// Sessions are cut only if a new barrier read in this session, not paused, says that another member holds the
-    /// leader key.
-    pub session: Option<SessionId>,
 }
 
 /// What became of a change.

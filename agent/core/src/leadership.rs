@@ -4,8 +4,8 @@
 //! no conclusion is drawn here: that is [`crate::rules::fence`]'s, [`crate::rules::release`]'s and [`crate::rules::nudge`]'s.
 
 use crate::event::{
-    AliveLock, Event, FenceOutcome, FenceRecord, FenceReport, FenceSession, PatroniAnswer, PostgresAnswer,
-    ReleaseReport, Rule, ShutdownCheckpoint, Started, Znode,
+    AliveLock, Event, FenceOutcome, FenceRecord, FenceReport, FenceSession, Outcome, PatroniAnswer, PostgresAnswer,
+    ReleaseReport, Rule, ShutdownCheckpoint, Started, TermMemory, Znode,
 };
 use crate::fact::{Fact, Reading, Source};
 use crate::types::{MemberName, Moment, SessionId, Zxid};
@@ -35,6 +35,33 @@ pub struct Reign {
     /// session that owns the key.
     pub outlived: bool,
 }
+
+/// The local Patroni does not answer `GET /health`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// When the first question was asked that it did not answer.
+    pub since: Moment,
+    /// When that question was given up.
+    pub known: Moment,
+    /// A linearizable read showed the key as its own after the session of a frozen Patroni would have expired: kazoo has
+    /// been in contact since the silence began, so the process runs. The first read that shows otherwise ends this.
+    pub refuted: bool,
+}
+
+/// Patroni's session `Patroni heartbeat` with the local PostgreSQL: it begins a query in each round of the HA loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// When it last began one.
+    pub began: Moment,
+    /// When we last looked.
+    pub looked: Moment,
+}
+
+/// Consecutive answers of Patroni that lie further apart than this leave room for a freeze between them.
+const ANSWER_GAP: Duration = Duration::from_secs(2);
+
+/// A read that refutes a silence took less than this itself: it says when it was so.
+const QUICK_READ: Duration = Duration::from_secs(1);
 
 /// The local postmaster is gone: nobody listens on its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +104,22 @@ pub struct Nudges {
     pub count: u32,
 }
 
+/// A barrier read, as what is remembered takes it in.
+pub struct Read<'a> {
+    /// The leader key.
+    pub leader: &'a Reading<crate::event::LeaderKey>,
+    /// When it was asked for.
+    pub started: Moment,
+    /// When the answer was there.
+    pub finished: Moment,
+    /// The transaction of the write that made the barrier.
+    pub zxid: Zxid,
+    /// When the session began in which it was made: ZooKeeper's last restart, election or our reconnect.
+    pub connected: Moment,
+    /// For how long after its timeout ZooKeeper may keep a session that is not heard: two ticks, and a second.
+    pub grace: Duration,
+}
+
 /// What is remembered.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Leadership {
@@ -91,8 +134,36 @@ pub struct Leadership {
     /// When the newest barrier read that said "the leader is us" was *started*: the key was there at that moment or
     /// later.
     pub mine_at: Option<Moment>,
-    /// When the local Patroni was last known to be in contact with ZooKeeper.
+    /// Since when every linearizable read has shown that no member holds the key: when the first of them was started.
+    pub absent_since: Option<Moment>,
+    /// Who held the key before its present holder, as far as we saw both; `None` where we did not.
+    pub previous_holder: Option<MemberName>,
+    /// The holder that was read last, and the transaction that created its key.
+    last_key: Option<(MemberName, Zxid)>,
+    /// The newest transaction by which each member is known to have held the key.
+    pub held: BTreeMap<MemberName, Zxid>,
+    /// The transaction from which on we have been connected without a break; `None` until a first linearizable read.
+    pub connected_from: Option<Zxid>,
+    /// When the local Patroni was last known to be in contact with ZooKeeper, by what it tells (`dcs_last_seen`) and by
+    /// what only it writes.
     pub patroni_contact: Option<Moment>,
+    /// When the heartbeat of the Patroni that took the key last began a query: a contact as far as the key was then read
+    /// as its own.
+    pub heartbeat_contact: Option<Moment>,
+    /// The local Patroni's heartbeat session, as far as it can be looked at.
+    pub heartbeat: Option<Heartbeat>,
+    /// Patroni has answered: in this agent's life, or in this term by what was kept on disk.
+    pub has_answered: bool,
+    /// When the first of its present answers was asked for, since it last left a gap of more than [`ANSWER_GAP`].
+    answering_since: Option<Moment>,
+    /// When its newest answer was asked for.
+    answered_at: Option<Moment>,
+    /// It does not answer.
+    pub silence: Option<Silence>,
+    /// What was kept on disk of an earlier life of this agent.
+    remembered: Option<TermMemory>,
+    /// What was last handed over to be kept there.
+    pub kept: Option<TermMemory>,
     /// The session timeout that the server granted us, and so Patroni, last.
     pub session_timeout: Option<Duration>,
     /// Patroni's ttl, as it was last read.
@@ -137,24 +208,30 @@ pub struct Leadership {
 impl Leadership {
     /// Takes in something that happened to the cluster of which `own` is our member; the leader key itself is
     /// [`Leadership::note_key`]'s. `tree_read` is when the tree was last read as a whole in this session.
-    pub fn note(&mut self, event: &Event, at: Moment, own: Option<&MemberName>, tree_read: Option<Moment>) {
+    pub fn note(
+        &mut self,
+        event: &Event,
+        at: Moment,
+        now: Moment,
+        own: Option<&MemberName>,
+        tree_read: Option<Moment>,
+    ) {
         match event {
-            Event::SessionStarted(session) => self.session_timeout = Some(session.negotiated),
+            Event::SessionStarted(session) => {
+                self.session_timeout = Some(session.negotiated);
+                self.connected_from = None;
+            }
             // What only our Patroni writes, it wrote in a session that lived, and after the last whole read, which
             // still found it otherwise. The first sight of it in a session says nothing: it may be of any age.
             Event::Znode(Znode::Member(name, Reading::Present(_))) if Some(name) == own => self.note_contact(tree_read),
             Event::Znode(Znode::Status(Reading::Present(_))) if self.reign.is_some() => self.note_contact(tree_read),
             Event::AliveLock(AliveLock::Gone) if self.lock_was_ever_held => self.note_end(),
-            // Without a lock to tell, a port on which nobody listens will do.
-            Event::Patroni { member, answer: PatroniAnswer::Refused(_) }
-                if Some(member) == own && !self.lock_was_ever_held =>
-            {
-                self.note_end();
-            }
-            Event::Patroni { member, answer: PatroniAnswer::Answering(status) } if Some(member) == own => {
-                self.note_contact(status.dcs_last_seen);
-                self.failsafe = Some(Fact::new(status.failsafe_active, Source::Patroni, at));
-                self.patroni_name = status.name.clone().or_else(|| self.patroni_name.take());
+            Event::Patroni { member, answer } if Some(member) == own => self.note_patroni(answer, at, now),
+            // It answers something, so it is not silent.
+            Event::Liveness { member, .. } if Some(member) == own => self.silence = None,
+            Event::Remembered(memory) => {
+                self.remembered = Some(memory.clone());
+                self.recall();
             }
             Event::Postgres { member, answer, .. } if Some(member) == own => self.note_postgres(answer, at),
             Event::ShutDown(reading) => self.shutdown = Some(Fact::new(reading.clone(), Source::Own, at)),
@@ -189,7 +266,10 @@ impl Leadership {
                 ordered.outcome = Some((report.clone(), at));
             }
             Event::Nudged { outcome } => {
-                self.nudge_failed = outcome.as_ref().err().map(|why| Fact::new(why.clone(), Source::Patroni, at));
+                self.nudge_failed = match outcome {
+                    Outcome::Failed(why) => Some(Fact::new(why.clone(), Source::Patroni, at)),
+                    Outcome::Done | Outcome::Observed => None,
+                };
             }
             Event::Started(started) => self.note_started(started, at),
             _ => {}
@@ -209,6 +289,65 @@ impl Leadership {
         self.lock_was_ever_held = relied_on;
         if let Some(reign) = &mut self.reign {
             reign.lock_was_held = relied_on;
+        }
+    }
+
+    fn note_patroni(&mut self, answer: &PatroniAnswer, at: Moment, now: Moment) {
+        match answer {
+            PatroniAnswer::Answering(status) => {
+                self.has_answered = true;
+                self.silence = None;
+                let gap = self.answered_at.is_none_or(|last| at.since(last) > ANSWER_GAP);
+                let since = if gap { at } else { self.answering_since.unwrap_or(at) };
+                (self.answering_since, self.answered_at) =
+                    (Some(since), Some(self.answered_at.map_or(at, |last| last.max(at))));
+                // A Patroni that thaws stamps a contact that it had before: only one later than an answer counts.
+                self.note_contact(status.dcs_last_seen.filter(|seen| *seen > since));
+                self.failsafe = Some(Fact::new(status.failsafe_active, Source::Patroni, at));
+                self.patroni_name = status.name.clone().or_else(|| self.patroni_name.take());
+            }
+            PatroniAnswer::Silent(_) | PatroniAnswer::Refused(_) => {
+                self.silence.get_or_insert(Silence { since: at, known: now, refuted: false });
+                // Without a lock to tell, a port on which no process listens will do.
+                if matches!(answer, PatroniAnswer::Refused(_)) && !self.lock_was_ever_held {
+                    self.note_end();
+                }
+            }
+            // Something answered, or nothing is known: neither is silence.
+            PatroniAnswer::Unusable(_) => self.silence = None,
+        }
+    }
+
+    /// What was kept on disk counts in the term that it was kept of.
+    fn recall(&mut self) {
+        let (Some(memory), Some(reign)) = (&self.remembered, &mut self.reign) else { return };
+        if memory.czxid == reign.czxid {
+            self.has_answered |= memory.answered;
+            reign.lock_was_held |= memory.lock_was_held;
+            self.lock_was_ever_held |= memory.lock_was_held;
+            self.remembered = None;
+        }
+    }
+
+    /// What is to be kept on disk of the present term.
+    pub fn to_keep(&self) -> Option<TermMemory> {
+        let reign = self.reign.as_ref()?;
+        let memory = TermMemory { czxid: reign.czxid, answered: self.has_answered, lock_was_held: reign.lock_was_held };
+        (memory.answered || memory.lock_was_held).then_some(memory)
+    }
+
+    /// When the local Patroni was last known to be in contact with ZooKeeper.
+    pub fn contact(&self) -> Option<Moment> {
+        // That its loop turned is a contact only as far as the key was still read as its own.
+        let heartbeat = self.heartbeat_contact.zip(self.mine_at).map(|(began, mine)| began.min(mine));
+        self.patroni_contact.max(heartbeat)
+    }
+
+    fn note_heartbeat(&mut self, began: Moment, looked: Moment) {
+        let began = self.heartbeat.map_or(began, |known| known.began.max(began));
+        self.heartbeat = Some(Heartbeat { began, looked });
+        if self.reign.as_ref().is_none_or(|reign| !reign.outlived) {
+            self.heartbeat_contact = self.heartbeat_contact.max(Some(began));
         }
     }
 
@@ -241,21 +380,53 @@ impl Leadership {
     }
 
     fn shortest(&self, ttl: Duration) -> Duration {
-        let before = self.timeout_before.filter(|(_, raised)| self.patroni_contact.is_none_or(|seen| seen <= *raised));
+        let before = self.timeout_before.filter(|(_, raised)| self.contact().is_none_or(|seen| seen <= *raised));
         let granted = self.session_timeout.map_or(ttl, |granted| granted.min(ttl));
         before.map_or(granted, |(before, _)| before.min(granted))
     }
 
-    /// A barrier read that was started at `started` says whether the key is ours.
-    pub fn note_read(&mut self, started: Moment, mine: bool) {
-        self.read_at = self.read_at.max(Some(started));
-        if mine {
-            self.mine_at = self.mine_at.max(Some(started));
+    /// A barrier read of the present session. `own` is our member.
+    pub fn note_read(&mut self, read: &Read<'_>, own: Option<&MemberName>) {
+        self.read_at = self.read_at.max(Some(read.started));
+        self.connected_from = self.connected_from.or(Some(read.zxid));
+        self.absent_since = match read.leader {
+            Reading::Absent => self.absent_since.or(Some(read.started)),
+            Reading::Present(_) | Reading::Unreadable(_) => None,
+        };
+        let Reading::Present(key) = read.leader else { return self.end_refutation(read.leader) };
+        self.note_holder(key, read.zxid);
+        if Some(&key.holder) != own {
+            return self.end_refutation(read.leader);
         }
+        self.mine_at = self.mine_at.max(Some(read.started));
+        let (Some(silence), Some(timeout)) = (&mut self.silence, self.session_timeout) else { return };
+        // By then the session of a process that was frozen all the while would have expired.
+        let expired = silence.known.max(read.connected).plus(timeout).plus(read.grace);
+        silence.refuted |= read.started > expired && read.finished.since(read.started) < QUICK_READ;
+    }
+
+    /// A verified key that is absent or another's: that the silence was refuted is past.
+    fn end_refutation(&mut self, leader: &Reading<crate::event::LeaderKey>) {
+        if let (Some(silence), Reading::Present(_) | Reading::Absent) = (&mut self.silence, leader) {
+            silence.refuted = false;
+        }
+    }
+
+    /// A member was read as the holder of the key at a transaction not earlier than `zxid`.
+    fn note_holder(&mut self, key: &crate::event::LeaderKey, zxid: Zxid) {
+        let held = self.held.entry(key.holder.clone()).or_insert(zxid);
+        *held = (*held).max(zxid).max(key.mzxid);
     }
 
     /// The leader key as it was read last.
     pub fn note_key(&mut self, reading: &Reading<crate::event::LeaderKey>, at: Moment, own: Option<&MemberName>) {
+        if let Reading::Present(key) = reading {
+            self.note_holder(key, key.mzxid);
+            let known = self.last_key.replace((key.holder.clone(), key.czxid));
+            if let Some((holder, _)) = known.filter(|(_, czxid)| *czxid != key.czxid) {
+                self.previous_holder = Some(holder);
+            }
+        }
         match reading {
             Reading::Present(key) if Some(&key.holder) == own => {
                 let same =
@@ -263,6 +434,7 @@ impl Leadership {
                 if !same {
                     let (czxid, owner) = (key.czxid, key.owner);
                     self.reign = Some(Reign { czxid, owner, since: at, lock_was_held: false, outlived: false });
+                    self.recall();
                 }
             }
             Reading::Present(_) | Reading::Absent => self.reign = None,
@@ -282,6 +454,9 @@ impl Leadership {
             self.answers_since = self.answers_since.or(Some(at));
         } else {
             (self.answers_since, self.fence_session_lost) = (None, None);
+        }
+        if let Some(began) = answer.server().and_then(|server| server.heartbeat) {
+            self.note_heartbeat(began, at);
         }
         if answer.server().is_some_and(|server| server.receives == Some(true)) {
             self.reconnects = None;
@@ -321,6 +496,7 @@ impl Leadership {
                 let count = self.reconnects.map_or(0, |tries| tries.count);
                 self.reconnects = Some(Nudges { last: at, count: count.saturating_add(1) });
             }
+            Started::Keep(memory) => self.kept = Some(memory.clone()),
             Started::Verification
             | Started::Announcement(_)
             | Started::Look

@@ -12,6 +12,9 @@ pub const PROBE_LIMIT: Duration = Duration::from_secs(3);
 /// and a lost watch costs 1 s.
 pub const AGENT_LIMIT: Duration = Duration::from_secs(5);
 
+/// How old an answer to `GET /liveness` may be: it is asked every 5 s. Two of them, and the answer's time.
+pub const LIVENESS_LIMIT: Duration = Duration::from_secs(12);
+
 /// How old a barrier read may be to still be called verified where nobody asked for a new one (metrics).
 pub const VERIFIED_LIMIT: Duration = Duration::from_secs(3);
 

@@ -1,12 +1,11 @@
 //! The vocabulary of plans: what the operator leaves to us, what can be done, and what the view remembers of it.
 
-use crate::event::{AgentRecord, Started};
-use crate::haproxy::Change;
+use crate::event::{AgentRecord, Rule, Started, TermMemory};
 use crate::haproxy::file::Layout;
-use crate::rules::fence::Order;
+use crate::rules::fence::{Held, Order};
 use crate::rules::release::{Release, ReleasePolicy};
-use crate::rules::route::RoutePolicy;
-use crate::types::{MemberName, Moment};
+use crate::rules::route::{Change, RoutePolicy};
+use crate::types::{MemberName, Mode, Moment};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -20,26 +19,15 @@ pub struct Policy {
     /// Our own znode is written at least this often.
     pub announce_every: Duration,
     /// What becomes of the rules of fencing.
-    pub fencing: Fencing,
+    pub fencing: Mode,
     /// When a leader key may be released.
     pub release: ReleasePolicy,
     /// Patroni may be woken.
     pub nudge: bool,
     /// What becomes of the rules of routing.
-    pub routing: Fencing,
+    pub routing: Mode,
     /// The limits of routing.
     pub route: RoutePolicy,
-}
-
-/// What becomes of the rules of fencing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fencing {
-    /// They are carried out.
-    Enforce,
-    /// It is said and counted what would have been done.
-    Observe,
-    /// They are not asked.
-    Off,
 }
 
 impl Default for Policy {
@@ -47,15 +35,16 @@ impl Default for Policy {
         Self {
             verify_every: Duration::from_secs(2),
             announce_every: Duration::from_secs(2),
-            fencing: Fencing::Enforce,
+            fencing: Mode::Enforce,
             release: ReleasePolicy {
                 enabled: false,
+                asynchronous: None,
                 handover: false,
                 after: Duration::from_millis(50),
                 patroni_is_pid_1: false,
             },
             nudge: false,
-            routing: Fencing::Enforce,
+            routing: Mode::Enforce,
             route: RoutePolicy::default(),
         }
     }
@@ -66,8 +55,38 @@ impl Default for Policy {
 pub struct Plan {
     /// In this order.
     pub steps: Vec<Step>,
+    /// What is not done, and why: for people only.
+    pub notes: Vec<Note>,
     /// When to decide again even if nothing happens.
     pub wake: Moment,
+}
+
+/// What is not done now, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A fence that a rule asks for, and that something unknown keeps it from.
+    FenceHeld(Held),
+    /// A fence that was ordered before, by this rule.
+    FenceOrdered(MemberName, Rule),
+    /// The rules of fencing look again at this moment.
+    FencingLooksAgain(Moment),
+    /// A leader's death, or that a candidate has everything, is being proved.
+    ReleaseProves {
+        /// The candidate is asked.
+        candidate: bool,
+    },
+    /// The leader key is not released; the text says why.
+    ReleaseHeld(String),
+    /// Patroni was nudged, and is nudged again at this moment.
+    NudgedAgain(Moment),
+    /// New connections for writes are held already.
+    HoldGoesOn,
+    /// HAProxy's configuration is written at this moment, if its members stay as they are.
+    RenderLater(Moment),
+    /// The rules of fencing are not asked: the mode is off.
+    FencingIsOff,
+    /// The rules of routing are not asked: the mode is off.
+    RoutingIsOff,
 }
 
 /// One thing to do, and why.
@@ -102,10 +121,18 @@ pub enum Action {
     },
     /// Delete the leader key that our dead neighbour holds.
     Release(Box<Release>),
+    /// Say that the key would have been released.
+    ObserveRelease(Box<Release>),
     /// Wake the local Patroni.
     Nudge,
+    /// Say that Patroni would have been woken.
+    ObserveNudge,
     /// Tell the local standby to try again to stream.
     Reconnect,
+    /// Say that the local standby would have been told to.
+    ObserveReconnect,
+    /// Keep this of the present term on disk.
+    Keep(TermMemory),
     /// Ask HAProxy and the members now and not when their turn comes.
     Look,
     /// Tell HAProxy to hold new connections for writes for a moment, whatever its checks say; or to let them go on.
@@ -131,9 +158,10 @@ impl Action {
             Self::Fence(order) | Self::ObserveFence(order) => Started::Fence(order.member.clone()),
             Self::CloseFence(_) => Started::CloseFence,
             Self::Probe { .. } => Started::Probe,
-            Self::Release(_) => Started::Release,
-            Self::Nudge => Started::Nudge,
-            Self::Reconnect => Started::Reconnect,
+            Self::Release(_) | Self::ObserveRelease(_) => Started::Release,
+            Self::Nudge | Self::ObserveNudge => Started::Nudge,
+            Self::Reconnect | Self::ObserveReconnect => Started::Reconnect,
+            Self::Keep(memory) => Started::Keep(memory.clone()),
             Self::Look => Started::Look,
             Self::Render(_) => Started::Render,
             Self::Hold { on } => Started::Hold { on: *on },
@@ -152,6 +180,10 @@ pub(crate) enum Due {
 }
 
 impl Plan {
+    pub(crate) fn step(&mut self, action: Action, reason: impl Into<String>) {
+        self.steps.push(Step { action, reason: reason.into() });
+    }
+
     pub(crate) fn consider(&mut self, due: Due, now: Moment) {
         let next = match due {
             Due::Now(step, again) => {

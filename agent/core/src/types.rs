@@ -88,6 +88,28 @@ name! {
     AgentName
 }
 
+/// What becomes of what the rules want. Only [`crate::decide`] and the gate apply it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It is carried out.
+    Enforce,
+    /// It is said and counted what would have been done.
+    Observe,
+    /// The rules are not asked.
+    Off,
+}
+
+impl Mode {
+    /// The name in the configuration and in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Observe => "observe",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// A PostgreSQL timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timeline(pub u32);

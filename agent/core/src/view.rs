@@ -10,7 +10,7 @@ use crate::event::{
 use crate::fact::{Fact, Reading, Source};
 use crate::haproxy::file::{Drawing, RenderReport};
 use crate::haproxy::{RouteOutcome, RouteReport, Routing};
-use crate::leadership::Leadership;
+use crate::leadership::{Leadership, Read};
 use crate::types::{AgentName, Lsn, MemberName, Moment, SystemId, Timeline};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -41,6 +41,8 @@ pub struct Identity {
     pub version: String,
     /// Whether an alive lock is configured.
     pub has_alive_lock: bool,
+    /// ZooKeeper's tickTime: a session that is not heard may live for up to two of them beyond its timeout.
+    pub tick_time: Duration,
     /// The timeout asked of ZooKeeper until Patroni's configuration has been read.
     pub session_timeout: Duration,
 }
@@ -104,11 +106,25 @@ pub struct Member {
     pub system_id: Option<SystemId>,
     /// Since when its PostgreSQL has been seen writable, by whomever, and never otherwise in between.
     pub writable_since: Option<Moment>,
+    /// Whether the gate could log in to its server, when that was last tried; the error says why it could not.
+    pub gate_checked: Option<Fact<Result<(), String>>>,
+    /// The last word on whether it takes writes, by its server, its agent or its Patroni, and when that was. A refusal is no
+    /// word: a server that was writable and starts again takes writes when it is up.
+    pub last_word: Option<(Moment, bool)>,
     /// When anything of it last showed life.
     pub alive_at: Option<Moment>,
 }
 
 impl Member {
+    /// Keeps [`Member::last_word`].
+    fn note_word(&mut self, word: Option<bool>, at: Moment) {
+        if let Some(writes) = word
+            && self.last_word.is_none_or(|(known, _)| known <= at)
+        {
+            self.last_word = Some((at, writes));
+        }
+    }
+
     /// Keeps [`Member::writable_since`] with an answer of its PostgreSQL: `None` where that says nothing.
     fn note_writable(&mut self, writable: Option<bool>, at: Moment) {
         match writable {
@@ -234,7 +250,7 @@ impl View {
     /// Takes in something that happened. `now` is when it is taken in, `observed.at` when it was asked for.
     pub fn apply(&mut self, observed: Observed, now: Moment) {
         let at = observed.at;
-        self.leadership.note(&observed.event, at, self.identity.member.as_ref(), self.tree_read);
+        self.leadership.note(&observed.event, at, now, self.identity.member.as_ref(), self.tree_read);
         self.take_in(observed, now);
         self.note_lock(now);
     }
@@ -293,6 +309,7 @@ impl View {
                         if let Some((answer, age)) = &known.postgres {
                             let asked = at.minus(*age);
                             member.note_writable(answer.takes_sessions(), asked);
+                            member.note_word(answer.says(), asked);
                         }
                     }
                     self.agents.insert(name, Fact::new(record, Source::ZooKeeper, at));
@@ -305,6 +322,7 @@ impl View {
                     member.alive_at = Some(at);
                     member.patroni_away_since = None;
                     member.note_writable(status.writable, at);
+                    member.note_word(status.writable, at);
                 } else if member.patroni_away_since.is_none() {
                     member.patroni_away_since = Some(at);
                 }
@@ -317,11 +335,16 @@ impl View {
                     member.system_id = server.system_id.or(member.system_id);
                 }
                 member.note_writable(answer.takes_sessions(), at);
+                member.note_word(answer.says(), at);
                 replace(&mut member.postgres, Fact::new(answer, via, at));
             }
             Event::Liveness { member, turns } => {
                 let member = self.members.entry(member).or_default();
                 replace(&mut member.loop_turns, Fact::new(turns, Source::Patroni, at));
+            }
+            Event::GateChecked { member, outcome } => {
+                let member = self.members.entry(member).or_default();
+                replace(&mut member.gate_checked, Fact::new(outcome, Source::Tcp, at));
             }
             Event::SessionBroke { member } => self.routing.note_broke(member, at),
             Event::Routed(report) => self.note_routed(report, at),
@@ -360,7 +383,6 @@ impl View {
             | Event::Reconnected { .. }
             | Event::Hold(_)
             | Event::Remembered(_)
-            | Event::GateChecked { .. }
             | Event::Started(_) => {}
         }
     }
@@ -408,8 +430,10 @@ impl View {
                 }
                 self.take_leader(Fact::new(leader.clone(), Source::Barrier, at), now);
                 self.take_config(Fact::new(config.clone(), Source::Barrier, at));
-                let own = self.identity.member.as_ref();
-                self.leadership.note_read(at, leader.present().is_some_and(|key| Some(&key.holder) == own));
+                let grace = self.identity.tick_time.saturating_mul(2).saturating_add(Duration::from_secs(1));
+                let connected = if let Link::Connected { since, .. } = self.link { since } else { at };
+                let read = Read { leader: &leader, started: at, finished, zxid, connected, grace };
+                self.leadership.note_read(&read, self.identity.member.as_ref());
                 if self.verified.as_ref().is_none_or(|known| known.started <= at) {
                     self.verified = Some(Verification { leader, config, sync, session, zxid, started: at, finished });
                     self.barrier_failed = None;

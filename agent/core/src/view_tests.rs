@@ -14,6 +14,7 @@ pub(crate) fn identity() -> Identity {
         address: "warden-a:8010".to_string(),
         version: "0.1.0".to_string(),
         has_alive_lock: true,
+        tick_time: Duration::from_secs(2),
         session_timeout: Duration::from_secs(30),
     }
 }
@@ -69,11 +70,23 @@ pub(crate) fn verified_with(
     session: i64,
     finished: u64,
 ) -> Event {
+    barrier(leader, config, Reading::Absent, session, finished)
+}
+
+/// A barrier read that found all this. Its transaction is the millisecond in which it ended, so that later reads have later
+/// ones.
+pub(crate) fn barrier(
+    leader: Reading<LeaderKey>,
+    config: Reading<ClusterConfig>,
+    sync: Reading<SyncState>,
+    session: i64,
+    finished: u64,
+) -> Event {
     Event::Barrier(Barrier::Verified {
         leader,
         config,
-        sync: Reading::Absent,
-        zxid: Zxid(1),
+        sync,
+        zxid: Zxid(i64::try_from(finished).unwrap()),
         session: SessionId(session),
         finished: ms(finished),
     })

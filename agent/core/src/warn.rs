@@ -65,6 +65,9 @@ pub const CODES: &[(&str, &str)] = &[
     ("fenced", "a member is fenced"),
     ("fence_failed", "a server that must take no writes could not be stopped"),
     ("fence_held", "a rule would fence a member, and something unknown keeps it from doing so"),
+    ("gate_cannot_ask", "the gate could not log in to a member's PostgreSQL"),
+    ("lease_uncovered", "Patroni's timing leaves a gap in which the lease rule does not act"),
+    ("heartbeat_unknown", "Patroni's heartbeat session cannot be seen: the lease rule has only its REST API to go by"),
     ("fence_session_lost", "there is no warm session to fence the local PostgreSQL with"),
     ("paused", "the cluster is in maintenance mode"),
     ("timing_impossible", "loop_wait + 2 * retry_timeout is more than ttl"),
@@ -261,7 +264,7 @@ fn fences(view: &View, members: &[MemberTruth<'_>], now: Moment, list: &mut List
         // What failed and is wanted no more (the server may even lead by now) is not tried again, and is no news.
         if let Some((why, rule, at)) = &ordered.failing
             && now.since(*at) <= FENCE_TRIED
-            && evidence::presumed_writable(view, member)
+            && evidence::presumed_writable(view, member, now)
         {
             let rule = rule.as_str();
             let text = format!("{member} may still take writes: the fence ({rule}) failed: {why}; stop its PostgreSQL");
@@ -274,6 +277,7 @@ fn fences(view: &View, members: &[MemberTruth<'_>], now: Moment, list: &mut List
         list.about("fence_held", member, format!("{member} would be fenced ({rule}), but {why}"));
     }
     let Some(own) = &view.identity.member else { return };
+    lease(view, own, now, list);
     let memory = &view.leadership;
     let answers = view.members.get(own).and_then(|member| member.postgres.as_ref()?.fresh(now, PROBE_LIMIT));
     // Just started again it answers before there is a new session.
@@ -283,6 +287,45 @@ fn fences(view: &View, members: &[MemberTruth<'_>], now: Moment, list: &mut List
     {
         let text = format!("no session is ready to fence {own} with, so a fence would be slower: {why}");
         list.about("fence_session_lost", own, text);
+    }
+}
+
+/// The heartbeat of a leader is looked for this long before it is missed: its watcher has just begun.
+const HEARTBEAT_MISSED: Duration = Duration::from_secs(30);
+
+/// What the rule `lease` cannot do here.
+fn lease(view: &View, own: &MemberName, now: Moment, list: &mut List) {
+    let memory = &view.leadership;
+    let (Some(config), Some(reign)) = (view.cluster.config(), &memory.reign) else { return };
+    let lease = memory.patroni_timeout(config.ttl).unwrap_or(config.ttl).saturating_sub(evidence::MARGIN);
+    let limit = evidence::progress_limit(config);
+    // Patroni corrects a timing that is impossible, and that is a warning of its own.
+    let possible = config.loop_wait.saturating_add(config.retry_timeout.saturating_mul(2)) <= config.ttl;
+    if possible && limit > lease {
+        list.about(
+            "lease_uncovered",
+            own,
+            format!(
+                "while Patroni of {own} answers, its lease may be over {} before it counts as stuck: loop_wait + \
+                 retry_timeout + 5 s ({}) is more than the session timeout less 5 s ({}); raise ttl (up to 20 x tickTime) \
+                 or lower loop_wait or retry_timeout",
+                seconds(limit.saturating_sub(lease)),
+                seconds(limit),
+                seconds(lease)
+            ),
+        );
+    }
+    let since = view.members.get(own).and_then(|member| member.writable_since).map(|since| since.max(reign.since));
+    let long = since.is_some_and(|since| now.since(since) >= HEARTBEAT_MISSED);
+    if long && !config.pause && !evidence::heartbeat_can_be_had(view, now) {
+        list.about(
+            "heartbeat_unknown",
+            own,
+            format!(
+                "Patroni's session \"Patroni heartbeat\" cannot be seen in PostgreSQL of {own} (track_activities off, a \
+                 Patroni before 4.0, or no superuser): without ZooKeeper the lease may end a leader whose REST API is stuck"
+            ),
+        );
     }
 }
 

@@ -122,6 +122,10 @@ fn archiving(failing: Option<&str>) -> PostgresAnswer {
     PostgresAnswer::Writable(Server { archiver: Some(archiver), ..server(1, 100) })
 }
 
+fn writable_with(heartbeat: Option<Moment>) -> PostgresAnswer {
+    PostgresAnswer::Writable(Server { heartbeat, ..server(1, 100) })
+}
+
 fn writable() -> PostgresAnswer {
     PostgresAnswer::Writable(server(1, 100))
 }
@@ -419,7 +423,23 @@ fn about_fences() -> Vec<Scenario> {
     old.wrong = again.wrong.clone();
     old.right =
         vec![(1500, refused()), (1600, nobody()), (2000, probe("a", writable())), (9000, probe("a", writable()))];
+    let checked = |outcome: Result<(), String>| Event::GateChecked { member: "b".into(), outcome };
+    let refused = || checked(Err("no pg_hba.conf entry for host (28000)".to_string()));
+    let beats = |heartbeat| probe("a", writable_with(heartbeat));
+    let mut blind = Scenario::new("heartbeat_unknown", Some("a"), &["Patroni heartbeat", "lease"]).at(40_500);
+    blind.wrong = vec![(40_000, beats(None))];
+    blind.right = vec![(40_000, beats(Some(ms(39_000))))];
     vec![
+        blind,
+        Scenario::new("gate_cannot_ask", Some("b"), &["pg_hba.conf entry", "warden gate --check"])
+            .wrong(refused())
+            .right(checked(Ok(()))),
+        Scenario::new("lease_uncovered", Some("a"), &["raise ttl", "loop_wait", "5.0 s"])
+            .wrong(config(|config| {
+                config.ttl = Duration::from_secs(20);
+                config.retry_timeout = Duration::from_secs(5);
+            }))
+            .right(config(|_| {})),
         Scenario::new("fenced", Some("b"), &["b is being fenced, NOT confirmed yet (superseded)", "a holds"])
             .both(probe("b", writable()))
             .wrong(fence_record(None))

@@ -24,7 +24,6 @@ use tokio::sync::{mpsc, watch as latest};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 use warden_core::event::{Barrier, Event, FenceOutcome, FenceRecord, FenceReport, FenceSession, PatroniAnswer, Rule};
-use warden_core::fact::Reading;
 use warden_core::plan::{Action, Step};
 use warden_core::rules::fence::{Guard, Order};
 use warden_core::types::{MemberName, UnixMillis};
@@ -80,6 +79,8 @@ struct Done {
 /// Keeps a session with the local server ready.
 struct Warmth {
     session: Option<Warm>,
+    /// The last one has ended by itself, and there has been none since.
+    has_ended: bool,
     /// One is being opened.
     opening: Option<JoinHandle<Result<Warm, NotReady>>>,
     pause: Duration,
@@ -157,7 +158,7 @@ impl Warmth {
 
 /// Carries out steps until the loop is gone, and keeps the session warm in between.
 pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Arc<Fencer>) -> anyhow::Result<()> {
-    let mut warmth = Warmth { session: None, opening: None, pause: FIRST_PAUSE, told: None };
+    let mut warmth = Warmth { session: None, has_ended: false, opening: None, pause: FIRST_PAUSE, told: None };
     let mut running: JoinSet<Done> = JoinSet::new();
     // Whose fences are under way.
     let mut busy: BTreeSet<MemberName> = BTreeSet::new();
@@ -173,9 +174,11 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Arc<Fencer>) -> anyh
                 let Some(Step { action, reason: _ }) = step else { return Ok(()) };
                 match action {
                     Action::Fence(order) if busy.insert(order.member.clone()) => {
-                        let session = if own == Some(&order.member) { warmth.session.take() } else { None };
+                        let ours = own == Some(&order.member);
+                        let session = if ours { warmth.session.take() } else { None };
+                        let ended = ours && warmth.has_ended;
                         let fencer = Arc::clone(fencer);
-                        running.spawn(async move { fencer.fence(*order, session).await });
+                        running.spawn(async move { fencer.fence(*order, session, ended).await });
                     }
                     // The one that is under way is as good.
                     Action::Fence(order) => tracing::debug!(member = %order.member, "its fence is under way"),
@@ -203,7 +206,7 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Arc<Fencer>) -> anyh
             change = warmth.changes(fencer, !own_is_busy) => {
                 let session = match change {
                     Change::Ended => {
-                        warmth.session = None;
+                        (warmth.session, warmth.has_ended) = (None, true);
                         if let Some((order, since)) = waiting.take() {
                             // The server woke, and did it or not.
                             busy.insert(order.member.clone());
@@ -214,7 +217,7 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Arc<Fencer>) -> anyh
                         continue;
                     }
                     Change::Opened(Ok(session)) => {
-                        warmth.session = Some(session);
+                        (warmth.session, warmth.has_ended) = (Some(session), false);
                         FenceSession::Ready
                     }
                     Change::Opened(Err(failed)) => FenceSession::Lost(failed.why),
@@ -342,7 +345,7 @@ impl Fencer {
         });
     }
 
-    async fn fence(&self, order: Order, session: Option<Warm>) -> Done {
+    async fn fence(&self, order: Order, session: Option<Warm>, session_ended: bool) -> Done {
         let started = Instant::now();
         if let Err(why) = self.look_again(&order.guard).await {
             return Done { order, outcome: Some(FenceOutcome::Withdrawn(why)), session };
@@ -365,10 +368,11 @@ impl Fencer {
             return Done { order, outcome: failed("it is not known where its server is"), session };
         };
         let older_than = match order.guard {
-            Guard::KeyIs { older_than, .. } => Some(older_than),
+            Guard::KeyAndTimeline(_, older_than) => Some(older_than),
             _ => None,
         };
-        let (outcome, session) = ladder::climb(&Server { place: &place, login, older_than }, session).await;
+        let server = Server { older_than, starting: order.starting, session_ended, ..Server::at(&place, login) };
+        let (outcome, session) = ladder::climb(&server, session).await;
         let outcome = match outcome {
             FenceOutcome::Confirmed { by, .. } => FenceOutcome::Confirmed { by, took: started.elapsed() },
             outcome => outcome,
@@ -378,75 +382,42 @@ impl Fencer {
 
     /// Whether it is still right to fence.
     async fn look_again(&self, guard: &Guard) -> Result<(), String> {
-        if matches!(guard, Guard::Asked { .. }) {
-            return Ok(());
+        let away = match guard {
+            Guard::Asked { .. } => return Ok(()),
+            Guard::Key(condition) | Guard::KeyAndTimeline(condition, _) => return condition.check(&self.read().await),
+            Guard::NoContact(away) => away,
+        };
+        // Side by side: what cannot be reached is waited for once.
+        let (read, answer) = tokio::join!(self.read(), self.ask_patroni());
+        match answer {
+            Some(answer) => away.check(&read, &answer),
+            None => away.check(&read, &PatroniAnswer::Silent("there is no local Patroni".to_owned())),
         }
-        if *guard == Guard::NoContact {
-            // Side by side: what cannot be reached is waited for once.
-            let (read, patroni) = tokio::join!(self.zookeeper.barrier(LOOK), self.patroni_answers());
-            let contact = matches!(read, crate::watch::zookeeper::Barrier::Verified { .. });
-            return match (contact, patroni?) {
-                (true, ()) => Err("ZooKeeper is there again: what it says is to be judged first".to_owned()),
-                (false, ()) => Ok(()),
-            };
-        }
-        let asked = Instant::now();
-        let read = znodes::barrier(self.zookeeper.barrier(LOOK).await, asked, &self.events.clock);
-        let Event::Barrier(read) = read.event else { return Err("ZooKeeper was not asked".to_owned()) };
-        stands(guard, read)
     }
 
-    /// The error: the local Patroni answers, and what it says is on its way to the view, which judges it.
-    async fn patroni_answers(&self) -> Result<(), String> {
-        let (Some((member, _)), Some(api)) = (&self.local, &self.api) else { return Ok(()) };
+    async fn read(&self) -> Barrier {
+        znodes::read(self.zookeeper.barrier(LOOK).await, &self.events.clock)
+    }
+
+    /// What the local Patroni answers now; the view hears it, too, and judges it.
+    async fn ask_patroni(&self) -> Option<PatroniAnswer> {
+        let ((member, _), api) = (self.local.as_ref()?, self.api.as_ref()?);
         let at = self.events.clock.now();
         let answer = self.client.ask(member, api, &self.events.clock).await;
-        match answer {
-            PatroniAnswer::Silent(_) | PatroniAnswer::Refused(_) => Ok(()),
-            PatroniAnswer::Answering(_) | PatroniAnswer::Unusable(_) => {
-                // Should the loop be gone, nothing is fenced any more either.
-                drop(self.events.send(at, Event::Patroni { member: member.clone(), answer }).await);
-                Err("its Patroni answers".to_owned())
-            }
+        if matches!(answer, PatroniAnswer::Answering(_) | PatroniAnswer::Unusable(_)) {
+            // Should the loop be gone, nothing is fenced any more either.
+            drop(self.events.send(at, Event::Patroni { member: member.clone(), answer: answer.clone() }).await);
         }
+        Some(answer)
     }
 
     /// The session that a waiting fence lay in has ended: the server woke, and did it or not.
     async fn after_waking(&self, order: Order, since: Instant) -> Done {
         let outcome = match (&self.local, &self.login) {
-            (Some((_, place)), Some(login)) => {
-                ladder::after_waking(&Server { place, login, older_than: None }, since).await
-            }
+            (Some((_, place)), Some(login)) => ladder::after_waking(&Server::at(place, login), since).await,
             _ => None,
         };
         Done { order, outcome, session: None }
-    }
-}
-
-/// Whether a new barrier read leaves a fence right. The error says what speaks against it.
-fn stands(guard: &Guard, read: Barrier) -> Result<(), String> {
-    let (leader, config, session) = match read {
-        Barrier::Verified { leader, config, session, .. } => (leader, config, session),
-        Barrier::Unknown(why) => return Err(format!("it cannot be verified any more: {why}")),
-    };
-    match config {
-        Reading::Present(config) if !config.pause => {}
-        Reading::Present(_) => return Err("the cluster is in maintenance mode".to_owned()),
-        _ => return Err("Patroni's configuration cannot be read".to_owned()),
-    }
-    match (guard, &leader) {
-        (Guard::KeyIsNot { session: then, .. } | Guard::KeyIs { session: then, .. }, _) if *then != session => {
-            Err("the ZooKeeper session is another one".to_owned())
-        }
-        (_, Reading::Unreadable(why)) => Err(format!("the leader key cannot be understood: {why}")),
-        (Guard::KeyIsNot { member, .. }, Reading::Present(key)) if key.holder == *member => {
-            Err("it holds the leader key".to_owned())
-        }
-        (Guard::KeyIs { member, czxid, .. }, Reading::Present(key)) if key.holder == *member && key.czxid == *czxid => {
-            Ok(())
-        }
-        (Guard::KeyIs { .. }, _) => Err("we do not hold the leader key any more".to_owned()),
-        _ => Ok(()),
     }
 }
 

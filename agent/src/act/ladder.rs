@@ -21,7 +21,8 @@ use tokio::time::{sleep, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use warden_core::event::{FenceOutcome, PostgresAnswer};
-use warden_core::types::Timeline;
+use warden_core::rules::gate::Found;
+use warden_core::types::{SystemId, Timeline};
 
 /// How long each step of the ladder has until a new session has to be refused.
 const STEP: Duration = Duration::from_millis(1500);
@@ -44,6 +45,9 @@ const SILENT: Duration = Duration::from_millis(700);
 /// the 12 s after which it would be ordered again.
 const SLOTS: Duration = Duration::from_secs(3);
 
+/// A server that starts is knocked at for this long in one fence, for the same reason.
+const START: Duration = Duration::from_secs(8);
+
 /// Between two knocks there, with jitter: a slot that is free for a moment is all it takes, and others want it too.
 const SLOT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -56,6 +60,18 @@ pub struct Server<'a> {
     pub login: &'a Superuser,
     /// Only if it is on an older timeline than this.
     pub older_than: Option<Timeline>,
+    /// It is starting, and its agent has looked: it is no standby. Only then does a signal go to a server that starts.
+    pub starting: bool,
+    /// A session that we had with it has ended by itself, and there has been none since: a fast shutdown ends every
+    /// session, a smart one none.
+    pub session_ended: bool,
+}
+
+impl<'a> Server<'a> {
+    /// A server of which nothing more is known.
+    pub const fn at(place: &'a Place, login: &'a Superuser) -> Self {
+        Self { place, login, older_than: None, starting: false, session_ended: false }
+    }
 }
 
 /// A session that has begun.
@@ -81,8 +97,8 @@ enum Door {
 enum Shut {
     /// Nobody listens.
     Nobody,
-    /// It is starting, recovering, or a standby that lets nobody in.
-    NotOpen,
+    /// It is starting or recovering. `Some(true)`: by its own words it is in archive recovery.
+    NotOpen(Option<bool>),
     /// It is shutting down. In a smart shutdown open sessions go on for as long as they like.
     Stopping,
 }
@@ -99,7 +115,7 @@ async fn knock(place: &Place, login: &Superuser, limit: Duration) -> Result<Sess
         return Err(Door::Broken);
     }
     Err(match postgres::answer_of_error(&error) {
-        PostgresAnswer::Starting(_) => Door::Shut(Shut::NotOpen),
+        PostgresAnswer::Starting(starting) => Door::Shut(Shut::NotOpen(starting.standby)),
         PostgresAnswer::Refused(_) => Door::Shut(Shut::Nobody),
         PostgresAnswer::Stopping(_) => Door::Shut(Shut::Stopping),
         PostgresAnswer::Gone(_) => Door::Shut(Shut::Nobody),
@@ -207,6 +223,7 @@ async fn watch_stopping(server: &Server<'_>) -> Verified {
 
 /// The outcome, if what was seen after an order settles it; `session` is the one that gave it.
 async fn settled(
+    server: &Server<'_>,
     seen: Verified,
     by: &'static str,
     started: Instant,
@@ -215,14 +232,15 @@ async fn settled(
     let confirmed = |by| FenceOutcome::Confirmed { by, took: started.elapsed() };
     match seen {
         Verified::InRecovery => Ok(confirmed("recovery")),
-        Verified::Refused(Shut::Nobody | Shut::NotOpen) => Ok(confirmed(by)),
+        Verified::Refused(Shut::Nobody) => Ok(confirmed(by)),
+        Verified::Refused(Shut::NotOpen(_)) => Err(format!("{by}: it is starting again")),
         Verified::Refused(Shut::Stopping) => {
             // Open sessions of a server that is shutting down can go on; that ours does not shows that none does.
             let ended = match session {
                 Some(session) => session.ends_within(STEP).await,
-                None => true,
+                None => server.session_ended,
             };
-            if ended { Ok(confirmed(by)) } else { Err(format!("{by}: it shuts down, but lets open sessions go on")) }
+            if ended { Ok(confirmed(by)) } else { Err(format!("{by}: it shuts down, and open sessions may go on")) }
         }
         // The statement lies in the server's socket; it stays there as long as the session does.
         Verified::Silent if session.is_some() => Ok(FenceOutcome::Waiting),
@@ -259,6 +277,8 @@ async fn by_process(server: &Server<'_>, session: &mut Option<Warm>, started: In
         Some(session) => session.is_in_recovery().await,
         None => match knock(server.place, server.login, GLANCE).await {
             Ok(new) => who_is_there(new).await.is_some_and(|(in_recovery, _)| in_recovery),
+            // It may be a standby: only its agent can tell.
+            Err(Door::Shut(Shut::NotOpen(_))) if !server.starting => return None,
             Err(_) => false,
         },
     };
@@ -280,91 +300,115 @@ async fn by_process(server: &Server<'_>, session: &mut Option<Warm>, started: In
         if kill && !postmaster.leaves_nobody(STEP).await {
             return Some(FenceOutcome::Failed("it is killed, but not all of its processes have ended".to_owned()));
         }
-        let seen = verify(server).await;
+        // Without a session that ends it is the end of the server that counts.
+        let seen = if session.is_some() { verify(server).await } else { watch_stopping(server).await };
         if seen == Verified::Silent {
             // Nothing lies in front of it: the next signal.
             continue;
         }
-        if let Ok(outcome) = settled(seen, by, started, session).await {
+        if let Ok(outcome) = settled(server, seen, by, started, session).await {
             return Some(outcome);
         }
     }
     None
 }
 
-async fn by_session(server: &Server<'_>, mut session: Option<Warm>, started: Instant) -> (FenceOutcome, Option<Warm>) {
+/// By a statement on a superuser session: fast shutdown, then immediate.
+async fn by_session(server: &Server<'_>, session: Option<Warm>, started: Instant) -> (FenceOutcome, Option<Warm>) {
+    let mut climb = Climb { server, session, started };
     let mut trouble = String::new();
-    let until = Instant::now() + SLOTS;
     for (signal, by) in [("INT", "fast shutdown"), ("QUIT", "immediate shutdown")] {
-        // Once more if the server's clock was set meanwhile, and the order came too late by it.
-        for again in [true, false] {
-            let ready = match session.take().filter(|session| !session.is_over()) {
-                Some(ready) => Ok(ready),
-                None => match get_in(server, until).await {
-                    Ok(ready) => Ok(ready),
-                    Err(Door::Locked(why) | Door::Crowded(why)) => Err(why),
-                    Err(Door::Shut(Shut::Stopping)) => {
-                        let seen = watch_stopping(server).await;
-                        match settled(seen, "shutting down already", started, &mut None).await {
-                            Ok(outcome) => return (outcome, None),
-                            Err(why) => Err(why),
-                        }
-                    }
-                    Err(Door::Shut(_)) => {
-                        return (FenceOutcome::Confirmed { by: "refused already", took: started.elapsed() }, None);
-                    }
-                    Err(Door::Broken) => Err("a session broke off while it was opened".to_owned()),
-                    Err(Door::Silent) => Err("the server is silent, and there was no warm session".to_owned()),
-                },
-            };
-            let mut ready = match ready {
-                Ok(ready) => ready,
-                Err(why) => {
-                    trouble = why;
-                    break;
-                }
-            };
-            if ready.has_order() {
-                if verify(server).await == Verified::Silent {
-                    return (FenceOutcome::Waiting, Some(ready));
-                }
-                ready.answered();
-            }
-            let sent = ready.order_shutdown(signal, server.older_than);
-            let (hears, heard) = oneshot::channel();
-            let seen = tokio::select! {
-                seen = verify_after(server, async { drop(heard.await) }) => Ok(seen),
-                why = refusal(sent, hears) => Err(why),
-            };
-            session = Some(ready);
-            match seen {
-                Ok(seen) => match settled(seen, by, started, &mut session).await {
-                    Ok(outcome) => return (outcome, session.filter(|session| !session.is_over())),
-                    Err(why) => trouble = why,
-                },
-                Err(why) if why.contains(NOT_THE_ONE) => return (FenceOutcome::Withdrawn(why), session),
-                Err(why) if why.contains(EXPIRED) && again => {
-                    if let Some(session) = &mut session
-                        && session.measure().await.is_ok()
-                    {
-                        continue;
-                    }
-                    trouble = format!("{by}: {why}");
-                }
-                // It may have been heard all the same: the shutdown ends what gave the order, in the middle of it too.
-                Err(why) => match settled(verify(server).await, by, started, &mut session).await {
-                    Ok(outcome) => return (outcome, session.filter(|session| !session.is_over())),
-                    Err(_) => trouble = format!("{by}: {why}"),
-                },
-            }
-            if let Some(session) = &mut session {
-                // It answers, so nothing lies in front of it.
-                session.answered();
-            }
-            break;
+        match climb.step(signal, by).await {
+            Ok(outcome) => return (outcome, climb.session.filter(|session| !session.is_over())),
+            Err(why) => trouble = why,
         }
     }
-    (FenceOutcome::Failed(trouble), session)
+    (FenceOutcome::Failed(trouble), climb.session)
+}
+
+/// One climb of the ladder, by session.
+struct Climb<'a> {
+    server: &'a Server<'a>,
+    session: Option<Warm>,
+    started: Instant,
+}
+
+impl Climb<'_> {
+    /// One step. The error says why another one is needed.
+    async fn step(&mut self, signal: &str, by: &'static str) -> Result<FenceOutcome, String> {
+        if let Some(outcome) = self.open().await? {
+            return Ok(outcome);
+        }
+        if self.session.as_ref().is_some_and(Warm::has_order) && verify(self.server).await == Verified::Silent {
+            return Ok(FenceOutcome::Waiting);
+        }
+        match self.order(signal, by).await {
+            // The server's clock was set meanwhile, and the order came too late by it: once more.
+            Err(why) if why.contains(EXPIRED) => {
+                let Some(session) = &mut self.session else { return Err(why) };
+                session.measure().await.map_err(|failed| format!("{by}: {}", failed.why))?;
+                self.order(signal, by).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Sees to it that there is a session; the outcome, where the server needs no order any more.
+    async fn open(&mut self) -> Result<Option<FenceOutcome>, String> {
+        if self.session.take_if(|session| session.is_over()).is_none() && self.session.is_some() {
+            return Ok(None);
+        }
+        let confirmed = |by| FenceOutcome::Confirmed { by, took: self.started.elapsed() };
+        loop {
+            match get_in(self.server, self.started + SLOTS).await {
+                Ok(ready) => {
+                    self.session = Some(ready);
+                    return Ok(None);
+                }
+                Err(Door::Shut(Shut::Nobody)) => return Ok(Some(confirmed("refused already"))),
+                // Its first session is ours: it is the first thing that is known of it.
+                Err(Door::Shut(Shut::NotOpen(_))) if self.started.elapsed() < START => slot_pause().await,
+                Err(Door::Shut(Shut::NotOpen(_))) => return Ok(Some(FenceOutcome::Waiting)),
+                Err(Door::Shut(Shut::Stopping)) => {
+                    let seen = watch_stopping(self.server).await;
+                    return settled(self.server, seen, "shutting down already", self.started, &mut None)
+                        .await
+                        .map(Some);
+                }
+                Err(Door::Locked(why) | Door::Crowded(why)) => return Err(why),
+                Err(Door::Broken) => return Err("a session broke off while it was opened".to_owned()),
+                Err(Door::Silent) => return Err("the server is silent, and there was no warm session".to_owned()),
+            }
+        }
+    }
+
+    /// Gives the order on the session, and sees what comes of it. The error says why it is not settled.
+    async fn order(&mut self, signal: &str, by: &'static str) -> Result<FenceOutcome, String> {
+        let Some(session) = &mut self.session else { return Err("there is no session".to_owned()) };
+        // It answers, so nothing lies in front of it.
+        session.answered();
+        let sent = session.order_shutdown(signal, self.server.older_than);
+        let (hears, heard) = oneshot::channel();
+        let seen = tokio::select! {
+            seen = verify_after(self.server, async { drop(heard.await) }) => Ok(seen),
+            why = refusal(sent, hears) => Err(why),
+        };
+        let settled = match seen {
+            Ok(seen) => settled(self.server, seen, by, self.started, &mut self.session).await,
+            Err(why) if why.contains(NOT_THE_ONE) => return Ok(FenceOutcome::Withdrawn(why)),
+            Err(why) if why.contains(EXPIRED) => Err(why),
+            // It may have been heard all the same: the shutdown ends what gave the order, in the middle of it too.
+            Err(why) => {
+                let seen = verify(self.server).await;
+                let outcome = settled(self.server, seen, by, self.started, &mut self.session).await;
+                outcome.map_err(|_| format!("{by}: {why}"))
+            }
+        };
+        if let (Err(_), Some(session)) = (&settled, &mut self.session) {
+            session.answered();
+        }
+        settled
+    }
 }
 
 /// Why the server does not do as it was told; never ends where it does, but drops `hears`.
@@ -386,56 +430,49 @@ pub async fn after_waking(server: &Server<'_>, since: Instant) -> Option<FenceOu
     }
 }
 
-/// Stops a server that somebody else should have stopped already, for the gate: the candidate holds the leader key.
-/// `Ok` says by what it is known that the server takes no writes of the cluster with this system identifier, and whether
-/// it was stopped from here; the error, why that is not known. `and_fence` is false where it is only to be looked.
-pub async fn stop_old_primary(
+/// Asks a member's server for the gate, and stops it where it takes writes of the cluster with this system identifier.
+/// Also says whether it was stopped from here. `and_fence` is false where it is only to be looked.
+pub async fn ask_old_primary(
     place: &Place,
     login: &Superuser,
-    cluster: Option<&str>,
+    cluster: Option<SystemId>,
     and_fence: bool,
-) -> Result<(&'static str, bool), OldPrimary> {
-    let patience = if and_fence { SLOTS } else { Duration::ZERO };
-    match knock_on(place, login, Instant::now() + patience).await {
-        Err(Door::Shut(Shut::Nobody)) => return Ok(("nobody listens there", false)),
-        Err(Door::Shut(Shut::NotOpen)) => return Ok(("it lets nobody in: it is starting, or a standby", false)),
-        Err(Door::Shut(Shut::Stopping)) => return Err(OldPrimary::Stopping),
-        Err(Door::Silent | Door::Broken) => return Err(OldPrimary::Silent),
-        Err(Door::Locked(why) | Door::Crowded(why)) => return Err(OldPrimary::Writable(why)),
-        Ok(session) => match who_is_there(session).await {
-            Some((true, _)) => return Ok(("it is in recovery", false)),
+) -> (Found, bool) {
+    let found = match knock(place, login, CONNECT).await {
+        Err(Door::Shut(Shut::Nobody)) => Found::Harmless("no process listens there".to_owned()),
+        Err(Door::Shut(Shut::NotOpen(standby))) => Found::Starting(standby),
+        Err(Door::Shut(Shut::Stopping)) => Found::Stopping,
+        Err(Door::Silent | Door::Broken) => Found::Silent,
+        // The gate asks again, and a slot may be free then.
+        Err(Door::Locked(why) | Door::Crowded(why)) => Found::NoLogin(why),
+        Ok(session) => match (who_is_there(session).await, cluster) {
+            (Some((true, _)), _) => Found::Harmless("it is in recovery".to_owned()),
             // Addresses are given again: what stands there now is not to be stopped for what stood there before.
-            Some((false, there)) if cluster.is_some_and(|cluster| cluster != there) => {
-                return Ok(("another database stands there", false));
+            (Some((false, there)), Some(cluster)) if cluster != there => {
+                Found::Harmless("another database stands there".to_owned())
             }
-            _ => {}
+            (Some((false, _)), Some(_)) if and_fence => return stop_old_primary(&Server::at(place, login)).await,
+            (Some((false, _)), Some(_)) => Found::Writable("it opens sessions, and is not in recovery".to_owned()),
+            (Some((false, _)), None) => Found::NoLogin(
+                "the cluster's system identifier cannot be read, so it may be another database".to_owned(),
+            ),
+            (None, _) => Found::Silent,
         },
-    }
-    if !and_fence {
-        return Err(OldPrimary::Writable("it opens sessions, and is not in recovery".to_owned()));
-    }
-    let server = Server { place, login, older_than: None };
-    match climb(&server, None).await.0 {
-        FenceOutcome::Confirmed { by, .. } => Ok((by, true)),
-        FenceOutcome::Waiting => Err(OldPrimary::Silent),
-        FenceOutcome::Failed(why) | FenceOutcome::Withdrawn(why) => Err(OldPrimary::Writable(why)),
-        FenceOutcome::Observed => Err(OldPrimary::Writable("nothing was done".to_owned())),
-    }
+    };
+    (found, false)
 }
 
-/// Why it is not known that an old primary takes no writes.
-#[derive(Debug, PartialEq, Eq)]
-pub enum OldPrimary {
-    /// It cannot be reached, or does not answer.
-    Silent,
-    /// It is shutting down: open sessions may go on for a while.
-    Stopping,
-    /// It answers, and could not be stopped; the text says why.
-    Writable(String),
+async fn stop_old_primary(server: &Server<'_>) -> (Found, bool) {
+    match climb(server, None).await.0 {
+        FenceOutcome::Confirmed { by, .. } => (Found::Harmless(by.to_owned()), true),
+        FenceOutcome::Waiting => (Found::Silent, false),
+        FenceOutcome::Failed(why) | FenceOutcome::Withdrawn(why) => (Found::Writable(why), false),
+        FenceOutcome::Observed => (Found::Writable("nothing was done".to_owned()), false),
+    }
 }
 
 /// Whether the server is in recovery, and its system identifier; `None` where it does not say.
-async fn who_is_there((client, driver): Session) -> Option<(bool, String)> {
+async fn who_is_there((client, driver): Session) -> Option<(bool, SystemId)> {
     let question =
         "SELECT pg_catalog.pg_is_in_recovery(), (SELECT system_identifier FROM pg_catalog.pg_control_system())";
     let asking = client.simple_query(question);
@@ -449,7 +486,7 @@ async fn who_is_there((client, driver): Session) -> Option<(bool, String)> {
     messages.iter().find_map(|message| match message {
         // PostgreSQL shows this unsigned number as a signed one.
         SimpleQueryMessage::Row(row) => {
-            Some((row.get(0)? == "t", row.get(1)?.parse::<i64>().ok()?.cast_unsigned().to_string()))
+            Some((row.get(0)? == "t", SystemId(row.get(1)?.parse::<i64>().ok()?.cast_unsigned())))
         }
         _ => None,
     })

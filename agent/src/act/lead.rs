@@ -3,25 +3,24 @@
 
 use super::proof::Proof;
 use super::records::Records;
-use super::unpaused;
 use crate::audit::Entry;
 use crate::config::Superuser;
-use crate::tell::metrics::Metrics;
 use crate::watch::Events;
 use crate::watch::members::Probes;
 use crate::watch::patroni::PatroniClient;
 use crate::watch::postgres::{self, Place};
 use crate::watch::root_cause;
-use crate::watch::zookeeper::{Barrier, Handle as ZooKeeper, Holds, Released};
+use crate::watch::znodes;
+use crate::watch::zookeeper::{Handle as ZooKeeper, Holds, Released};
 use jiff::Timestamp;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use warden_core::event::{Event, FenceRecord, ReleaseReport, Rule};
-use warden_core::leadership::EPISODE;
+use warden_core::event::{Event, FenceRecord, Outcome, ReleaseReport, Rule};
 use warden_core::plan::{Action, Step};
+use warden_core::rules::guard::{KeyCondition, KeyIs};
 use warden_core::rules::release::Release;
-use warden_core::types::{UnixMillis, Zxid};
+use warden_core::types::UnixMillis;
 
 /// How long the barrier read may take, and the deletion.
 const BARRIER: Duration = Duration::from_secs(2);
@@ -57,95 +56,55 @@ pub struct Lead {
     pub events: Events,
     /// Our own name, for the record.
     pub agent: String,
-    /// It is only said what would be done.
-    pub observe: bool,
-    /// For what would have been done.
-    pub metrics: Metrics,
 }
 
 /// Carries out steps, one after the other, until the loop is gone.
 pub async fn run(steps: &mut mpsc::Receiver<Step>, lead: &Lead) -> anyhow::Result<()> {
-    // What was last said of a release, and when last of a nudge that would have been made: once for each key and
-    // outcome, and once for each episode.
-    let mut said: Option<(Zxid, String)> = None;
-    let mut nudged: Option<Instant> = None;
-    let mut reconnected: Option<Instant> = None;
+    // The entry of the audit trail that was written last for a release: one that is tried again and again is one entry.
+    let mut said: Option<(KeyCondition, String)> = None;
     while let Some(Step { action, reason }) = steps.recv().await {
-        match action {
+        let event = match action {
             Action::Probe { others } => {
                 lead.probes.own.notify_one();
                 if others {
-                    // Whoever is being asked at this moment will tell soon enough.
+                    // A member that is being asked at this moment tells soon enough.
                     lead.probes.others.notify_waiters();
                 }
-            }
-            Action::Release(release) if lead.observe => {
-                let news = Some((release.czxid, release.reason.clone()));
-                if said != news {
-                    let (member, reason) = (release.member.as_str(), release.reason.as_str());
-                    tracing::warn!(member, reason, "the leader key would be released (fencing.mode is observe)");
-                    lead.metrics.count_observed_release();
-                    let entry = Entry { outcome: "observed".to_owned(), ..lead.entry(&release) };
-                    lead.records.audit(entry.write());
-                    said = news;
-                }
-            }
-            Action::Nudge if lead.observe => {
-                if nudged.is_none_or(|at: Instant| at.elapsed() >= EPISODE) {
-                    tracing::warn!(reason, "Patroni would be nudged (fencing.mode is observe)");
-                    lead.metrics.count_observed_nudge();
-                }
-                nudged = Some(Instant::now());
+                continue;
             }
             Action::Release(release) => {
                 let report = lead.release(&release).await;
-                let outcome = match &report {
-                    ReleaseReport::Done { took } => format!("done: after {} ms", took.as_millis()),
-                    ReleaseReport::Withdrawn(why) => format!("withdrawn: {why}"),
-                    ReleaseReport::Failed(why) => format!("failed: {why}"),
-                };
-                // One that is tried again and again is one entry, until something else comes of it.
-                let news = Some((release.czxid, outcome.clone()));
-                if said != news {
-                    lead.records.audit(Entry { outcome, ..lead.entry(&release) }.write());
-                    said = news;
-                }
-                lead.events.send(lead.events.clock.now(), Event::Release(report)).await?;
+                lead.audit(&release, &report, &mut said);
+                Event::Release(report)
             }
-            Action::Nudge => {
-                let outcome = match &lead.api {
-                    Some(api) => lead.client.nudge(api).await,
-                    None => Err("there is no local Patroni".to_owned()),
-                };
-                match &outcome {
-                    Ok(()) => tracing::info!(reason, "Patroni nudged"),
-                    Err(why) => tracing::warn!(reason, why, "Patroni could not be nudged"),
-                }
-                lead.events.send(lead.events.clock.now(), Event::Nudged { outcome }).await?;
+            Action::ObserveRelease(release) => {
+                let member = release.member.as_str();
+                tracing::warn!(member, reason, "the leader key would be released (fencing.mode is observe)");
+                lead.audit(&release, &ReleaseReport::Observed, &mut said);
+                Event::Release(ReleaseReport::Observed)
             }
-            Action::Reconnect if lead.observe => {
-                if reconnected.is_none_or(|at: Instant| at.elapsed() >= EPISODE) {
-                    tracing::warn!(reason, "the standby would be told to try again (fencing.mode is observe)");
-                    lead.metrics.count_observed_reconnect();
-                }
-                reconnected = Some(Instant::now());
+            Action::Nudge => Event::Nudged { outcome: lead.nudge(&reason).await },
+            Action::ObserveNudge => {
+                tracing::warn!(reason, "Patroni would be nudged (fencing.mode is observe)");
+                Event::Nudged { outcome: Outcome::Observed }
             }
             Action::Reconnect => {
-                let outcome = timeout(RELOAD, lead.reconnect()).await;
-                let outcome = outcome.unwrap_or_else(|_| Err("no answer within 1 s".to_owned()));
-                match &outcome {
-                    Ok(true) => tracing::info!(reason, "standby told to try again to stream"),
-                    Ok(false) => tracing::debug!(reason, "the standby has tried again by itself"),
-                    Err(why) => tracing::warn!(reason, why, "the standby could not be told to try again to stream"),
-                }
+                let outcome = lead.tell_to_reconnect(&reason).await;
                 // Whether it streams then.
                 lead.probes.own.notify_one();
-                let outcome = outcome.map(drop);
-                lead.events.send(lead.events.clock.now(), Event::Reconnected { outcome }).await?;
+                Event::Reconnected { outcome }
+            }
+            Action::ObserveReconnect => {
+                tracing::warn!(reason, "the standby would be told to try again (fencing.mode is observe)");
+                Event::Reconnected { outcome: Outcome::Observed }
             }
             // `Actors::hand_over` sends nothing else here.
-            other => tracing::error!(action = ?other, "this actor does not do such things"),
-        }
+            other => {
+                tracing::error!(action = ?other, "this actor does not do such things");
+                continue;
+            }
+        };
+        lead.events.send(lead.events.clock.now(), event).await?;
     }
     Ok(())
 }
@@ -175,56 +134,81 @@ impl Lead {
         }
     }
 
-    /// In this order: a barrier read; behind it, because it may have taken its time, a look at the world; the record;
-    /// the key.
+    /// Adds what became of a release to the audit trail, unless it is the same as before.
+    fn audit(&self, release: &Release, report: &ReleaseReport, said: &mut Option<(KeyCondition, String)>) {
+        let outcome = match report {
+            ReleaseReport::Done { took } => format!("done: after {} ms", took.as_millis()),
+            ReleaseReport::Withdrawn(why) => format!("withdrawn: {why}"),
+            ReleaseReport::Failed(why) => format!("failed: {why}"),
+            ReleaseReport::Observed => "observed".to_owned(),
+        };
+        let news = Some((release.condition.clone(), outcome.clone()));
+        if *said != news {
+            self.records.audit(Entry { outcome, ..self.entry(release) }.write());
+            *said = news;
+        }
+    }
+
+    async fn nudge(&self, reason: &str) -> Outcome {
+        let nudged = match &self.api {
+            Some(api) => self.client.nudge(api).await,
+            None => Err("there is no local Patroni".to_owned()),
+        };
+        match nudged {
+            Ok(()) => {
+                tracing::info!(reason, "Patroni nudged");
+                Outcome::Done
+            }
+            Err(why) => {
+                tracing::warn!(reason, why, "Patroni could not be nudged");
+                Outcome::Failed(why)
+            }
+        }
+    }
+
+    async fn tell_to_reconnect(&self, reason: &str) -> Outcome {
+        let told = timeout(RELOAD, self.reconnect()).await.unwrap_or_else(|_| Err("no answer within 1 s".to_owned()));
+        match told {
+            Ok(true) => tracing::info!(reason, "standby told to try again to stream"),
+            Ok(false) => tracing::debug!(reason, "the standby has tried again by itself"),
+            Err(why) => {
+                tracing::warn!(reason, why, "the standby could not be told to try again to stream");
+                return Outcome::Failed(why);
+            }
+        }
+        Outcome::Done
+    }
+
+    /// Looks, reads behind a barrier, looks again, writes the record, deletes the key.
+    ///
+    /// The last look comes behind the barrier, which may have taken its time. The record is read by the candidate's gate,
+    /// so it is there before the key is not.
     async fn release(&self, release: &Release) -> ReleaseReport {
         let asked = Instant::now();
         let member = release.member.as_str();
-        let (czxid, reason) = (format!("{:#x}", release.czxid.0), release.reason.as_str());
+        let reason = release.reason.as_str();
         let withdrawn = |why: String| {
-            tracing::warn!(member, czxid, reason, why, "leader key not released");
+            tracing::warn!(member, reason, why, "leader key not released");
             ReleaseReport::Withdrawn(why)
         };
-        let session = match still_held(release, self.zookeeper.barrier(BARRIER).await) {
-            Ok(session) => session,
+        let holds = match self.proved(release).await {
+            Ok(proved) => proved,
             Err(why) => return withdrawn(why),
         };
-        let looked = Instant::now();
-        if let Err(why) = self.proof.gone(release.handover_to.is_none()).await {
-            return withdrawn(why);
-        }
-        if let Err(why) = self.proof.shut_down_with(release.shut_down_with).await {
-            return withdrawn(why);
-        }
-        // The record is read by the candidate's gate, so it is there before the key is not.
-        let now = UnixMillis(Timestamp::now().as_millisecond());
-        let record = FenceRecord {
-            member: release.member.clone(),
-            rule: Rule::Crashed,
-            reason: release.reason.clone(),
-            by: self.agent.clone(),
-            ordered: now,
-            confirmed: Some(now),
-            facts: release.facts.clone(),
-            written: None,
-        };
-        let written = timeout(PROVED, self.records.put_now(&self.zookeeper, record)).await;
+        let record = self.record(release);
+        let written = timeout(PROVED, self.records.put_now(&self.zookeeper, record.clone())).await;
         if let Err(why) = written.unwrap_or_else(|_| Err("ZooKeeper is too slow".to_owned())) {
             tracing::warn!(member, why, "the fence record could not be written; the key is not released");
             self.records.remove(release.member.clone());
             return ReleaseReport::Failed(why);
         }
-        let holds = Holds {
-            holder: release.member.to_string(),
-            czxid: release.czxid.0,
-            owner: release.owner.0,
-            session,
-            not_after: looked + PROVED,
-        };
         match self.zookeeper.release(holds, BARRIER).await {
             Released::Done => {
                 let took = asked.elapsed();
-                tracing::warn!(member, czxid, reason, took_ms = took.as_millis(), "leader key released");
+                tracing::warn!(member, reason, took_ms = took.as_millis(), "leader key released");
+                // Once more, now that no read can show the key as its own any more: a record counts if it is later than
+                // each of those.
+                self.records.put(record);
                 ReleaseReport::Done { took }
             }
             Released::Changed(why) => {
@@ -233,24 +217,44 @@ impl Lead {
                 withdrawn(why)
             }
             Released::Failed(why) => {
-                tracing::error!(member, czxid, why, "the leader key could not be released");
+                tracing::error!(member, why, "the leader key could not be released");
                 ReleaseReport::Failed(why)
             }
         }
     }
-}
 
-/// The session in which a barrier read says that the key is still the one to be released, and that the cluster is not
-/// paused. The error says what it is instead.
-fn still_held(release: &Release, read: Barrier) -> Result<i64, String> {
-    let (leader, session) = unpaused(read)?;
-    let Some(found) = leader else { return Err("nobody holds the leader key".to_owned()) };
-    let same = found.data == release.member.as_str().as_bytes()
-        && (found.czxid, found.owner) == (release.czxid.0, release.owner.0);
-    same.then_some(session).ok_or_else(|| {
-        let holder = String::from_utf8_lossy(&found.data).into_owned();
-        format!("{holder} holds the leader key, with czxid {:#x}", found.czxid)
-    })
+    /// What a release stands on, in this order: the control file and the socket of a server that was shut down; the barrier;
+    /// socket and alive lock.
+    async fn proved(&self, release: &Release) -> Result<Holds, String> {
+        let crashed = release.handover_to.is_none();
+        if !crashed {
+            self.proof.shut_down_with(release.shut_down_with).await?;
+            self.proof.gone(false).await?;
+        }
+        let read = znodes::read(self.zookeeper.barrier(BARRIER).await, &self.events.clock);
+        release.condition.check(&read)?;
+        let looked = Instant::now();
+        self.proof.gone(crashed).await?;
+        let KeyIs::TheOneOf { member, czxid, owner } = &release.condition.key else {
+            return Err("it names no key".to_owned());
+        };
+        let session = release.condition.session.0;
+        Ok(Holds { holder: member.to_string(), czxid: czxid.0, owner: owner.0, session, not_after: looked + PROVED })
+    }
+
+    fn record(&self, release: &Release) -> FenceRecord {
+        let now = UnixMillis(Timestamp::now().as_millisecond());
+        FenceRecord {
+            member: release.member.clone(),
+            rule: Rule::Crashed,
+            reason: release.reason.clone(),
+            by: self.agent.clone(),
+            ordered: now,
+            confirmed: Some(now),
+            facts: release.facts.clone(),
+            written: None,
+        }
+    }
 }
 
 #[cfg(test)]

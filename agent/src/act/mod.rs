@@ -3,27 +3,26 @@
 //!
 //! Six actors, so that none waits for another: `upkeep` verifies and announces, `fence` stops servers, `lead`
 //! releases, nudges and asks out of turn, `route` tells HAProxy where to send whom, `layout` writes
-//! its configuration, `records` writes down what was done.
+//! its configuration, `records` writes down what was done. Beside them `upgrade` copies what Warden 0.1 wrote down.
 
 pub mod fence;
 pub mod ladder;
 pub mod layout;
 pub mod lead;
+pub mod mirror;
 pub mod postmaster;
 pub mod proof;
 pub mod records;
 pub mod route;
+pub mod upgrade;
 pub mod upkeep;
 pub mod warm;
 
 use crate::audit::Entry;
 use crate::clock::Clock;
 use crate::watch::members::Probes;
-use crate::watch::znodes;
-use crate::watch::zookeeper::{Barrier, Znode};
 use tokio::sync::mpsc;
 use warden_core::event::{Event, Observed};
-use warden_core::fact::Reading;
 use warden_core::plan::{Action, Step};
 
 /// What the loop hands to an actor, and may have pending: more than a plan ever holds.
@@ -62,9 +61,15 @@ impl Actors {
                 self.records.audit(entry.write());
                 return Ok(());
             }
-            Action::Verify | Action::Announce(_) | Action::UseSessionTimeout(_) => &self.upkeep,
+            Action::Verify | Action::Announce(_) | Action::UseSessionTimeout(_) | Action::Keep(_) => &self.upkeep,
             Action::Fence(_) | Action::ObserveFence(_) => &self.fence,
-            Action::Probe { .. } | Action::Release(_) | Action::Nudge | Action::Reconnect => &self.lead,
+            Action::Probe { .. }
+            | Action::Release(_)
+            | Action::ObserveRelease(_)
+            | Action::Nudge
+            | Action::ObserveNudge
+            | Action::Reconnect
+            | Action::ObserveReconnect => &self.lead,
             // Nobody waits for a barrier read to look.
             Action::Look => {
                 self.probes.haproxy.notify_one();
@@ -77,21 +82,6 @@ impl Actors {
         };
         actor.try_send(step)
     }
-}
-
-/// The leader znode and the session of a barrier read, if it says that the cluster is not paused. The error says what it
-/// is instead.
-fn unpaused(read: Barrier) -> Result<(Option<Znode>, i64), String> {
-    let (leader, config, session) = match read {
-        Barrier::Verified { leader, config, session, .. } => (leader, config, session),
-        Barrier::Unknown { why } => return Err(format!("it cannot be verified: {why}")),
-    };
-    match znodes::config_of(config.as_ref()) {
-        Reading::Present(config) if !config.pause => {}
-        Reading::Present(_) => return Err("the cluster is in maintenance mode".to_owned()),
-        _ => return Err("Patroni's configuration cannot be read".to_owned()),
-    }
-    Ok((leader, session))
 }
 
 /// What the view has to remember of a step that has been handed over.

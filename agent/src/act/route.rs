@@ -4,19 +4,20 @@
 //! with other addresses, a command by name could hit another member. Before open sessions are cut the member's name is
 //! resolved anew, too, and a barrier read has to say that another member holds the leader key.
 
-use super::unpaused;
 use crate::config::HaproxyConfig;
 use crate::haproxy::{addresses, ask, first_line, is_name};
 use crate::watch::Events;
 use crate::watch::haproxy::{resolve, split_address};
 use crate::watch::members::{Probes, Targets};
-use crate::watch::zookeeper::{Barrier, Handle as ZooKeeper};
+use crate::watch::znodes;
+use crate::watch::zookeeper::Handle as ZooKeeper;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch as latest};
 use warden_core::event::Event;
-use warden_core::haproxy::{Change, HoldReport, Pool, RouteOutcome, RouteReport, Wish};
+use warden_core::haproxy::{HoldReport, Pool, RouteOutcome, RouteReport, Wish};
 use warden_core::plan::{Action, Step};
+use warden_core::rules::route::Change;
 
 /// How long HAProxy may take to answer a command: it takes well below a millisecond.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -196,11 +197,17 @@ impl Router {
                 self.is_the_member(change).await?;
                 // Nobody new gets there while ZooKeeper is asked.
                 self.tell(&format!("set server {server} health stopping")).await?;
-                another_leads(change, self.zookeeper.barrier(BARRIER).await).map_err(Not::Wanted)?;
+                self.another_leads(change).await.map_err(Not::Wanted)?;
                 let command = format!("set server {server} health down;shutdown sessions server {server}");
                 self.tell(&command).await
             }
         }
+    }
+
+    /// A new barrier read meets the condition of the change. The error says what speaks against it.
+    async fn another_leads(&self, change: &Change) -> Result<(), String> {
+        let condition = change.condition.as_ref().ok_or("there was no ZooKeeper session")?;
+        condition.check(&znodes::read(self.zookeeper.barrier(BARRIER).await, &self.events.clock))
     }
 
     /// HAProxy has the address for it that it was judged by.
@@ -250,20 +257,6 @@ impl Router {
         }
         Err(Not::Taken(format!("{command:?} is answered with {:?}", first_line(&answer))))
     }
-}
-
-/// A barrier read says that another member holds the leader key, in the session in which it was judged, and that the
-/// cluster is not paused. The error says what it is instead.
-fn another_leads(change: &Change, read: Barrier) -> Result<(), String> {
-    let (leader, session) = unpaused(read)?;
-    if change.session.is_none_or(|known| known.0 != session) {
-        return Err("there is another ZooKeeper session".to_owned());
-    }
-    let found = leader.ok_or("nobody holds the leader key")?;
-    if found.data == change.member.as_str().as_bytes() {
-        return Err(format!("{} holds the leader key", change.member));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,44 +1,42 @@
 //! `warden gate`: Patroni's `postgresql.pre_promote` hook. The candidate holds the leader key already; it is promoted
 //! when no other member can be taking writes any more.
 //!
-//! Each other member passes by a fence record that is younger than the candidate's leader key (or that of a release,
-//! written right before the key that it released was deleted), or because its server, asked over TCP, refuses, is in
-//! recovery or is another database; one that answers as writable is fenced from here; one that is shutting down, or
-//! cannot be reached, is waited for, but not longer than its lease can last. Exit code 0: promote. 5: another server
-//! takes writes and could not be stopped. Where nothing can be found out (no configuration, no agent, no ZooKeeper), the
-//! answer is to promote: without Warden it would be too. So it is in maintenance mode, which is a person's own business.
+//! The rule is core's ([`warden_core::rules::gate`]). The gate draws the picture (the agent beside this node does; where it
+//! does not answer, the gate looks into ZooKeeper itself), asks the members that the rule names over TCP, fences those that
+//! take writes, and obeys. Exit code 0: promote. 5: do not; the hook has to map every other code to "promote". Trouble of
+//! the gate's own (no configuration, no agent and no ZooKeeper) lets Patroni go on: without Warden it would, too.
 
 use super::{Failure, client, load, runtime, status};
-use crate::act::ladder::{OldPrimary, stop_old_primary};
+use crate::act::ladder::ask_old_primary;
 use crate::audit::Entry;
-use crate::config::{Config, FencingMode, Superuser};
+use crate::clock::Clock;
+use crate::config::{Config, Superuser};
 use crate::run;
-use crate::tell::state::{Fence, Leader, Member, State};
+use crate::tell::picture;
 use crate::watch::postgres::Place;
 use crate::watch::zookeeper;
-use jiff::Timestamp;
+use futures_util::future::join_all;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
-
-/// A member that cannot be reached is waited for this long: the leader key was ours only when its lease was over, and
-/// its own agent stops it before that; this is the margin of that rule. One that is shutting down gets the same.
-const UNREACHABLE: Duration = Duration::from_secs(5);
+use warden_core::evidence::Standing;
+use warden_core::rules::gate::{self, Found, Memory, Other, Picture, Verdict};
+use warden_core::types::{MemberName, Mode};
 
 /// Where it is only said what would be waited for, each member is asked for no longer than this.
 const GLANCE: Duration = Duration::from_millis(150);
 
-/// A release writes its record right before it deletes the key: the candidate's comes within this, or another way.
-const RELEASED: Duration = Duration::from_secs(10);
+/// A member is asked for no longer than this, fence and all, before the gate judges anew.
+const ROUND: Duration = Duration::from_secs(8);
 
-/// Between two questions.
+/// Between two rounds of questions.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// All of it takes no longer.
-const LIMIT: Duration = Duration::from_secs(15);
+/// The same while a server starts: its first session has to be ours.
+const START_PAUSE: Duration = Duration::from_millis(20);
 
 /// One write to ZooKeeper.
 const REQUEST: Duration = Duration::from_secs(2);
@@ -51,6 +49,9 @@ const AGENT: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// Say what the gate could find out and whom it could ask, and promote and stop nothing
+    #[arg(long)]
+    check: bool,
     /// Only add this entry to the audit trail
     #[arg(long, hide = true)]
     write_down: Option<String>,
@@ -59,6 +60,9 @@ pub(super) struct Args {
 pub(super) fn main(path: &Path, args: Args) -> Result<(), Failure> {
     if let Some(entry) = args.write_down {
         return write_down(&load(path)?, entry);
+    }
+    if args.check {
+        return check(path);
     }
     // A promotion is not to fail for a mistake in Warden's configuration.
     let config = match Config::load_for_gate(path) {
@@ -72,64 +76,240 @@ pub(super) fn main(path: &Path, args: Args) -> Result<(), Failure> {
             return Ok(());
         }
     };
-    if config.fencing.mode == FencingMode::Off {
-        return Ok(());
-    }
-    let Some(node) = &config.node else {
-        eprintln!("warden gate: there is no node section in {}: nothing to wait for", path.display());
-        return Ok(());
-    };
-    let Some(login) = config.superuser.clone() else {
-        eprintln!("warden gate: there is no superuser to ask others with: not waiting");
-        return Ok(());
-    };
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("warden gate: {error:#}: not waiting");
-            return Ok(());
-        }
-    };
-    let verdict = runtime.block_on(async {
-        match timeout(LIMIT, pass(path, &config, &node.member, &login)).await {
-            Ok(verdict) => verdict,
-            Err(_) => Err(format!("not within {} s", LIMIT.as_secs())),
-        }
-    });
+    let (gate, runtime) =
+        match Gate::new(path, &config).and_then(|gate| Ok((gate, runtime().map_err(|e| e.to_string())?))) {
+            Ok(ready) => ready,
+            Err(why) => {
+                eprintln!("warden gate: {why}: not waiting");
+                return Ok(());
+            }
+        };
+    let verdict = runtime.block_on(gate.pass());
     runtime.shutdown_background();
     verdict.map_err(Failure::Refused)
 }
 
-/// Passes when no other member can be taking writes; the error names the one that does.
-async fn pass(path: &Path, config: &Config, own: &str, login: &Superuser) -> Result<(), String> {
-    let Some(state) = look(config).await else {
-        eprintln!("warden gate: nothing can be found out, so not waiting");
-        return Ok(());
-    };
-    if let Some(why) = nothing_to_wait_for(&state, own) {
-        eprintln!("warden gate: {why}: nothing to wait for");
-        return Ok(());
+/// One run of the hook.
+struct Gate<'a> {
+    path: &'a Path,
+    config: &'a Config,
+    own: MemberName,
+    login: &'a Superuser,
+    mode: Mode,
+    clock: Clock,
+}
+
+impl<'a> Gate<'a> {
+    /// The error says why there is nothing to wait for.
+    fn new(path: &'a Path, config: &'a Config) -> Result<Self, String> {
+        let node = config.node.as_ref().ok_or_else(|| format!("there is no node section in {}", path.display()))?;
+        let login = config.superuser.as_ref().ok_or("there is no superuser to ask others with")?;
+        let own = MemberName::from(node.member.as_str());
+        Ok(Self { path, config, own, login, mode: run::mode(config.fencing.mode), clock: Clock::start() })
     }
-    if let Some(why) = fenced_by_a_person(&state.fences, own) {
-        if config.fencing.mode == FencingMode::Enforce {
-            return Err(why);
+
+    /// Passes when the rule does; the error is its refusal.
+    async fn pass(&self) -> Result<(), String> {
+        if self.mode == Mode::Off {
+            return Ok(());
         }
-        eprintln!("warden gate: would not let {own} be promoted: {why} (fencing.mode is observe)");
+        let Some(mut picture) = self.look().await else {
+            eprintln!("warden gate: nothing can be found out, so not waiting");
+            return Ok(());
+        };
+        let wait = Duration::from_secs(self.config.gate.wait_s);
+        let mut memory = Memory::new(self.clock.now());
+        let mut said = String::new();
+        for round in 0_u32.. {
+            memory.note_key(&picture.key, self.clock.now());
+            let verdict = gate::judge(&picture, &memory, wait, self.clock.now());
+            // What is only observed is looked at once.
+            let (verdict, would) = if self.mode == Mode::Observe && round == 0 && matches!(verdict, Verdict::Wait(_)) {
+                (verdict, None)
+            } else {
+                gate::obey(self.mode, verdict)
+            };
+            if let Some(would) = would {
+                eprintln!("warden gate: {would} (fencing.mode is observe)");
+            }
+            let waits = match verdict {
+                Verdict::Pass => return Ok(()),
+                Verdict::Refuse(why) => return Err(why),
+                Verdict::Wait(waits) => waits,
+            };
+            if round > 0 {
+                say(&waits, &mut said);
+                sleep(pause(&memory).mul_f64(rand::random_range(0.75..1.25))).await;
+                picture = self.look().await.unwrap_or(picture);
+            }
+            self.ask(&waits, &picture, &mut memory).await;
+        }
+        Ok(())
     }
-    let others = state.members.iter().filter(|member| member.name != own);
-    if config.fencing.mode == FencingMode::Observe {
-        let glances = others.map(|member| glance(member, &state, login));
-        futures_util::future::join_all(glances).await;
-        return Ok(());
+
+    /// Asks the members that are waited for, side by side, and fences those that take writes.
+    async fn ask(&self, waits: &[(MemberName, String)], picture: &Picture, memory: &mut Memory) {
+        let enforce = self.mode == Mode::Enforce;
+        let limit = if enforce { ROUND } else { GLANCE };
+        let others = picture.others.iter().filter(|other| waits.iter().any(|(name, _)| *name == other.name));
+        let asking = others.filter_map(|other| {
+            let (host, port) = other.place.clone()?;
+            Some(async move {
+                let (place, asked) = (Place::Tcp(host, port), Instant::now());
+                let answer = timeout(limit, ask_old_primary(&place, self.login, picture.system_id, enforce)).await;
+                (&other.name, answer, asked.elapsed())
+            })
+        });
+        for (name, answer, took) in join_all(asking).await {
+            // One that takes longer is judged by what it said before.
+            let (found, stopped) = match answer {
+                Ok(answer) => answer,
+                Err(_) if memory.asked.contains_key(name) => continue,
+                Err(_) => (Found::Silent, false),
+            };
+            if let (Found::Harmless(by), true) = (&found, stopped) {
+                self.was_stopped(name, by, took);
+            }
+            memory.note(name, found);
+        }
     }
-    let waits = others.map(|member| wait_for(member, &state, config, own, login));
-    let verdicts = futures_util::future::join_all(waits).await;
-    for entry in verdicts.iter().flatten().flatten() {
-        if let Err(error) = leave_to_write_down(path, entry) {
+
+    /// That a member was stopped from here is an entry of the audit trail.
+    fn was_stopped(&self, name: &MemberName, by: &str, took: Duration) {
+        eprintln!("warden gate: {name}: {by}, after {} ms", took.as_millis());
+        let own = &self.own;
+        let reason = format!("{own} is about to be promoted, and {name} took writes");
+        let entry = Entry {
+            rule: Some("gate".to_owned()),
+            outcome: format!("confirmed: {by}, after {} ms", took.as_millis()),
+            facts: [("leader".to_owned(), own.to_string())].into(),
+            ..Entry::new(&self.config.name, "fence", name.as_str(), &reason)
+        };
+        if let Err(error) = leave_to_write_down(self.path, &entry) {
             eprintln!("warden gate: the audit trail cannot be written: {error}");
         }
     }
-    verdicts.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
+
+    /// The cluster as the agent beside this node sees it. Where that does not answer, or has no linearizable read to show
+    /// (it may have no ZooKeeper session), as we do.
+    async fn look(&self) -> Option<Picture> {
+        match timeout(AGENT, self.ask_agent()).await {
+            Ok(Ok(picture)) => return Some(picture),
+            Ok(Err(error)) => eprintln!("warden gate: the agent beside this node: {error:#}; asking ZooKeeper"),
+            Err(_) => eprintln!("warden gate: the agent beside this node does not answer; asking ZooKeeper"),
+        }
+        match status::observe(self.config).await {
+            Ok(seen) => {
+                let picture = gate::picture(&seen.view, &self.own, seen.asked, seen.clock.now());
+                if picture.is_none() {
+                    eprintln!("warden gate: no linearizable read says who holds the leader key");
+                }
+                picture
+            }
+            Err(failure) => {
+                eprintln!("warden gate: {failure}");
+                None
+            }
+        }
+    }
+
+    async fn ask_agent(&self) -> anyhow::Result<Picture> {
+        // The gate runs in the node's container and not in the agent's.
+        let url = format!("http://{}/api/v1/gate", self.config.http.connect_address);
+        let answer = client::plain()?.get(&url).send().await?;
+        anyhow::ensure!(answer.status().is_success(), "{url} answers {}", answer.status());
+        let picture = picture::read(answer.json().await?);
+        anyhow::ensure!(picture.own == self.own, "{url} is beside {}", picture.own);
+        Ok(picture)
+    }
+}
+
+/// Says for whom the gate waits, when that has changed.
+fn say(waits: &[(MemberName, String)], said: &mut String) {
+    let each = |(name, why): &(MemberName, String)| format!("{name} {why}");
+    let now = if waits.is_empty() {
+        "this node does not hold the leader key; waiting for Patroni to cancel the promotion".to_owned()
+    } else {
+        waits.iter().map(each).collect::<Vec<_>>().join("; ")
+    };
+    if *said != now {
+        eprintln!("warden gate: waiting: {now}");
+        *said = now;
+    }
+}
+
+fn pause(memory: &Memory) -> Duration {
+    let starting = memory.asked.values().any(|(found, _)| matches!(found, Found::Starting(_)));
+    if starting { START_PAUSE } else { PAUSE }
+}
+
+/// `--check`: everything but the promotion, and nothing is stopped. The error counts what could not be found out.
+fn check(path: &Path) -> Result<(), Failure> {
+    let config = load(path)?;
+    let gate =
+        Gate::new(path, &config).map_err(|why| Failure::Failed(anyhow::anyhow!("the gate does nothing: {why}")))?;
+    let runtime = runtime()?;
+    let missing = runtime.block_on(gate.check());
+    runtime.shutdown_background();
+    if missing == 0 {
+        return Ok(());
+    }
+    Err(Failure::Failed(anyhow::anyhow!(
+        "{missing} of these would not be known in a failover; a promotion goes on without"
+    )))
+}
+
+impl Gate<'_> {
+    /// Says line by line what is known; how much is not.
+    async fn check(&self) -> u32 {
+        let mut missing = 0;
+        let mut line = |good: bool, what: String| {
+            println!("{} {what}", if good { "ok     " } else { "MISSING" });
+            missing += u32::from(!good);
+        };
+        let agent = timeout(AGENT, self.ask_agent()).await;
+        let address = &self.config.http.connect_address;
+        match &agent {
+            Ok(Ok(_)) => line(true, format!("the agent at {address} answers")),
+            Ok(Err(error)) => line(false, format!("the agent does not answer: {error:#} (http.connect_address)")),
+            Err(_) => line(false, format!("the agent at {address} does not answer (http.connect_address)")),
+        }
+        let picture = if let Ok(Ok(picture)) = agent { Some(picture) } else { self.look().await };
+        let Some(picture) = picture else {
+            line(false, "neither the agent nor ZooKeeper says who holds the leader key".to_owned());
+            return missing;
+        };
+        for other in &picture.others {
+            let (good, what) = self.check_other(other, &picture).await;
+            line(good, what);
+        }
+        missing
+    }
+
+    async fn check_other(&self, other: &Other, picture: &Picture) -> (bool, String) {
+        let name = &other.name;
+        let standing = match &other.standing {
+            Standing::Standby(by) => format!("{name} is a standby, says {by}"),
+            Standing::Writable => format!("{name} takes writes"),
+            Standing::WasWritable => format!("{name} took writes when it was last heard"),
+            Standing::Unknown => format!("of {name} nothing is known"),
+        };
+        let Some((host, port)) = other.place.clone() else { return (true, format!("{standing}; it has no address")) };
+        match ask_old_primary(&Place::Tcp(host, port), self.login, picture.system_id, false).await.0 {
+            Found::NoLogin(why) => (
+                false,
+                format!(
+                    "{standing}; the gate could not ask it: {why} (pg_hba.conf has to let {} in from this node, and the                      gate needs the password: WARDEN_SUPERUSER_PASSWORD)",
+                    self.login.username
+                ),
+            ),
+            Found::Silent => (false, format!("{standing}; it does not answer from here")),
+            Found::Harmless(what) => (true, format!("{standing}; asked from here: {what}")),
+            Found::Writable(_) => (true, format!("{standing}; asked from here: it takes writes")),
+            Found::Starting(_) => (true, format!("{standing}; asked from here: it is starting")),
+            Found::Stopping => (true, format!("{standing}; asked from here: it is shutting down")),
+        }
+    }
 }
 
 /// Has an entry added to the audit trail by a process that outlives this one.
@@ -173,219 +353,4 @@ async fn append(config: &Config, entry: String) {
         () = heard => {}
     }
     zookeeper.shutdown().await;
-}
-
-/// Why nobody has to be waited for, if so.
-fn nothing_to_wait_for(state: &State, own: &str) -> Option<String> {
-    if state.cluster.pause == Some(true) {
-        return Some("the cluster is in maintenance mode".to_owned());
-    }
-    // Whoever is not about to be promoted has nobody to stop: run by hand on a standby, this must not fence its leader.
-    if state.leader.name.as_deref() != Some(own) {
-        let holder = state.leader.name.as_deref().unwrap_or("nobody");
-        return Some(format!("{own} does not hold the leader key ({holder} does)"));
-    }
-    None
-}
-
-/// Why the candidate itself must not take writes, if a person said so: it would be stopped as soon as it did.
-fn fenced_by_a_person(fences: &[Fence], own: &str) -> Option<String> {
-    let fence = fences.iter().find(|fence| fence.member == own && fence.rule == "operator")?;
-    Some(format!("{own} was fenced by {} ({}); take it back with: warden unfence {own}", fence.by, fence.reason))
-}
-
-/// The cluster as the agent beside this node sees it. Where that does not answer, or has no linearizable read to show
-/// (it may have no ZooKeeper session), as we do.
-async fn look(config: &Config) -> Option<State> {
-    let asked = async { status::ask(&client::plain()?, &agent(config)).await };
-    let why = match timeout(AGENT, asked).await {
-        Ok(Ok(state)) if state.zookeeper.connected && state.leader.verified => return Some(state),
-        Ok(Ok(_)) => "knows nothing for certain",
-        _ => "does not answer",
-    };
-    eprintln!("warden gate: the agent beside this node {why}; asking ZooKeeper");
-    match status::see(config).await {
-        // What is not verified may be long past.
-        Ok(state) if state.leader.verified => Some(state),
-        Ok(state) => {
-            eprintln!("warden gate: {}", state.leader.why_unverified.as_deref().unwrap_or("it cannot be verified"));
-            None
-        }
-        Err(failure) => {
-            eprintln!("warden gate: {failure}");
-            None
-        }
-    }
-}
-
-/// The agent beside this node; the gate runs in the node's container and not in the agent's.
-fn agent(config: &Config) -> String {
-    format!("http://{}", config.http.connect_address)
-}
-
-/// Whether a record proves that its member has taken no writes since the present key was created. One of an earlier
-/// time proves nothing: whoever wrote it may have died before the server came back, and so could not remove it.
-fn proves(fence: &Fence, leader: &Leader) -> bool {
-    let (Some(_), Some(zxid), Some(czxid)) = (&fence.confirmed, fence.zxid, leader.czxid) else { return false };
-    if zxid > czxid {
-        return true;
-    }
-    let time = |text: &Option<String>| text.as_ref()?.parse::<Timestamp>().ok();
-    let (Some(written), Some(created)) = (time(&fence.written), time(&leader.since)) else { return false };
-    // Both by ZooKeeper's clock.
-    let before = created.duration_since(written);
-    fence.rule == "crashed" && !before.is_negative() && before.unsigned_abs() <= RELEASED
-}
-
-/// Where a member's server is to be asked; `None` where its fence is proved, or it has none.
-fn place(member: &Member, state: &State) -> Option<Place> {
-    let name = &member.name;
-    let fence = state.fences.iter().find(|fence| fence.member == *name && proves(fence, &state.leader));
-    if let Some(fence) = fence {
-        eprintln!("warden gate: {name} is fenced ({}: {})", fence.rule, fence.reason);
-        return None;
-    }
-    Some(Place::Tcp(member.host.clone()?, member.port?))
-}
-
-/// Says what would be waited for.
-async fn glance(member: &Member, state: &State, login: &Superuser) {
-    let Some(place) = place(member, state) else { return };
-    let name = &member.name;
-    let asking = stop_old_primary(&place, login, state.cluster.system_identifier.as_deref(), false);
-    let would = match timeout(GLANCE, asking).await {
-        Ok(Ok(_)) => return,
-        Ok(Err(OldPrimary::Writable(why))) => format!("would stop {name}: {why}"),
-        Ok(Err(OldPrimary::Stopping)) => format!("would wait for {name}: it is shutting down"),
-        Ok(Err(OldPrimary::Silent)) | Err(_) => format!("would wait for {name}: it does not answer"),
-    };
-    eprintln!("warden gate: {would} (fencing.mode is observe)");
-}
-
-/// Waits until a member can take no writes any more; if it was stopped from here, that is an entry of the audit trail.
-async fn wait_for(
-    member: &Member,
-    state: &State,
-    config: &Config,
-    own: &str,
-    login: &Superuser,
-) -> Result<Option<Entry>, String> {
-    let Some(place) = place(member, state) else { return Ok(None) };
-    let name = &member.name;
-    let started = Instant::now();
-    let mut said = String::new();
-    let mut say = |why: String| {
-        if said != why {
-            eprintln!("warden gate: {name} {why}");
-            said = why;
-        }
-    };
-    loop {
-        match stop_old_primary(&place, login, state.cluster.system_identifier.as_deref(), true).await {
-            Ok((by, stopped_from_here)) => {
-                if stopped_from_here || started.elapsed() > Duration::from_millis(100) {
-                    eprintln!("warden gate: {name}: {by}, after {} ms", started.elapsed().as_millis());
-                }
-                return Ok(stopped_from_here.then(|| Entry {
-                    rule: Some("gate".to_owned()),
-                    outcome: format!("confirmed: {by}, after {} ms", started.elapsed().as_millis()),
-                    facts: [("leader".to_owned(), own.to_owned())].into(),
-                    ..Entry::new(
-                        &config.name,
-                        "fence",
-                        name,
-                        &format!("{own} is about to be promoted, and {name} took writes"),
-                    )
-                }));
-            }
-            Err(OldPrimary::Silent) if started.elapsed() >= UNREACHABLE => {
-                eprintln!("warden gate: {name} cannot be reached for {} s: its lease is over", UNREACHABLE.as_secs());
-                return Ok(None);
-            }
-            Err(OldPrimary::Stopping) if started.elapsed() >= UNREACHABLE => {
-                eprintln!("warden gate: {name} has been shutting down for {} s", UNREACHABLE.as_secs());
-                return Ok(None);
-            }
-            Err(OldPrimary::Silent) => say("does not answer: waiting until its lease is over".to_owned()),
-            Err(OldPrimary::Stopping) => say("is shutting down: waiting until nobody listens".to_owned()),
-            Err(OldPrimary::Writable(why)) => {
-                if started.elapsed() >= UNREACHABLE * 2 {
-                    return Err(format!("{name} may still take writes and could not be stopped: {why}"));
-                }
-                say(format!("may still take writes: {why}"));
-            }
-        }
-        sleep(PAUSE.mul_f64(rand::random_range(0.75..1.25))).await;
-        // Much may have happened meanwhile.
-        let Some(now) = look(config).await else { continue };
-        if let Some(why) = nothing_to_wait_for(&now, own) {
-            // In maintenance mode it is a person's business; without the key there is nothing to be promoted for.
-            return if now.cluster.pause == Some(true) { Ok(None) } else { Err(why) };
-        }
-        if now.fences.iter().any(|fence| fence.member == *name && proves(fence, &now.leader)) {
-            eprintln!("warden gate: {name} is fenced, after {} ms", started.elapsed().as_millis());
-            return Ok(None);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn leader(czxid: i64) -> Leader {
-        Leader {
-            name: Some("b".to_owned()),
-            verified: true,
-            why_unverified: None,
-            since: Some("2026-11-25T12:00:00.000Z".to_owned()),
-            czxid: Some(czxid),
-            mzxid: Some(czxid),
-            session: None,
-            age_ms: Some(0),
-            seen_at: None,
-        }
-    }
-
-    fn fence(rule: &str, zxid: i64, written: &str, confirmed: bool) -> Fence {
-        Fence {
-            member: "a".to_owned(),
-            rule: rule.to_owned(),
-            reason: String::new(),
-            by: "a".to_owned(),
-            ordered: None,
-            // By another machine's clock, which proves nothing.
-            confirmed: confirmed.then(|| "2030-01-01T00:00:00.000Z".to_owned()),
-            written: Some(format!("2026-11-25T{written}Z")),
-            zxid: Some(zxid),
-        }
-    }
-
-    #[test]
-    fn a_candidate_that_a_person_has_fenced_is_not_promoted() {
-        let fences = [fence("superseded", 12, "12:00:00.100", true), fence("operator", 9, "11:59:59.900", false)];
-        let why = fenced_by_a_person(&fences, "a").unwrap_or_default();
-        assert!(why.contains("warden unfence a"), "{why}");
-        assert_eq!(fenced_by_a_person(&fences, "b"), None);
-        assert_eq!(fenced_by_a_person(&fences[..1], "a"), None, "what a rule did is over when it leads");
-    }
-
-    #[test]
-    fn a_record_proves_only_what_has_been_so_since_the_present_key_was_created() {
-        for (fence, expected) in [
-            (fence("superseded", 12, "12:00:00.100", true), true),
-            (fence("superseded", 12, "12:00:00.100", false), false),
-            // It was fenced once upon a time, and may have been started since.
-            (fence("superseded", 9, "11:59:59.900", true), false),
-            (fence("operator", 9, "11:59:59.900", true), false),
-            // The key was released with it.
-            (fence("crashed", 9, "11:59:59.900", true), true),
-            (fence("crashed", 9, "11:59:49.000", true), false),
-            (fence("crashed", 9, "11:59:59.900", false), false),
-        ] {
-            assert_eq!(proves(&fence, &leader(10)), expected, "{fence:?}");
-        }
-        let no_zxid = Fence { zxid: None, ..fence("superseded", 12, "12:00:00.100", true) };
-        assert!(!proves(&no_zxid, &leader(10)), "as an agent of an older version tells it");
-    }
 }

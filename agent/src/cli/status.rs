@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch as latest};
 use tokio::time::timeout;
 use warden_core::event::Event;
-use warden_core::types::AgentName;
+use warden_core::types::{AgentName, Moment};
 use warden_core::view::View;
 
 /// How long we look for ourselves before we show what we have: a silent Patroni takes 1 s, a dead ZooKeeper
@@ -126,15 +126,29 @@ async fn look(config: &Config, direct: bool, agent: Option<&str>) -> Result<Stat
     Ok(own)
 }
 
-pub(super) async fn ask(http: &reqwest::Client, base: &str) -> anyhow::Result<State> {
+async fn ask(http: &reqwest::Client, base: &str) -> anyhow::Result<State> {
     let url = format!("{base}/api/v1/state");
     let answer = http.get(&url).send().await.with_context(|| format!("{url} does not answer"))?;
     anyhow::ensure!(answer.status().is_success(), "{url} answers {}", answer.status());
     answer.json().await.with_context(|| format!("{url} answers something that is not the state"))
 }
 
+/// What we saw for ourselves.
+pub(super) struct Seen {
+    pub view: View,
+    /// A linearizable read counts if it was started at this moment or later.
+    pub asked: Moment,
+    pub clock: Clock,
+}
+
+/// The state as we see it for ourselves.
+async fn see(config: &Config) -> Result<State, Failure> {
+    let Seen { view, asked, clock } = observe(config).await?;
+    Ok(state::state(&view, &clock, asked, state::Observer::Direct))
+}
+
 /// Looks for ourselves: a short-lived observer without a name, made of the agent's own watchers.
-pub(super) async fn see(config: &Config) -> Result<State, Failure> {
+pub(super) async fn observe(config: &Config) -> Result<Seen, Failure> {
     let clock = Clock::start();
     let mut identity = run::identity(config);
     identity.agent = AgentName::from(BARRIER_NAME);
@@ -189,7 +203,7 @@ pub(super) async fn see(config: &Config) -> Result<State, Failure> {
             config.zookeeper.hosts.join(",")
         )));
     }
-    Ok(state::state(&view, &clock, clock.moment(asked), state::Observer::Direct))
+    Ok(Seen { view, asked: clock.moment(asked), clock })
 }
 
 /// Whether everybody we could ask has answered, in one way or another.

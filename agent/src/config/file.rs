@@ -21,6 +21,8 @@ pub(super) struct WardenFile {
     pub haproxy: Option<HaproxySection>,
     pub fencing: Option<FencingSection>,
     pub release: Option<ReleaseSection>,
+    pub gate: Option<GateSection>,
+    pub state_dir: Option<PathBuf>,
     pub nudge: Option<NudgeSection>,
     pub http: Option<HttpSection>,
     pub log: Option<LogSection>,
@@ -38,8 +40,23 @@ pub(super) struct FencingSection {
 pub(super) struct ReleaseSection {
     pub enabled: Option<Spanned<bool>>,
     pub handover: Option<bool>,
+    pub asynchronous: Option<Spanned<Asynchronous>>,
     pub after_ms: Option<Spanned<u64>>,
     pub patroni_is_pid_1: Option<bool>,
+}
+
+/// `never`, or a number of seconds.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Asynchronous {
+    Seconds(u64),
+    Word(String),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GateSection {
+    pub wait_s: Option<Spanned<u64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -53,6 +70,7 @@ pub(super) struct NudgeSection {
 pub(super) struct ZooKeeperSection {
     pub hosts: Option<Spanned<Hosts>>,
     pub auth_data: Option<BTreeMap<String, Secret>>,
+    pub tick_time: Option<Spanned<u64>>,
 }
 
 /// ZooKeeper's hosts as Patroni takes them: a list, or one text with commas and perhaps a chroot.

@@ -9,6 +9,7 @@ mod file;
 pub(crate) mod log_filter;
 mod patroni;
 mod resolve;
+mod trees;
 
 pub use error::ConfigError;
 
@@ -52,6 +53,10 @@ pub struct Config {
     pub fencing: FencingConfig,
     /// When a leader key may be released.
     pub release: ReleaseConfig,
+    /// The gate.
+    pub gate: GateConfig,
+    /// Where the agent keeps what a restart of it must not forget.
+    pub state_dir: PathBuf,
     /// Whether Patroni may be woken.
     pub nudge: NudgeConfig,
     /// Our own HTTP API.
@@ -72,18 +77,6 @@ impl Config {
     pub fn load_for_gate(path: &Path) -> Result<(Self, Option<ConfigError>), ConfigError> {
         let env: BTreeMap<String, String> = std::env::vars().collect();
         resolve::load_but_mode(path, &env)
-    }
-
-    /// Patroni's tree in ZooKeeper, without chroot: `/service/my_cluster`.
-    pub fn patroni_tree(&self) -> String {
-        let group = self.citus_group.map_or_else(String::new, |group| format!("/{group}"));
-        format!("{}{}{group}", self.namespace, self.scope)
-    }
-
-    /// Warden's tree in ZooKeeper, without chroot: `/warden/my_cluster`.
-    pub fn own_tree(&self) -> String {
-        let group = self.citus_group.map_or_else(String::new, |group| format!("-{group}"));
-        format!("/warden/{}{group}", self.scope)
     }
 
     /// The roles that are on.
@@ -108,6 +101,8 @@ pub struct ZooKeeperConfig {
     /// Timeout asked for until Patroni's dynamic configuration says its ttl.
     #[serde(rename = "session_timeout_s", serialize_with = "as_seconds")]
     pub session_timeout: Duration,
+    /// The ensemble's tickTime, in milliseconds.
+    pub tick_time: u64,
 }
 
 /// How to talk to any member's Patroni.
@@ -286,10 +281,20 @@ pub struct ReleaseConfig {
     pub enabled: bool,
     /// A switchover is shortened: the key is released as soon as the old server is down.
     pub handover: bool,
+    /// Without a synchronous standby the key is left for so many seconds; absent: it is never released then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asynchronous: Option<u64>,
     /// The socket has to be without a listener for this long.
     pub after_ms: u64,
     /// Patroni is process 1 of a container, so that its backends end with it.
     pub patroni_is_pid_1: bool,
+}
+
+/// The gate, Patroni's `pre_promote` hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct GateConfig {
+    /// It takes no longer than so many seconds.
+    pub wait_s: u64,
 }
 
 /// Whether Patroni may be woken.

@@ -1,10 +1,10 @@
 //! Puts the three sources together, fills in defaults, and refuses what cannot work.
 
-use super::file::{Hosts, HttpSection, NodeSection, PatroniSection, ReleaseSection, WardenFile};
+use super::file::{Asynchronous, Hosts, HttpSection, NodeSection, PatroniSection, ReleaseSection, WardenFile};
 use super::patroni::{Dcs, Login, PatroniFile};
 use super::{
-    Config, ConfigError, FencingConfig, FencingMode, HaproxyConfig, HttpConfig, LogConfig, NodeConfig, NudgeConfig,
-    PatroniConfig, ReleaseConfig, RenderConfig, SslMode, Superuser, ZooKeeperConfig,
+    Config, ConfigError, FencingConfig, FencingMode, GateConfig, HaproxyConfig, HttpConfig, LogConfig, NodeConfig,
+    NudgeConfig, PatroniConfig, ReleaseConfig, RenderConfig, SslMode, Superuser, ZooKeeperConfig,
 };
 use crate::secret::Secret;
 use serde_saphyr::Spanned;
@@ -17,6 +17,9 @@ use std::time::Duration;
 const DEFAULT_TTL: u64 = 30;
 const DEFAULT_LOOP_WAIT: u64 = 10;
 const DEFAULT_RETRY_TIMEOUT: u64 = 10;
+
+/// Where the agent keeps what a restart of it must not forget.
+const DEFAULT_STATE_DIR: &str = "/var/lib/warden";
 
 const DEFAULT_LISTEN: &str = "0.0.0.0:8010";
 
@@ -87,8 +90,7 @@ impl Resolver<'_> {
         let zookeeper = self.zookeeper()?;
         let scope = self.scope()?;
         let namespace = self.file.namespace.take().or(self.patroni.namespace.take());
-        let namespace = format!("/{}/", namespace.unwrap_or_else(|| "service".to_owned()).trim_matches('/'));
-        let namespace = if namespace == "//" { "/".to_owned() } else { namespace };
+        let namespace = self.namespace(namespace.as_deref().unwrap_or("service"))?;
         let name = match (&node, self.file.name.take()) {
             (Some(node), _) => node.member.clone(),
             (None, Some(name)) => self.plain_name("name", name.value, name.defined.line())?,
@@ -111,6 +113,8 @@ impl Resolver<'_> {
             haproxy,
             fencing: FencingConfig { mode },
             release,
+            gate: self.gate()?,
+            state_dir: self.file.state_dir.take().unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR)),
             nudge: NudgeConfig { enabled: self.file.nudge.take().and_then(|section| section.enabled).unwrap_or(false) },
             http,
             log: self.log()?,
@@ -147,6 +151,14 @@ impl Resolver<'_> {
             }
         };
         self.plain_name("scope", scope, line)
+    }
+
+    /// With a slash at both ends and between two names, however many stand there: so Patroni reads it.
+    fn namespace(&self, text: &str) -> Result<String, ConfigError> {
+        let names = text.split('/').filter(|name| !name.is_empty());
+        let names =
+            names.map(|name| self.plain_name("namespace", name.to_owned(), 0)).collect::<Result<Vec<_>, _>>()?;
+        Ok(names.iter().fold("/".to_owned(), |path, name| format!("{path}{name}/")))
     }
 
     /// A name that becomes a part of a znode's path.
@@ -197,7 +209,15 @@ impl Resolver<'_> {
             ));
         }
         let ttl = self.patroni.bootstrap.dcs.ttl.as_ref().map_or(DEFAULT_TTL, |ttl| ttl.value);
-        Ok(ZooKeeperConfig { hosts, chroot, auth_data, session_timeout: Duration::from_secs(ttl) })
+        let (tick_time, line) = own
+            .and_then(|section| section.tick_time.as_ref())
+            .map_or((2000, 0), |tick| (tick.value, tick.defined.line()));
+        if !(100..=60_000).contains(&tick_time) {
+            let problem = format!("{tick_time} ms is no tickTime");
+            let remedy = "write the ensemble's tickTime, in milliseconds, as in zoo.cfg (usually 2000)";
+            return Err(ConfigError::new(self.path, "zookeeper.tick_time", problem, remedy).at(line));
+        }
+        Ok(ZooKeeperConfig { hosts, chroot, auth_data, session_timeout: Duration::from_secs(ttl), tick_time })
     }
 
     fn node(&mut self) -> Result<Option<NodeConfig>, ConfigError> {
@@ -258,7 +278,8 @@ impl Resolver<'_> {
 
     fn release(&mut self, node: Option<&NodeConfig>) -> Result<ReleaseConfig, ConfigError> {
         let section = self.file.release.take().unwrap_or_default();
-        let ReleaseSection { enabled, handover, after_ms, patroni_is_pid_1 } = section;
+        let ReleaseSection { enabled, handover, asynchronous, after_ms, patroni_is_pid_1 } = section;
+        let asynchronous = self.asynchronous(asynchronous)?;
         let (enabled, line) = enabled.map_or((false, 0), |enabled| (enabled.value, enabled.defined.line()));
         let (after_ms, after_line) = after_ms.map_or((50, 0), |after| (after.value, after.defined.line()));
         let patroni_is_pid_1 = patroni_is_pid_1.unwrap_or(false);
@@ -279,7 +300,32 @@ impl Resolver<'_> {
                 "set node.alive_lock and share PostgreSQL's socket (node.socket_dir), or leave release.enabled off",
             );
         }
-        Ok(ReleaseConfig { enabled, handover: handover.unwrap_or(false), after_ms, patroni_is_pid_1 })
+        Ok(ReleaseConfig { enabled, handover: handover.unwrap_or(false), asynchronous, after_ms, patroni_is_pid_1 })
+    }
+
+    /// `never`, or for how many seconds the key is left where no synchronous standby can take over.
+    fn asynchronous(&self, given: Option<Spanned<Asynchronous>>) -> Result<Option<u64>, ConfigError> {
+        let Some(given) = given else { return Ok(None) };
+        match given.value {
+            Asynchronous::Seconds(seconds) if seconds <= 3600 => Ok(Some(seconds)),
+            Asynchronous::Word(word) if word == "never" => Ok(None),
+            Asynchronous::Seconds(_) | Asynchronous::Word(_) => {
+                let problem = "it is neither \"never\" nor a number of seconds up to 3600";
+                let remedy = "write never, or for how many seconds the old node may come back before rows are given up";
+                Err(ConfigError::new(self.path, "release.asynchronous", problem, remedy).at(given.defined.line()))
+            }
+        }
+    }
+
+    fn gate(&mut self) -> Result<GateConfig, ConfigError> {
+        let wait = self.file.gate.take().and_then(|section| section.wait_s);
+        let (wait_s, line) = wait.map_or((15, 0), |wait| (wait.value, wait.defined.line()));
+        if !(6..=300).contains(&wait_s) {
+            let problem = format!("{wait_s} s is no time to wait for an old primary");
+            let remedy = "use 6 to 300; a silent one is waited for until its lease is over, 5 s";
+            return Err(ConfigError::new(self.path, "gate.wait_s", problem, remedy).at(line));
+        }
+        Ok(GateConfig { wait_s })
     }
 
     /// The environment's, so that a whole stack can be set to observe and back without touching its files; else the

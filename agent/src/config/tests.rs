@@ -45,7 +45,8 @@ impl Files {
 fn patronis_own_file_is_enough() {
     let config = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\n").load(&[]).unwrap();
     assert_eq!(config.patroni_tree(), "/service/my_cluster");
-    assert_eq!(config.own_tree(), "/warden/my_cluster");
+    assert_eq!(config.own_tree(), "/warden/service/my_cluster");
+    assert_eq!(config.old_tree(), "/warden/my_cluster");
     assert_eq!(config.name, "postgresql0");
     assert_eq!(config.zookeeper.hosts, ["zoo:2181"]);
     assert_eq!(config.zookeeper.session_timeout, Duration::from_secs(30));
@@ -89,7 +90,30 @@ fn hosts_may_be_text_with_a_chroot_and_without_ports() {
 fn the_citus_group_is_part_of_the_tree() {
     let files =
         Files::new(&format!("{PATRONI}\ncitus: {{group: 2, database: x}}\n"), "patroni_config: PATRONI\nnode: {}\n");
-    assert_eq!(files.load(&[]).unwrap().patroni_tree(), "/service/my_cluster/2");
+    let config = files.load(&[]).unwrap();
+    let trees = (config.patroni_tree(), config.own_tree(), config.old_tree());
+    let expected = ("/service/my_cluster/2", "/warden/service/my_cluster/2", "/warden/my_cluster-2");
+    assert_eq!((trees.0.as_str(), trees.1.as_str(), trees.2.as_str()), expected);
+}
+
+#[test]
+fn a_namespace_is_read_as_patroni_reads_it() {
+    for (namespace, patroni, ours) in [
+        ("stage", "/stage/my_cluster", "/warden/stage/my_cluster"),
+        ("/stage/", "/stage/my_cluster", "/warden/stage/my_cluster"),
+        ("/service-pr1/", "/service-pr1/my_cluster", "/warden/service-pr1/my_cluster"),
+        ("//db//stage//", "/db/stage/my_cluster", "/warden/db/stage/my_cluster"),
+        ("/", "/my_cluster", "/warden/root/my_cluster"),
+        ("''", "/my_cluster", "/warden/root/my_cluster"),
+    ] {
+        let text = format!("{PATRONI}\nnamespace: {namespace}\n");
+        let config = Files::new(&text, "patroni_config: PATRONI\nnode: {}\n").load(&[]).unwrap();
+        assert_eq!((config.patroni_tree().as_str(), config.own_tree().as_str()), (patroni, ours), "{namespace}");
+        assert_eq!(config.old_tree(), "/warden/my_cluster", "{namespace}");
+    }
+    let text = format!("{PATRONI}\nnamespace: /a/../b\n");
+    let error = Files::new(&text, "patroni_config: PATRONI\nnode: {}\n").load(&[]).unwrap_err().to_string();
+    assert!(error.contains("namespace") && error.contains("\"..\""), "{error}");
 }
 
 #[test]

@@ -33,6 +33,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use warden_core::event::{FenceRecord, Observed, Rule};
 use warden_core::plan::Policy;
+use warden_core::rules::gate;
 use warden_core::types::{MemberName, Moment, UnixMillis};
 use warden_core::view::View;
 
@@ -147,6 +148,7 @@ fn router(api: Api) -> Router {
         .route("/metrics", get(metrics))
         .route("/api/v1/state", get(state_json))
         .route("/api/v1/plan", get(plan))
+        .route("/api/v1/gate", get(gate_picture))
         .route("/api/v1/fences", post(fence))
         .route("/api/v1/fences/{member}", delete(unfence))
         .route("/api/v1/audit", get(audit_trail))
@@ -154,7 +156,7 @@ fn router(api: Api) -> Router {
         .fallback(|| async {
             problem(
                 StatusCode::NOT_FOUND,
-                "no such path; there are /healthz, /readyz, /metrics, /api/v1/state, /api/v1/plan, /api/v1/fences, /api/v1/audit, /api/v1/log-level",
+                "no such path; there are /healthz, /readyz, /metrics, /api/v1/state, /api/v1/plan, /api/v1/gate, /api/v1/fences, /api/v1/audit, /api/v1/log-level",
             )
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -256,6 +258,22 @@ async fn plan(State(api): State<Api>) -> Response {
             Json(serde_json::json!({ "lines": lines })).into_response()
         }
         None => problem(StatusCode::SERVICE_UNAVAILABLE, STUCK),
+    }
+}
+
+/// What the gate has to know, by a linearizable read that was started after the request.
+async fn gate_picture(State(api): State<Api>) -> Response {
+    let (view, asked) = api.verified_view().await;
+    let Some(view) = view else { return problem(StatusCode::SERVICE_UNAVAILABLE, STUCK) };
+    let Some(own) = &view.identity.member else {
+        return problem(StatusCode::NOT_FOUND, "this agent stands beside no node");
+    };
+    match gate::picture(&view, own, asked, api.clock.now()) {
+        Some(picture) => Json(super::picture::write(&picture)).into_response(),
+        None => problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no linearizable read says who holds the leader key: see warden status",
+        ),
     }
 }
 

@@ -291,33 +291,19 @@ impl Metrics {
                     ReleaseReport::Done { .. } => "done",
                     ReleaseReport::Withdrawn(_) => "withdrawn",
                     ReleaseReport::Failed(_) => "failed",
+                    ReleaseReport::Observed => "observed",
                 };
                 self.releases.with_label_values(&[outcome]).inc();
             }
             Event::Nudged { outcome } => {
-                self.nudges.with_label_values(&[if outcome.is_ok() { "done" } else { "failed" }]).inc();
+                self.nudges.with_label_values(&[outcome.as_str()]).inc();
             }
             Event::Reconnected { outcome } => {
-                self.reconnects.with_label_values(&[if outcome.is_ok() { "done" } else { "failed" }]).inc();
+                self.reconnects.with_label_values(&[outcome.as_str()]).inc();
             }
             Event::TaskFailed { task, .. } => self.task_failures.with_label_values(&[task]).inc(),
             _ => {}
         }
-    }
-
-    /// Counts a release that was only said.
-    pub fn count_observed_release(&self) {
-        self.releases.with_label_values(&["observed"]).inc();
-    }
-
-    /// Counts a nudge that was only said.
-    pub fn count_observed_nudge(&self) {
-        self.nudges.with_label_values(&["observed"]).inc();
-    }
-
-    /// Counts a standby that was only said to be told to try again.
-    pub fn count_observed_reconnect(&self) {
-        self.reconnects.with_label_values(&["observed"]).inc();
     }
 
     /// Counts a change of the leader key.

@@ -4,6 +4,7 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod narrate;
+pub mod picture;
 pub mod plan;
 pub mod state;
 

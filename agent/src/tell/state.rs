@@ -12,8 +12,7 @@ use warden_core::event::{AliveLock, FenceRecord, HaproxyAnswer, LeaderKey, Patro
 use warden_core::fact::Reading;
 use warden_core::haproxy::Pool;
 use warden_core::limits::PROBE_LIMIT;
-use warden_core::plan::Fencing;
-use warden_core::types::{Moment, UnixMillis};
+use warden_core::types::{Mode, Moment, UnixMillis};
 use warden_core::view::{Link, View};
 use warden_core::warn;
 
@@ -47,7 +46,7 @@ pub struct State {
     pub warnings: Vec<Warning>,
 }
 
-/// A fence that stands: `/warden/<scope>/fences/<member>`.
+/// A fence that stands: `fences/<member>` in Warden's tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fence {
     /// Whose.
@@ -86,7 +85,7 @@ pub struct About {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Observer {
     /// A running agent, and what it makes of the rules of fencing.
-    Agent(Fencing),
+    Agent(Mode),
     /// A command, by itself.
     Direct,
 }
@@ -273,7 +272,7 @@ pub fn state(view: &View, clock: &Clock, asked: Moment, observer: Observer) -> S
                 name: identity.agent.to_string(),
                 roles: identity.roles.clone(),
                 version: identity.version.clone(),
-                fencing_mode: fencing_mode(fencing).to_owned(),
+                fencing_mode: fencing.as_str().to_owned(),
             }),
             Observer::Direct => None,
         },
@@ -472,15 +471,6 @@ fn haproxy(router: &Router<'_>) -> Haproxy {
             .collect(),
         writes_to: router.sends_to(Pool::Writes).into_iter().map(ToString::to_string).collect(),
         reads_from: router.sends_to(Pool::Reads).into_iter().map(ToString::to_string).collect(),
-    }
-}
-
-/// As it is written in the configuration.
-pub const fn fencing_mode(fencing: Fencing) -> &'static str {
-    match fencing {
-        Fencing::Enforce => "enforce",
-        Fencing::Observe => "observe",
-        Fencing::Off => "off",
     }
 }
 

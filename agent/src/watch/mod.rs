@@ -5,6 +5,7 @@
 
 pub mod alive_lock;
 pub mod control_file;
+pub mod gate_check;
 pub mod haproxy;
 pub mod members;
 mod names;

@@ -36,29 +36,25 @@ pub fn observed(update: Update, clock: &Clock) -> Observed {
 
 /// How a barrier read ended, as an event.
 pub fn barrier(raw: RawBarrier, asked: std::time::Instant, clock: &Clock) -> Observed {
-    match raw {
-        RawBarrier::Verified { leader: value, config: settings, sync: state, zxid, session, started, finished } => {
-            Observed {
-                at: clock.moment(started),
-                event: Event::Barrier(Barrier::Verified {
-                    leader: leader(value.as_ref()),
-                    config: json(settings.as_ref(), config),
-                    sync: json(state.as_ref(), sync),
-                    zxid: Zxid(zxid),
-                    session: SessionId(session),
-                    finished: clock.moment(finished),
-                }),
-            }
-        }
-        RawBarrier::Unknown { why } => {
-            Observed { at: clock.moment(asked), event: Event::Barrier(Barrier::Unknown(why)) }
-        }
-    }
+    let at = if let RawBarrier::Verified { started, .. } = &raw { *started } else { asked };
+    Observed { at: clock.moment(at), event: Event::Barrier(read(raw, clock)) }
 }
 
-/// Patroni's dynamic configuration, as a raw read has it.
-pub fn config_of(value: Option<&Raw>) -> Reading<ClusterConfig> {
-    json(value, config)
+/// What a barrier read says.
+pub fn read(raw: RawBarrier, clock: &Clock) -> Barrier {
+    match raw {
+        RawBarrier::Verified { leader: value, config: settings, sync: state, zxid, session, started: _, finished } => {
+            Barrier::Verified {
+                leader: leader(value.as_ref()),
+                config: json(settings.as_ref(), config),
+                sync: json(state.as_ref(), sync),
+                zxid: Zxid(zxid),
+                session: SessionId(session),
+                finished: clock.moment(finished),
+            }
+        }
+        RawBarrier::Unknown { why } => Barrier::Unknown(why),
+    }
 }
 
 fn znode(node: Node, value: Option<&Raw>) -> Event {
@@ -78,8 +74,9 @@ fn znode(node: Node, value: Option<&Raw>) -> Event {
                 None => Reading::Absent,
                 Some(raw) => match fence_record::parse_of(&member, &raw.data) {
                     Ok(record) => {
-                        let written = Some((Zxid(raw.mzxid), UnixMillis(raw.mtime_ms)));
-                        Reading::Present(FenceRecord { written, ..record })
+                        // A copy proves nothing that its original does not.
+                        let written = record.written.unwrap_or((Zxid(raw.mzxid), UnixMillis(raw.mtime_ms)));
+                        Reading::Present(FenceRecord { written: Some(written), ..record })
                     }
                     Err(why) => Reading::Unreadable(why),
                 },

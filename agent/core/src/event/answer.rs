@@ -39,6 +39,11 @@ impl Role {
         }
     }
 
+    /// Whether a member in this role follows another server.
+    pub const fn follows(self) -> bool {
+        matches!(self, Self::Replica | Self::SyncStandby | Self::QuorumStandby)
+    }
+
     /// Whether a member in this role leads its cluster.
     pub const fn leads(self) -> bool {
         matches!(self, Self::Primary | Self::StandbyLeader)
@@ -228,6 +233,14 @@ impl PostgresAnswer {
             | Self::Gone(_)
             | Self::Silent(_)
             | Self::Unknown(_) => None,
+        }
+    }
+
+    /// Whether the answer says for certain that the server takes writes, or is a standby.
+    pub const fn says(&self) -> Option<bool> {
+        match self {
+            Self::Starting(Starting { standby: Some(true), .. }) => Some(false),
+            answer => answer.writable(),
         }
     }
 

@@ -1,21 +1,26 @@
 //! Who has to be fenced, by which rule, and why not where it looks so and is not.
 //!
-//! The rules are those of the design's contract "leadership". A fence stops a server that takes writes, so each
-//! needs positive evidence that is recent enough; whatever cannot be known is an obstacle, an obstacle holds, and
-//! what is held back is said ([`Held`]). Unknown never destroys.
+//! A fence stops a server that takes writes, so each rule needs positive evidence that is recent enough
+//! ([`crate::evidence`]). What cannot be known is an obstacle; an obstacle holds, and what is held back is said
+//! ([`Held`]). Unknown never destroys.
 
 use crate::event::{ClusterConfig, FenceOutcome, LeaderKey, PostgresAnswer, Rule, Server};
-use crate::evidence::{Away, contact, out_of_contact_at, patroni_away, presumed_writable, verified};
+use crate::evidence::{
+    Away, MARGIN, Standing, contact, heartbeat_can_be_had, heartbeat_is_stale, lock_proves_death, out_of_contact_at,
+    patroni_away, patroni_away_for_lease, presumed_writable, standing, starts_as_primary, verified,
+};
 use crate::fact::Reading;
 use crate::limits::{AGENT_LIMIT, BARRIER_LIMIT, PROBE_LIMIT};
-use crate::types::{MemberName, Moment, SessionId, Timeline, Zxid, seconds};
+use crate::rules::guard::{self, KeyCondition, KeyIs, not_paused};
+use crate::types::{MemberName, Moment, Timeline, seconds};
 use crate::view::View;
 use alloc::string::{String, ToString};
 use alloc::{format, vec, vec::Vec};
 use core::time::Duration;
 
-/// The lease rule acts this long before the key can be somebody else's.
-pub const MARGIN: Duration = Duration::from_secs(5);
+/// The members race for a key that is absent. A Patroni that holds its alive lock and answers nothing may only have a stuck
+/// API: it takes its key again within this.
+pub const ABSENT: Duration = Duration::from_secs(1);
 
 /// A member's own agent has this long to fence it before the new leader's agent does.
 pub const PEER_LATE: Duration = Duration::from_secs(3);
@@ -34,6 +39,8 @@ pub struct Order {
     pub reason: String,
     /// What has to be so still, right before acting.
     pub guard: Guard,
+    /// The server is starting: its agent has looked, and it is the primary of before. It opens no session yet.
+    pub starting: bool,
     /// What was believed, name and value, for the record.
     pub facts: Vec<(String, String)>,
 }
@@ -41,27 +48,13 @@ pub struct Order {
 /// What has to be so still, right before a fence is carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Guard {
-    /// A new barrier read in this session, not paused: the key is not ours. By `superseded` and `orphaned`.
-    KeyIsNot {
-        /// Our member.
-        member: MemberName,
-        /// The session.
-        session: SessionId,
-    },
-    /// A new barrier read in this session, not paused: the key is ours, and the one it was. By `peer`.
-    KeyIs {
-        /// Our member.
-        member: MemberName,
-        /// The session.
-        session: SessionId,
-        /// The transaction that created the key.
-        czxid: Zxid,
-        /// Only a server on an older timeline than this: another one may have come to the address, the rightful
-        /// primary even, and it is the server itself that looks.
-        older_than: Timeline,
-    },
-    /// There is nothing to be read: ZooKeeper is away. By `lease`.
-    NoContact,
+    /// A new barrier read says so. By `superseded` and `orphaned`.
+    Key(KeyCondition),
+    /// The same, and the server is on an older timeline than this, by its own word: another one may have come to the
+    /// address, the rightful primary even. By `peer`.
+    KeyAndTimeline(KeyCondition, Timeline),
+    /// There is nothing to be read: ZooKeeper is away, and Patroni says nothing new. By `lease`.
+    NoContact(guard::Away),
     /// A person wants it, whatever the key says.
     Asked {
         /// Who, for the record: it is still theirs after it was carried out.
@@ -87,6 +80,9 @@ pub struct Verdict {
     pub orders: Vec<Order>,
     /// Held back.
     pub held: Vec<Held>,
+    /// The local server starts, and a rule concerns it: it is to be asked again and again, so that its first moment of taking
+    /// writes is not missed.
+    pub watch_start: bool,
     /// When a rule may say something else although nothing happens.
     pub look_again: Option<Moment>,
 }
@@ -96,7 +92,7 @@ pub fn judge(view: &View, now: Moment) -> Verdict {
     let mut verdict = Verdict::default();
     let Some(own) = &view.identity.member else { return verdict };
     operator(view, own, now, &mut verdict);
-    if !verdict.names(own) && presumed_writable(view, own) {
+    if !verdict.names(own) && presumed_writable(view, own, now) {
         neighbour(view, own, now, &mut verdict);
     }
     peers(view, own, now, &mut verdict);
@@ -117,26 +113,22 @@ fn neighbour(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) 
     }
     // Contradicted by an ordinary read, which may be stale: the next barrier read is under way, and tells.
     let Some(known) = verified(view, now) else { return };
-    let guard = || Guard::KeyIsNot { member: own.clone(), session: known.session };
+    let condition = KeyCondition { session: known.session, key: KeyIs::NotOf(own.clone()), sync: None };
+    let mut order = Order::new(own, Rule::Superseded, Guard::Key(condition));
     match &known.leader {
         Reading::Present(key) if key.holder == *own => {}
         Reading::Present(key) => {
             let mut obstacles = obstacles(view, own, &known.config, now);
             obstacles.extend(other_obstacles(view, own, key));
-            let reason =
+            order.reason =
                 format!("{} holds the leader key (czxid {:#x}), and {own} takes writes", key.holder, key.czxid.0);
-            let facts = vec![fact("leader", &key.holder), fact("czxid", format!("{:#x}", key.czxid.0))];
-            verdict.say(view, Rule::Superseded, own, guard(), reason, facts, obstacles);
+            order.facts = vec![fact("leader", &key.holder), fact("czxid", format!("{:#x}", key.czxid.0))];
+            verdict.say(view, order, obstacles, now);
         }
-        Reading::Absent => match patroni_away(view, own, now) {
-            Away::No => {}
-            Away::Soon(at) => verdict.again(at),
-            Away::Yes(why) => {
-                let obstacles = obstacles(view, own, &known.config, now);
-                let reason = format!("nobody holds the leader key, and {why}: the others are racing for it");
-                verdict.say(view, Rule::Orphaned, own, guard(), reason, vec![fact("patroni", why)], obstacles);
-            }
-        },
+        Reading::Absent => {
+            order.rule = Rule::Orphaned;
+            orphaned(view, order, &known.config, now, verdict);
+        }
         Reading::Unreadable(why) => {
             let why = format!("the leader key cannot be understood: {why}");
             verdict.held.push(Held { member: own.clone(), rule: Rule::Superseded, obstacles: vec![why] });
@@ -144,38 +136,89 @@ fn neighbour(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) 
     }
 }
 
-/// ZooKeeper is away and so is Patroni: the server may take writes only as long as nobody else can have the key.
-fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
+/// No member holds the key, and our Patroni is away: the others are racing for it.
+fn orphaned(view: &View, mut order: Order, config: &Reading<ClusterConfig>, now: Moment, verdict: &mut Verdict) {
+    let own = &order.member.clone();
     let why = match patroni_away(view, own, now) {
         Away::No => return,
         Away::Soon(at) => return verdict.again(at),
         Away::Yes(why) => why,
     };
-    let memory = &view.leadership;
-    let config = view.cluster.config.as_ref().map(|fact| fact.value.clone());
-    let config = config.unwrap_or_else(|| Reading::Unreadable("it was never read".to_string()));
-    let mut obstacles = obstacles(view, own, &config, now);
-    let timeout = config.present().and_then(|config| memory.patroni_timeout(config.ttl));
-    let deadline = match timeout {
-        Some(timeout) => {
-            // Patroni's session lives for its timeout after its last contact; and when the key was last read as
-            // ours it was still there, however old that contact is.
-            let lives = memory.patroni_contact.map(|contact| contact.plus(timeout));
-            memory.mine_at.max(lives).map(|moment| moment.minus(MARGIN))
+    let mut obstacles = obstacles(view, own, config, now);
+    if !lock_proves_death(view, own, now) {
+        // The process may live, with an API that is stuck: then it takes its key again at once.
+        let absent = view.leadership.absent_since.unwrap_or(now).plus(ABSENT);
+        if now < absent {
+            return verdict.again(absent);
         }
-        None => None,
-    };
-    let Some(deadline) = deadline else {
-        obstacles.push("it is not known until when the leader key is certain to be its own".to_string());
+        let takes_over = |other: &&MemberName| matches!(standing(view, other, now), Standing::Standby(_));
+        if !view.members.keys().filter(|other| *other != own).any(|other| takes_over(&other)) {
+            obstacles.push("no other member is known to be able to take over".to_string());
+        }
+    }
+    order.reason = format!("nobody holds the leader key, and {why}: the others are racing for it");
+    order.facts = vec![fact("patroni", why)];
+    verdict.say(view, order, obstacles, now);
+}
+
+/// ZooKeeper is away and so is Patroni: the server may take writes only as long as nobody else can have the key.
+///
+/// The lease ends with Patroni's session, which lives for its timeout after Patroni's last contact; and when the key was
+/// last read as ours it was still there. The fence comes [`MARGIN`] before.
+fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
+    let hold = |obstacle: &str, verdict: &mut Verdict| {
+        let obstacles = vec![obstacle.to_string()];
         verdict.held.push(Held { member: own.clone(), rule: Rule::Lease, obstacles });
+    };
+    let reading = view.cluster.config.as_ref().map(|fact| &fact.value);
+    let Some((reading, config)) = reading.and_then(|reading| Some((reading, reading.present()?))) else {
+        if matches!(patroni_away(view, own, now), Away::Yes(_)) {
+            hold("Patroni's configuration was never read, or cannot be understood", verdict);
+        }
         return;
+    };
+    let (away, answered) = patroni_away_for_lease(view, own, config, now);
+    let why = match away {
+        Away::No => return,
+        Away::Soon(at) => return verdict.again(at),
+        Away::Yes(why) => why,
+    };
+    let memory = &view.leadership;
+    let lives =
+        memory.contact().zip(memory.patroni_timeout(config.ttl)).map(|(contact, timeout)| contact.plus(timeout));
+    let Some(deadline) = memory.mine_at.max(lives).map(|end| end.minus(MARGIN)) else {
+        return hold("it is not known until when the leader key is certain to be its own", verdict);
     };
     if now < deadline {
         return verdict.again(deadline);
     }
+    let mut obstacles = obstacles(view, own, reading, now);
+    obstacles.extend(failsafe_may_be_active(view, own, config, answered, now));
+    let guard = Guard::NoContact(guard::Away { contact: memory.contact(), answered });
+    let mut order = Order::new(own, Rule::Lease, guard);
     let late = seconds(now.since(deadline));
-    let reason = format!("ZooKeeper cannot be reached and {why}: its lease is over (less {MARGIN:?}) for {late}");
-    verdict.say(view, Rule::Lease, own, Guard::NoContact, reason, vec![fact("patroni", why)], obstacles);
+    order.reason = format!("ZooKeeper cannot be reached and {why}: its lease is over (less {MARGIN:?}) for {late}");
+    order.facts = vec![fact("patroni", why)];
+    verdict.say(view, order, obstacles, now);
+}
+
+/// In failsafe mode a leader goes on without ZooKeeper, and only its own Patroni says so. A Patroni that answers nothing
+/// has to be proved dead or stuck; where its heartbeat cannot be looked at, its last answer has to have been "not active",
+/// no older than ttl when ZooKeeper was last reached from here. No time that passes makes that any truer.
+fn failsafe_may_be_active(
+    view: &View,
+    own: &MemberName,
+    config: &ClusterConfig,
+    answered: bool,
+    now: Moment,
+) -> Option<String> {
+    if !config.failsafe_mode || answered || lock_proves_death(view, own, now) || heartbeat_is_stale(view, config, now) {
+        return None;
+    }
+    let last = view.leadership.failsafe.as_ref().filter(|fact| !fact.value);
+    let recent = last.zip(view.leadership.read_at).is_some_and(|(last, read)| read.since(last.at) <= config.ttl);
+    let blind = !heartbeat_can_be_had(view, now);
+    (!(blind && recent)).then(|| "failsafe mode may be active: its Patroni has not said that it is not".to_string())
 }
 
 /// While we lead: old primaries that still take writes, and nobody beside them to stop them.
@@ -200,15 +243,16 @@ fn peers(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
                 continue;
             }
         }
-        let obstacles = paused(&known.config).into_iter().chain(same_place(view, own, name)).collect();
-        let older_than = our_timeline;
-        let guard = Guard::KeyIs { member: own.clone(), session: known.session, czxid: key.czxid, older_than };
-        let reason = format!(
+        let obstacles = not_paused(&known.config).err().into_iter().chain(same_place(view, own, name)).collect();
+        let holds = KeyIs::TheOneOf { member: own.clone(), czxid: key.czxid, owner: key.owner };
+        let condition = KeyCondition { session: known.session, key: holds, sync: None };
+        let mut order = Order::new(name, Rule::Peer, Guard::KeyAndTimeline(condition, our_timeline));
+        order.reason = format!(
             "{name} takes writes on timeline {} while {own} leads on timeline {}",
             their_timeline.0, our_timeline.0
         );
-        let facts = vec![fact("timeline", their_timeline.0), fact("leader_timeline", our_timeline.0)];
-        verdict.say(view, Rule::Peer, name, guard, reason, facts, obstacles);
+        order.facts = vec![fact("timeline", their_timeline.0), fact("leader_timeline", our_timeline.0)];
+        verdict.say(view, order, obstacles, now);
     }
 }
 
@@ -218,12 +262,13 @@ fn operator(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
     for (member, fact) in &view.leadership.records {
         let Some(record) = fact.value.present().filter(|record| record.rule == Rule::Operator) else { continue };
         let ours = member == own;
-        if (ours && presumed_writable(view, own))
+        if (ours && presumed_writable(view, own, now))
             || (!ours && leads && lacks_an_agent(view, member, now) && server(view, member, now).is_some())
         {
             // As it was given: what is carried out is recorded again, and must not grow each time.
-            let guard = Guard::Asked { by: record.by.clone() };
-            verdict.say(view, Rule::Operator, member, guard, record.reason.clone(), Vec::new(), Vec::new());
+            let mut order = Order::new(member, Rule::Operator, Guard::Asked { by: record.by.clone() });
+            order.reason = record.reason.clone();
+            verdict.say(view, order, Vec::new(), now);
         }
     }
 }
@@ -249,7 +294,7 @@ fn lacks_an_agent(view: &View, member: &MemberName, now: Moment) -> bool {
 
 /// What keeps us from fencing our neighbour by any of the rules that need its Patroni's word.
 fn obstacles(view: &View, own: &MemberName, config: &Reading<ClusterConfig>, now: Moment) -> Vec<String> {
-    let mut obstacles: Vec<String> = paused(config).into_iter().collect();
+    let mut obstacles: Vec<String> = not_paused(config).err().into_iter().collect();
     if failsafe_active(view, config, now) {
         obstacles.push("failsafe mode was active when its Patroni last answered".to_string());
     }
@@ -266,15 +311,6 @@ fn obstacles(view: &View, own: &MemberName, config: &Reading<ClusterConfig>, now
         obstacles.push(format!("its Patroni calls itself {name}: correct the name in Warden's configuration"));
     }
     obstacles
-}
-
-fn paused(config: &Reading<ClusterConfig>) -> Option<String> {
-    match config {
-        Reading::Present(config) if config.pause => Some("the cluster is in maintenance mode".to_string()),
-        Reading::Present(_) => None,
-        Reading::Absent => Some("Patroni's configuration is not there".to_string()),
-        Reading::Unreadable(why) => Some(format!("Patroni's configuration cannot be understood: {why}")),
-    }
 }
 
 /// Active when Patroni last answered, and not so long ago that it must be over: Patroni drops it after ttl.
@@ -309,28 +345,36 @@ impl Verdict {
         self.look_again = Some(self.look_again.map_or(at, |known| known.min(at)));
     }
 
-    #[expect(clippy::too_many_arguments)] // one place where every rule ends, so that none forgets a part
-    fn say(
-        &mut self,
-        view: &View,
-        rule: Rule,
-        member: &MemberName,
-        guard: Guard,
-        reason: String,
-        mut facts: Vec<(String, String)>,
-        obstacles: Vec<String>,
-    ) {
-        if self.names(member) {
+    /// The one place where every rule ends.
+    fn say(&mut self, view: &View, mut order: Order, obstacles: Vec<String>, now: Moment) {
+        if self.names(&order.member) {
             return;
         }
-        if obstacles.is_empty() {
-            if let Some(server) = view.members.get(member).and_then(|known| known.postgres.as_ref()) {
-                facts.push(fact("postgres", server.value.as_str()));
+        let known = view.members.get(&order.member);
+        if let Some(starting) = known.and_then(|known| starts_as_primary(view, &order.member, known, now)) {
+            self.watch_start = true;
+            // Only its own agent has looked into its data directory; and a living Patroni that lost the key stops its server
+            // itself.
+            let away = matches!(patroni_away(view, &order.member, now), Away::Yes(_)) || order.rule == Rule::Lease;
+            if starting.standby != Some(false) || !away {
+                return;
             }
-            self.orders.push(Order { member: member.clone(), rule, reason, guard, facts });
-        } else {
-            self.held.push(Held { member: member.clone(), rule, obstacles });
+            order.starting = true;
         }
+        if obstacles.is_empty() {
+            if let Some(server) = known.and_then(|known| known.postgres.as_ref()) {
+                order.facts.push(fact("postgres", server.value.as_str()));
+            }
+            self.orders.push(order);
+        } else {
+            self.held.push(Held { member: order.member, rule: order.rule, obstacles });
+        }
+    }
+}
+
+impl Order {
+    fn new(member: &MemberName, rule: Rule, guard: Guard) -> Self {
+        Self { member: member.clone(), rule, reason: String::new(), guard, starting: false, facts: Vec::new() }
     }
 }
 

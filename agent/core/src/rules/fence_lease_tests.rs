@@ -217,7 +217,9 @@ fn a_plain_read_that_contradicts_the_barrier_read_does_not_make_it_a_lease() {
 fn a_patroni_that_was_started_again_does_not_prolong_its_predecessors_session() {
     let again = || answers(|status| status.dcs_last_seen = Some(ms(12_000)));
     let led = || frozen_and_cut().with("led", 7, leader(key("a", 1)));
-    let scene = || led().with("again", 12_100, again()).with("silence", 12_500, silent());
+    let scene = || {
+        led().with("bridge", 11_500, answers(|_| {})).with("again", 12_100, again()).with("silence", 12_500, silent())
+    };
     check("it was only silent", &scene().with("before", 11_000, silent()), 34_500, &Waits(37_000));
     let refused = || patroni("a", PatroniAnswer::Refused("x".to_string()));
     check("nobody listened on its port", &scene().with("before", 11_000, refused()), 34_500, &Fences("a", Rule::Lease));

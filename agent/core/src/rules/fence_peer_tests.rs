@@ -192,20 +192,21 @@ fn what_a_person_asked_for_is_fenced_whatever_the_key_says() {
 fn an_order_carries_the_guard_of_its_rule_and_says_why() {
     let first = |scene: &Scene, now| judge(&scene.view(), ms(now)).orders.remove(0);
     let order = first(&superseded(), 20_050);
-    assert_eq!(order.guard, Guard::KeyIsNot { member: "a".into(), session: SessionId(1) });
+    let not_ours = KeyCondition { session: SessionId(1), key: KeyIs::NotOf("a".into()), sync: None };
+    assert_eq!(order.guard, Guard::Key(not_ours.clone()));
     assert!(order.reason.contains("b holds the leader key") && order.reason.contains("0x2"), "{}", order.reason);
     assert!(order.facts.contains(&("postgres".to_string(), "writable".to_string())), "{:?}", order.facts);
     let order = first(&orphaned(), 20_050);
-    assert_eq!(order.guard, Guard::KeyIsNot { member: "a".into(), session: SessionId(1) });
+    assert_eq!(order.guard, Guard::Key(not_ours));
     assert!(order.reason.contains("alive lock"), "{}", order.reason);
     let order = first(&frozen_and_cut(), 34_100);
-    assert_eq!(order.guard, Guard::NoContact);
+    let away = guard::Away { contact: Some(ms(9000)), answered: false };
+    assert_eq!(order.guard, Guard::NoContact(away));
     assert!(order.reason.contains("lease"), "{}", order.reason);
     let order = first(&an_old_primary(), 20_050);
-    assert_eq!(
-        order.guard,
-        Guard::KeyIs { member: "a".into(), session: SessionId(1), czxid: Zxid(9), older_than: Timeline(2) }
-    );
+    let ours = KeyIs::TheOneOf { member: "a".into(), czxid: Zxid(9), owner: SessionId(7) };
+    let condition = KeyCondition { session: SessionId(1), key: ours, sync: None };
+    assert_eq!(order.guard, Guard::KeyAndTimeline(condition, Timeline(2)));
     assert!(order.reason.contains("timeline 1") && order.reason.contains("timeline 2"), "{}", order.reason);
     let order = first(&leading().with("record", 9_900, fence_record("a", Rule::Operator)), 10_050);
     // Word for word: it is recorded again each time it is carried out.

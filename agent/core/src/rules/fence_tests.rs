@@ -2,7 +2,7 @@ use super::*;
 use crate::assess::tests::{patroni, probe, server as at_timeline, status};
 use crate::event::{AgentRecord, Barrier, Event, FenceOutcome, FenceRecord, FenceReport, MemberRecord, Observed};
 use crate::event::{AliveLock, PatroniAnswer, PatroniStatus, Role, Session, State, Znode};
-use crate::types::{SystemId, UnixMillis};
+use crate::types::{SessionId, SystemId, UnixMillis, Zxid};
 use crate::view::tests::{after, cluster_config, identity, key, leader, lost, ms, session, verified, verified_with};
 use alloc::collections::BTreeMap;
 
@@ -138,6 +138,9 @@ pub(crate) fn leading() -> Scene {
         ("member a", 4, member("a", "host-a")),
         ("member b", 5, member("b", "host-b")),
         ("tree", 6, Event::TreeRead { latency: Duration::from_millis(1) }),
+        // It has answered all along, so that its word of its last contact counts.
+        ("patroni 1", 6_500, answers(|status| status.writable = None)),
+        ("patroni 2", 8_400, answers(|status| status.writable = None)),
         ("patroni", 10_000, answers(|status| status.dcs_last_seen = Some(ms(9000)))),
         ("postgres", 10_000, takes_writes("a", 1)),
         ("barrier", 10_000, verified(key("a", 1), 1, 10_001)),
@@ -176,7 +179,7 @@ fn record_of(member: &str, rule: Rule, confirmed: Option<UnixMillis>) -> Event {
         ordered: UnixMillis(0),
         confirmed,
         facts: Vec::new(),
-        written: None,
+        written: Some((Zxid(9), UnixMillis(0))),
     };
     Event::FenceRecord { member: member.into(), record: Reading::Present(record) }
 }
@@ -364,15 +367,35 @@ fn failsafe_lingers_for_ttl() {
 fn a_server_without_a_leader_and_without_patroni_is_fenced_by_orphaned() {
     let o = orphaned;
     let by_silence = || {
-        o().without("lock").without("refused").without("held").with("silence", 15_000, silent()).with(
-            "still silent",
-            19_900,
-            silent(),
-        )
+        o().without("lock")
+            .without("refused")
+            .without("held")
+            .with("silence", 15_000, silent())
+            .with("still silent", 19_900, silent())
+            .with("absent", 18_900, verified(Reading::Absent, 1, 18_901))
+            .with("b follows", 19_500, follows("b"))
     };
     let cases = [
         ("its Patroni is dead", o(), 20_050, Fences("a", Rule::Orphaned)),
         ("its Patroni has been silent for five seconds", by_silence(), 20_050, Fences("a", Rule::Orphaned)),
+        (
+            "the key has been absent for less than a second: a living Patroni takes it again",
+            by_silence().with("absent", 19_100, verified(Reading::Absent, 1, 19_101)),
+            20_050,
+            Waits(20_100),
+        ),
+        (
+            "no other member could take over",
+            by_silence().without("b follows"),
+            20_050,
+            Holds(Rule::Orphaned, "take over"),
+        ),
+        (
+            "its Patroni has never answered in this agent's life",
+            by_silence().without("patroni").without("patroni 1").without("patroni 2"),
+            20_050,
+            Nothing,
+        ),
         (
             "it refuses for as long",
             by_silence().with("still silent", 19_900, patroni("a", PatroniAnswer::Refused("x".to_string()))),
@@ -412,12 +435,17 @@ fn a_server_without_a_leader_and_without_patroni_is_fenced_by_orphaned() {
         ("nobody asked it lately", by_silence().without("still silent"), 20_050, Nothing),
         (
             "it was never asked",
-            by_silence().without("silence").without("still silent").without("patroni"),
+            by_silence().without("silence").without("still silent").without("patroni").without("patroni 2"),
             20_050,
             Nothing,
         ),
         ("the lock was never seen held", o().without("held"), 20_050, Nothing),
-        ("the lock was held, but by whom? Patroni did not answer", o().without("patroni"), 20_050, Nothing),
+        (
+            "the lock was held, but by whom? Patroni did not answer",
+            o().without("patroni").without("patroni 2"),
+            20_050,
+            Nothing,
+        ),
         (
             "the lock cannot be read",
             o().with("lock", 19_990, Event::AliveLock(AliveLock::Unknown("x".to_string()))),
@@ -502,3 +530,5 @@ mod lease;
 mod peer;
 #[path = "fence_properties.rs"]
 mod properties;
+#[path = "fence_silence_tests.rs"]
+mod silence;

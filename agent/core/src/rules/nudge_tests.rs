@@ -63,7 +63,7 @@ fn a_server_that_is_gone_under_a_living_patroni_is_a_reason() {
         ("up again", c().with("up", 10_210, takes_writes("a", 1)), None),
         ("starting up", c().with("up", 10_210, probe("a", PostgresAnswer::Refused("x".to_string()))), None),
         ("its Patroni is silent", c().with("silent", 10_210, silent()), None),
-        ("its Patroni was not asked lately", c().with("patroni", 7_000, answers(|_| {})), None),
+        ("its Patroni was not asked lately", c().without("patroni 2").with("patroni", 7_000, answers(|_| {})), None),
         ("its Patroni is dead", c().with("lock", 10_210, Event::AliveLock(AliveLock::Gone)), None),
         ("another leads", c().with("other", 10_210, leader(key("b", 2))), None),
         ("nobody leads", c().with("other", 10_210, leader(Reading::Absent)), None),

@@ -4,11 +4,17 @@ use crate::event::{Event, FailoverRequest, PostgresAnswer, ReleaseReport, Server
 use crate::rules::fence::tests::{
     Scene, answers, config_znode, fence_record, leading, member, paused_config, takes_writes,
 };
-use crate::types::{SystemId, Timeline};
-use crate::view::tests::{key, leader, lost, ms, session, verified};
+use crate::types::{SystemId, Timeline, Zxid};
+use crate::view::tests::{barrier, cluster_config, key, leader, lost, ms, session, verified};
 
 fn policy() -> ReleasePolicy {
-    ReleasePolicy { enabled: true, handover: true, after: Duration::from_millis(50), patroni_is_pid_1: true }
+    ReleasePolicy {
+        enabled: true,
+        asynchronous: None,
+        handover: true,
+        after: Duration::from_millis(50),
+        patroni_is_pid_1: true,
+    }
 }
 
 fn lock(lock: AliveLock) -> Event {
@@ -19,20 +25,39 @@ fn gone() -> Event {
     probe("a", PostgresAnswer::Gone("nobody listens".to_string()))
 }
 
+fn stopping() -> Event {
+    probe("a", PostgresAnswer::Stopping("the database system is shutting down".to_string()))
+}
+
 fn failover(leader: Option<&str>, candidate: Option<&str>, scheduled: bool) -> Event {
     let request =
         FailoverRequest { leader: leader.map(MemberName::from), candidate: candidate.map(MemberName::from), scheduled };
     Event::Znode(Znode::Failover(Reading::Present(request)))
 }
 
-fn sync(leader: &str, standbys: &[&str], quorum: u32) -> Event {
+fn sync_state(leader: &str, standbys: &[&str], quorum: u32) -> Reading<SyncState> {
     let standbys = standbys.iter().map(|name| MemberName::from(*name)).collect();
-    Event::Znode(Znode::Sync(Reading::Present(SyncState { leader: Some(leader.into()), standbys, quorum })))
+    Reading::Present(SyncState { leader: Some(leader.into()), standbys, quorum })
+}
+
+fn sync(leader: &str, standbys: &[&str], quorum: u32) -> Event {
+    Event::Znode(Znode::Sync(sync_state(leader, standbys, quorum)))
+}
+
+/// A barrier read that found this in the sync znode.
+fn read(key: Reading<crate::event::LeaderKey>, sync: Reading<SyncState>, at: u64) -> Event {
+    barrier(key, Reading::Present(cluster_config()), sync, 1, at)
+}
+
+fn follows(name: &str) -> Event {
+    probe(name, PostgresAnswer::InRecovery(Server { system_id: Some(SystemId(7)), ..at_timeline(1, 5) }))
 }
 
 /// `a`, our neighbour, led and was killed with everything in it; its death is proved at 10,160 ms.
 fn crashed() -> Scene {
     leading()
+        .with("barrier", 10_000, read(key("a", 1), sync_state("a", &["b"], 0), 10_001))
+        .with("b follows", 9_990, follows("b"))
         .with("held", 10_001, lock(AliveLock::Alive))
         .with("freed", 10_060, lock(AliveLock::Gone))
         .with("gone 1", 10_110, gone())
@@ -42,6 +67,8 @@ fn crashed() -> Scene {
 /// `a` is to be left for `b`, the synchronous standby, and its server is down.
 fn switching() -> Scene {
     leading()
+        .with("barrier", 10_000, read(key("a", 1), sync_state("a", &["b"], 0), 10_001))
+        .with("b follows", 9_990, follows("b"))
         .with("held", 10_001, lock(AliveLock::Alive))
         .with("sync", 8, sync("a", &["b"], 0))
         .with("failover", 10_010, failover(Some("a"), Some("b"), false))
@@ -76,6 +103,8 @@ fn switching_asynchronously() -> Scene {
 #[derive(Debug, PartialEq, Eq)]
 enum Says {
     Releases,
+    /// The reason contains this.
+    Holds(&'static str),
     HandsOverTo(&'static str),
     Probes,
     AsksTheCandidate,
@@ -83,18 +112,23 @@ enum Says {
     Waits(u64),
 }
 
-use Says::{AsksTheCandidate, HandsOverTo, Nothing, Probes, Releases, Waits};
+use Says::{AsksTheCandidate, HandsOverTo, Holds, Nothing, Probes, Releases, Waits};
 
 fn says(scene: &Scene, policy: &ReleasePolicy, now: u64) -> Due {
     judge(&scene.view(), policy, ms(now))
 }
 
 fn check(name: &str, scene: &Scene, now: u64, expected: &Says) {
-    let due = says(scene, &policy(), now);
+    check_with(name, scene, &policy(), now, expected);
+}
+
+fn check_with(name: &str, scene: &Scene, policy: &ReleasePolicy, now: u64, expected: &Says) {
+    let due = says(scene, policy, now);
     match (&due, expected) {
         (Due::Nothing, Nothing)
         | (Due::Probe { others: false }, Probes)
         | (Due::Probe { others: true }, AsksTheCandidate) => {}
+        (Due::Held(why, _), Holds(expected)) => assert!(why.contains(expected), "{name}: {why}"),
         (Due::At(at), Waits(expected)) => assert_eq!(*at, ms(*expected), "{name}"),
         (Due::Release(release), Releases) => assert_eq!(release.handover_to, None, "{name}"),
         (Due::Release(release), HandsOverTo(to)) => assert_eq!(release.handover_to, Some((*to).into()), "{name}"),
@@ -110,9 +144,9 @@ fn the_key_of_a_leader_that_is_proved_dead_is_released() {
     let cases = [
         ("all of it", c(), Releases),
         (
-            "known by a plain read: the guard reads it again",
+            "known by a plain read alone: who is synchronous is not known",
             c().without("barrier").with("plain", 10_000, leader(key("a", 1))),
-            Releases,
+            Probes,
         ),
         (
             "the cluster has failsafe mode",
@@ -125,9 +159,13 @@ fn the_key_of_a_leader_that_is_proved_dead_is_released() {
         ("the lock is held", c().without("freed"), Nothing),
         ("the lock cannot be read", c().with("freed", 10_060, lock(AliveLock::Unknown("x".to_string()))), Nothing),
         ("the lock was not seen held in this reign", c().with("key again", 10_065, leader(key("a", 2))), Nothing),
-        ("the lock was held, but Patroni did not answer", c().without("patroni"), Nothing),
+        ("the lock was held, but Patroni did not answer", c().without("patroni").without("patroni 2"), Nothing),
         ("Patroni answered after the lock was free", c().with("answers", 10_165, answers(|_| {})), Nothing),
-        ("nobody has asked Patroni for long: we have slept", c().with("patroni", 7_000, answers(|_| {})), Nothing),
+        (
+            "nobody has asked Patroni for long: we have slept",
+            c().without("patroni 2").with("patroni", 7_000, answers(|_| {})),
+            Nothing,
+        ),
         ("the lock is held again", c().with("again", 10_165, lock(AliveLock::Alive)), Nothing),
         ("paused", c().with("config 2", 10_000, config_znode(paused_config)), Nothing),
         (
@@ -197,7 +235,17 @@ fn the_key_of_a_leader_that_is_left_is_handed_over() {
         ("we do not lead", s().with("barrier", 10_000, verified(key("b", 1), 1, 10_001)), Nothing),
         ("the server is up", s().without("gone 1").without("gone 2"), Nothing),
         ("the server was down and is up", s().with("up", 10_165, takes_writes("a", 1)), Nothing),
-        ("gone only once", s().without("gone 1"), Probes),
+        ("gone only once, and no control file", s().without("gone 1"), Probes),
+        (
+            "one look is enough, by the control file",
+            s().without("gone 1").with("shut down", 10_159, shut_down(500, 7)),
+            HandsOverTo("b"),
+        ),
+        (
+            "the control file is of another database",
+            s().without("gone 1").with("shut down", 10_159, shut_down(500, 8)),
+            Probes,
+        ),
     ];
     for (name, scene, expected) in cases {
         check(name, &scene, 10_170, &expected);
@@ -245,7 +293,8 @@ fn without_synchronous_standbys_the_candidate_has_to_be_seen_past_the_shutdown_c
             s().with("config 2", 10_000, config_znode(|c| (c.pause, c.synchronous_mode) = (true, false))),
             Nothing,
         ),
-        ("gone only once", s().without("gone 1"), Probes),
+        ("one look is enough, by the control file", s().without("gone 1"), HandsOverTo("b")),
+        ("none is not", s().without("gone 1").without("gone 2").with("stopping", 10_160, stopping()), Probes),
     ];
     for (name, scene, expected) in cases {
         check(name, &scene, 10_170, &expected);
@@ -258,6 +307,37 @@ fn without_synchronous_standbys_the_candidate_has_to_be_seen_past_the_shutdown_c
     for fact in [("shutdown_checkpoint", "0/1F4"), ("candidate_lsn", "0/1F5")] {
         assert!(release.facts.contains(&(fact.0.to_string(), fact.1.to_string())), "{:?}", release.facts);
     }
+}
+
+/// Columns: what the barrier read found in the sync znode, what `b` does, for how long the operator leaves the key.
+#[test]
+fn a_release_costs_no_row_that_was_acknowledged_unless_the_operator_trades_rows_for_time() {
+    let s = sync_state;
+    let nobody = || Reading::Present(SyncState { leader: None, standbys: [].into(), quorum: 0 });
+    let behind = || probe("b", PostgresAnswer::Refused("x".to_string()));
+    let agent = crate::assess::tests::agent("b", PostgresAnswer::InRecovery(at_timeline(1, 5)), 0);
+    let cases = [
+        ("b is synchronous and answers", s("a", &["b"], 0), follows("b"), None, Releases),
+        ("quorum commit", s("a", &["b", "c"], 1), follows("b"), None, Releases),
+        ("b is synchronous, says its own agent", s("a", &["b"], 0), agent, None, Releases),
+        ("b is synchronous and down for maintenance", s("a", &["b"], 0), behind(), None, Holds("never")),
+        ("b is not synchronous", s("a", &["c"], 0), follows("b"), None, Holds("never")),
+        ("the sync znode is another leader's", s("b", &["b"], 0), follows("b"), None, Holds("never")),
+        ("no standby is synchronous", nobody(), follows("b"), None, Holds("never")),
+        ("there is no sync znode", Reading::Absent, follows("b"), None, Holds("never")),
+        ("it cannot be read", Reading::Unreadable("x".to_string()), follows("b"), None, Holds("never")),
+        ("the operator leaves no time", Reading::Absent, follows("b"), Some(0), Releases),
+        ("the operator leaves a minute", Reading::Absent, follows("b"), Some(60), Holds("left for 60 s")),
+        ("no other member could take over", Reading::Absent, behind(), Some(0), Holds("take over")),
+        ("b takes writes itself", Reading::Absent, takes_writes("b", 1), Some(0), Holds("take over")),
+    ];
+    for (name, sync, b, asynchronous, expected) in cases {
+        let scene = crashed().with("barrier", 10_000, read(key("a", 1), sync, 10_001)).with("b follows", 9_990, b);
+        let policy = ReleasePolicy { asynchronous: asynchronous.map(Duration::from_secs), ..policy() };
+        check_with(name, &scene, &policy, 10_170, &expected);
+    }
+    let fenced = crashed().with("record", 9_000, fence_record("b", Rule::Operator));
+    check("a person has fenced the only candidate", &fenced, 10_170, &Holds("never"));
 }
 
 /// A server that was found gone and has been started since must not lose its key: found by the simulation.
@@ -275,7 +355,9 @@ fn a_release_stands_on_a_fresh_look_at_the_socket_and_on_one_after_patronis_deat
 #[test]
 fn a_release_names_the_key_that_was_seen_and_says_why() {
     let Due::Release(release) = says(&crashed(), &policy(), 10_170) else { panic!() };
-    assert_eq!((release.czxid, release.owner), (Zxid(1), SessionId(7)));
+    let key = KeyIs::TheOneOf { member: "a".into(), czxid: Zxid(1), owner: SessionId(7) };
+    let sync = SyncNames { leader: "a".into(), one_of: ["b".into()].into() };
+    assert_eq!(release.condition, KeyCondition { session: SessionId(1), key, sync: Some(sync) });
     assert!(release.reason.contains("alive lock") && release.reason.contains("socket"), "{}", release.reason);
     let Due::Release(release) = says(&switching(), &policy(), 10_170) else { panic!() };
     assert!(release.reason.contains("switchover to b"), "{}", release.reason);

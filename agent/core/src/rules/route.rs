@@ -11,8 +11,9 @@ use crate::assess::{self, MemberTruth};
 use crate::event::{LeaderKey, PatroniAnswer, PostgresAnswer, Role, Starting};
 use crate::evidence;
 use crate::fact::Reading;
-use crate::haproxy::{Change, HaproxyAnswer, HaproxyServer, Pool, Wish};
+use crate::haproxy::{HaproxyAnswer, HaproxyServer, Pool, Wish};
 use crate::limits::{self, AGENT_LIMIT, PROBE_LIMIT};
+use crate::rules::guard::{KeyCondition, KeyIs};
 use crate::types::{MemberName, Moment};
 use crate::view::{Verification, View};
 use alloc::string::{String, ToString};
@@ -64,6 +65,25 @@ const SIGN: Duration = Duration::from_millis(50);
 /// A server that is silent was asked for so long.
 const SILENT: Duration = Duration::from_secs(1);
 
+/// A change of HAProxy's servers, now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// In which pool.
+    pub pool: Pool,
+    /// The server, by its name in HAProxy.
+    pub server: String,
+    /// The address that HAProxy has for it: it has to be this one still, right before it is told.
+    pub address: String,
+    /// The member at that address.
+    pub member: MemberName,
+    /// What it is told.
+    pub to: Wish,
+    /// Why, in words.
+    pub reason: String,
+    /// Sessions are cut only if a new barrier read meets this.
+    pub condition: Option<KeyCondition>,
+}
+
 /// What should be done about HAProxy.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Routing {
@@ -106,7 +126,11 @@ pub fn judge(view: &View, policy: &RoutePolicy, now: Moment) -> Routing {
                     member: member.clone(),
                     to,
                     reason,
-                    session: view.session().map(|session| session.id).filter(|_| to == Wish::Out),
+                    condition: view.session().filter(|_| to == Wish::Out).map(|session| KeyCondition {
+                        session: session.id,
+                        key: KeyIs::OfAnotherThan(member.clone()),
+                        sync: None,
+                    }),
                 }),
             }
         }

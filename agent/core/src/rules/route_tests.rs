@@ -207,7 +207,8 @@ fn without_zookeeper_nobody_is_cut_and_the_only_primary_is_raised() {
 #[test]
 fn sessions_are_cut_only_in_the_session_in_which_it_was_read_who_leads() {
     let changes = judge(&moved().view(), &RoutePolicy::default(), ms(NOW)).changes;
-    assert_eq!(changes[0].session, Some(SessionId(1)));
+    let condition = KeyCondition { session: SessionId(1), key: KeyIs::OfAnotherThan("a".into()), sync: None };
+    assert_eq!(changes[0].condition, Some(condition));
     assert_eq!((changes[0].address.as_str(), changes[0].member.as_str()), ("10.0.0.1:5432", "a"));
     // Sessions that outlived its being down.
     let left = moved().with("haproxy", 9_995, servers("DOWN", "DOWN"));

@@ -4,7 +4,7 @@ use super::{List, STALE_AGENT};
 use crate::assess::{Leader, MemberTruth};
 use crate::event::{AliveLock, PatroniAnswer, PostgresAnswer, Role, Starting};
 use crate::fact::{Reading, Source};
-use crate::limits::PROBE_LIMIT;
+use crate::limits::{LIVENESS_LIMIT, PROBE_LIMIT};
 use crate::rules::reconnect;
 use crate::types::Moment;
 use crate::types::seconds;
@@ -20,6 +20,7 @@ pub(super) fn each(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>]
         patroni(view, member, now, list);
         postgres(view, leader, members, member, now, list);
         agent(view, member, list);
+        gate(view, member, now, list);
     }
 }
 
@@ -116,9 +117,6 @@ fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) 
     }
 }
 
-/// `GET /liveness` is asked every 5 s: two of them, and the answer's time.
-const LIVENESS_LIMIT: Duration = Duration::from_secs(12);
-
 fn loop_is_late(member: &Member, now: Moment) -> bool {
     member.loop_turns.as_ref().and_then(|fact| fact.fresh(now, LIVENESS_LIMIT)) == Some(&false)
 }
@@ -211,6 +209,25 @@ fn turned_away<'a>(view: &'a View, member: &'a MemberTruth<'_>, now: Moment) -> 
         PostgresAnswer::Unknown(why) => Some(why.as_str()),
         _ => None,
     })
+}
+
+/// A login is tried every minute.
+const GATE_CHECK_LIMIT: Duration = Duration::from_secs(180);
+
+/// What the gate could not find out in a failover.
+fn gate(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) {
+    let name = member.name;
+    let checked = view.members.get(name).and_then(|member| member.gate_checked.as_ref());
+    if let Some(Err(why)) = checked.and_then(|fact| fact.fresh(now, GATE_CHECK_LIMIT)) {
+        list.about(
+            "gate_cannot_ask",
+            name,
+            format!(
+                "the gate could not ask PostgreSQL of {name}: {why} (let the superuser in from this node in pg_hba.conf, \
+                 and give it the password; then: warden gate --check)"
+            ),
+        );
+    }
 }
 
 fn agent(view: &View, member: &MemberTruth<'_>, list: &mut List) {

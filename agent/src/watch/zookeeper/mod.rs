@@ -12,6 +12,10 @@ mod epoch;
 mod own;
 mod records;
 mod tree;
+mod upgrade;
+
+pub use own::FOLDERS;
+pub use upgrade::{Folder, SHARED, Trees, UPGRADE};
 
 use rand::random_range;
 use std::sync::Arc;
@@ -37,8 +41,10 @@ pub struct Settings {
     pub chroot: String,
     /// Patroni's tree, `/service/my_cluster`.
     pub tree: String,
-    /// Our own tree, `/warden/my_cluster`.
+    /// Our own tree, `/warden/service/my_cluster`.
     pub own: String,
+    /// The one that Warden 0.1 used, `/warden/my_cluster`.
+    pub old: String,
     /// Our own name, for our own znode and our own barrier.
     pub agent: String,
     /// Scheme and credential, given again in each epoch.
@@ -55,7 +61,8 @@ impl Settings {
             hosts: vec!["127.0.0.1:1".to_owned()],
             chroot: String::new(),
             tree: "/service/s".to_owned(),
-            own: "/warden/s".to_owned(),
+            own: "/warden/service/s".to_owned(),
+            old: "/warden/s".to_owned(),
             agent: "a".to_owned(),
             auth: Vec::new(),
             session_timeout: Duration::from_secs(30),
@@ -259,6 +266,21 @@ pub enum Expect {
     Version(i32),
 }
 
+/// What [`Handle::replace`] may write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A member's fence record in the tree of Warden 0.1.
+    OldFence(String),
+    /// The mark that several clusters use that tree.
+    OldShared,
+    /// A member's fence record in our own tree.
+    Fence(String),
+    /// An entry of our own audit trail that was copied, by its name.
+    Audit(String),
+    /// What the upgrade notes of itself.
+    Upgrade,
+}
+
 /// How a release of the leader key ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Released {
@@ -282,6 +304,12 @@ enum Request {
     Append { entry: Vec<u8>, reply: Reply<()> },
     /// Reads the audit trail.
     ReadAudit { reply: Reply<Vec<Znode>> },
+    /// Reads our tree and that of 0.1 for an upgrade.
+    ReadTrees { reply: Reply<Trees> },
+    /// Reads entries of 0.1's audit trail by their names.
+    ReadOldAudit { names: Vec<String>, reply: Reply<Vec<(String, Vec<u8>)>> },
+    /// Writes what an upgrade copies; `false` if something else was found.
+    Replace { place: Place, data: Option<Vec<u8>>, found: Option<Znode>, reply: Reply<bool> },
     /// Deletes the leader znode.
     Release { holds: Holds, reply: oneshot::Sender<Released> },
 }
@@ -312,7 +340,7 @@ impl Handle {
         read.unwrap_or_else(|why| Barrier::Unknown { why })
     }
 
-    /// Reads `member`'s fence record, `/warden/<scope>/fences/<member>`, as whatever server we are connected to has it.
+    /// Reads `member`'s fence record, `fences/<member>`, as whatever server we are connected to has it.
     pub async fn read_record(&self, member: &str, limit: Duration) -> Result<Option<Znode>, String> {
         let member = member.to_owned();
         self.ask(limit, |reply| Request::ReadRecord { member, reply }).await?
@@ -331,7 +359,7 @@ impl Handle {
         self.ask(limit, |reply| Request::WriteRecord { member, record, expect, reply }).await?
     }
 
-    /// Adds `entry` to the audit trail, `/warden/<scope>/audit/`, and removes what is too old to be kept there.
+    /// Adds `entry` to the audit trail, `audit/`, and removes what is too old to be kept there.
     pub async fn append_audit(&self, entry: Vec<u8>, limit: Duration) -> Result<(), String> {
         self.ask(limit, |reply| Request::Append { entry, reply }).await?
     }
@@ -339,6 +367,28 @@ impl Handle {
     /// Reads the audit trail, the oldest entry first.
     pub async fn read_audit(&self, limit: Duration) -> Result<Vec<Znode>, String> {
         self.ask(limit, |reply| Request::ReadAudit { reply }).await?
+    }
+
+    /// Reads our own tree and that of Warden 0.1, as far as an upgrade is about them.
+    pub async fn read_trees(&self, limit: Duration) -> Result<Trees, String> {
+        self.ask(limit, |reply| Request::ReadTrees { reply }).await?
+    }
+
+    /// Reads entries of the audit trail of Warden 0.1; those that are gone are left out.
+    pub async fn read_old_audit(&self, names: Vec<String>, limit: Duration) -> Result<Vec<(String, Vec<u8>)>, String> {
+        self.ask(limit, |reply| Request::ReadOldAudit { names, reply }).await?
+    }
+
+    /// Puts `data` in its place, or without any removes what is there, if that is still what was `found`; `false` if
+    /// it is not. The error says what went wrong; it may have been done all the same.
+    pub async fn replace(
+        &self,
+        place: Place,
+        data: Option<Vec<u8>>,
+        found: Option<Znode>,
+        limit: Duration,
+    ) -> Result<bool, String> {
+        self.ask(limit, |reply| Request::Replace { place, data, found, reply }).await?
     }
 
     /// Deletes the leader znode, if it is as it has to be. The only write to Patroni's tree that there is. To be asked

@@ -6,6 +6,9 @@ use serde::Deserialize;
 use std::time::Instant;
 use zookeeper_async::{Acl, CreateMode, Permission, Stat, ZooKeeper};
 
+/// The folders of our own tree.
+pub const FOLDERS: [&str; 4] = ["agents", "audit", "barriers", "fences"];
+
 /// In one epoch a former life of ours is met once; twice, if its last write was on its way.
 const MOST_LIVES: u32 = 2;
 
@@ -20,10 +23,13 @@ pub(super) struct Own {
     /// `<own>/audit`, with chroot.
     pub(super) audit: String,
     pub(super) acl: Vec<Acl>,
-    /// What is above our own tree and shared with the agents of other clusters, like `/warden`.
-    above: String,
+    /// Our own tree, with chroot. It and what is above it, like `/warden`, is shared with the agents of other clusters,
+    /// whose trees may lie below: `/warden/service/a` and `/warden/service/a/b`.
+    pub(super) tree: String,
     /// Their credentials may be others than ours: everybody may come and create a tree there.
-    above_acl: Vec<Acl>,
+    shared_acl: Vec<Acl>,
+    /// The tree of Warden 0.1, with chroot.
+    pub(super) old: String,
     session: i64,
     /// Whether the ephemeral is there and ours.
     held: bool,
@@ -45,21 +51,21 @@ impl Own {
     pub(super) fn new(settings: &Settings, session: i64) -> Self {
         let own = format!("{}{}", settings.chroot, settings.own);
         // With credentials only those who have them may touch our znodes.
-        let (acl, above_acl) = if settings.auth.is_empty() {
+        let (acl, shared_acl) = if settings.auth.is_empty() {
             (Acl::open_unsafe().clone(), Acl::open_unsafe().clone())
         } else {
             let everybody = Acl::new(Permission::READ | Permission::CREATE, "world", "anyone");
             (Acl::creator_all().clone(), [Acl::creator_all().as_slice(), &[everybody]].concat())
         };
-        let above = own.rsplit_once('/').map_or("", |(above, _)| above).to_owned();
         Self {
             agent: format!("{own}/agents/{}", settings.agent),
             barrier: format!("{own}/barriers/{}", settings.agent),
             fences: format!("{own}/fences"),
             audit: format!("{own}/audit"),
             acl,
-            above,
-            above_acl,
+            tree: own,
+            shared_acl,
+            old: format!("{}{}", settings.chroot, settings.old),
             session,
             held: false,
             written: Vec::new(),
@@ -195,14 +201,21 @@ impl Own {
             Err(failed) => return Err(failed.end()),
         }
         let slashes = path.match_indices('/').map(|(at, _)| at).skip(1);
+        let parents = slashes.filter_map(|at| path.get(..at)).map(str::to_owned);
+        // All folders at once: in a tree that others may create in, a folder that is missing would be theirs to make.
+        let ours = is_below(path, &self.tree);
+        let folders = FOLDERS.iter().filter(|_| ours).map(|folder| format!("{}/{folder}", self.tree));
         let mut refused = None;
-        for parent in slashes.filter_map(|at| path.get(..at)) {
-            let acl = if self.above.starts_with(parent) { &self.above_acl } else { &self.acl };
+        for parent in parents.chain(folders) {
+            let parent = parent.as_str();
+            let shared = parent == self.tree || is_below(&self.tree, parent);
+            let acl = if shared { &self.shared_acl } else { &self.acl };
             match request(parent, zk.create(parent, Vec::new(), acl.clone(), CreateMode::Persistent)).await {
                 Ok(_) | Err(Failed::NodeExists) => {}
                 // Parents that are not ours, like a chroot, need not be ours to create.
                 Err(Failed::End(end)) if end.reason == EndReason::AuthFailed => refused = Some(end),
-                Err(failed) => return Err(failed.end()),
+                // Below one that could not be created.
+                Err(failed) => return Err(refused.unwrap_or_else(|| failed.end())),
             }
         }
         match request(path, zk.create(path, data, self.acl.clone(), mode)).await {
@@ -212,6 +225,11 @@ impl Own {
             Err(failed) => Err(failed.end()),
         }
     }
+}
+
+/// Whether the znode at `path` is somewhere below the one at `tree`.
+fn is_below(path: &str, tree: &str) -> bool {
+    path.strip_prefix(tree).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// A znode's data and stat, without a watch.

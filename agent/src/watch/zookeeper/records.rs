@@ -2,7 +2,8 @@
 
 use super::own::{Own, read};
 use super::tree::{Failed, request};
-use super::{End, EndReason, Expect, Znode};
+use super::upgrade::{SHARED, UPGRADE};
+use super::{End, EndReason, Expect, Place, Znode};
 use zookeeper_async::{CreateMode, ZooKeeper};
 
 /// As many entries of the audit trail are kept; the oldest go first.
@@ -50,6 +51,39 @@ impl Own {
             }
         }
         Err(End::new(EndReason::RequestFailed, format!("{path}: it is removed as soon as it is there")))
+    }
+
+    /// Puts `data` in its place, or removes what is there, if that is still what was `found`. Looked at right before,
+    /// because a version is no identity: a znode that was removed and created anew may have the same.
+    pub(super) async fn replace(
+        &self,
+        zk: &ZooKeeper,
+        place: &Place,
+        data: Option<Vec<u8>>,
+        found: Option<&Znode>,
+    ) -> Result<bool, End> {
+        let path = match place {
+            Place::OldFence(member) => format!("{}/fences/{member}", self.old),
+            Place::OldShared => format!("{}/{SHARED}", self.old),
+            Place::Fence(member) => format!("{}/{member}", self.fences),
+            Place::Audit(name) => format!("{}/{name}", self.audit),
+            Place::Upgrade => format!("{}/{UPGRADE}", self.tree),
+        };
+        let identity = |znode: &Znode| (znode.czxid, znode.mzxid);
+        if read(zk, &path).await?.as_ref().map(identity) != found.map(identity) {
+            return Ok(false);
+        }
+        let done = match (data, found.map(|znode| znode.version)) {
+            (Some(data), None) => return self.create_new(zk, &path, data, CreateMode::Persistent).await,
+            (Some(data), version) => request(&path, zk.set_data(&path, data, version)).await.map(drop),
+            (None, Some(version)) => request(&path, zk.delete(&path, Some(version))).await,
+            (None, None) => Ok(()),
+        };
+        match done {
+            Ok(()) => Ok(true),
+            Err(Failed::NoNode | Failed::BadVersion) => Ok(false),
+            Err(failed) => Err(failed.end()),
+        }
     }
 
     /// Adds to the audit trail, and removes what is too old.

@@ -15,7 +15,7 @@ use super::End;
 pub(super) const REQUEST: Duration = Duration::from_secs(2);
 
 /// More members or agents than this are not read; said loudly, once per epoch.
-const MAX_CHILDREN: usize = 256;
+pub(super) const MAX_CHILDREN: usize = 256;
 
 /// The znodes with a fixed name, the most urgent first.
 const FIXED: [(Node, &str); 8] = [
@@ -79,6 +79,10 @@ impl Tree {
     /// The config znode's path.
     pub(super) fn config(&self) -> String {
         format!("{}/config", self.patroni)
+    }
+
+    pub(super) fn initialize(&self) -> String {
+        format!("{}/initialize", self.patroni)
     }
 
     pub(super) fn sync(&self) -> String {
