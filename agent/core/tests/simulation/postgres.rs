@@ -1,6 +1,5 @@
 //! PostgreSQL: takes writes, follows, starts or is down, may be paused, and is stopped by a fence.
 
-use crate::agent::AgentEvent;
 use crate::world::{Happening, World, letter, tell};
 use warden_core::event::Rule;
 
@@ -190,9 +189,6 @@ impl World {
                     self.pg_state(node, State::TakesWrites);
                     self.nodes[node].pg.recovered = true;
                 }
-                // Its agent knocks every 40 ms while it lets nobody in.
-                let pause = self.chance.between(1, 40);
-                self.agent_after(node, pause, AgentEvent::AskPg(node, false));
             }
             PgEvent::Promoted => {
                 if pg.state == State::Follows {
