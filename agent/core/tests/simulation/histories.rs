@@ -91,7 +91,6 @@ impl History {
             idle: chance.percent(50),
         };
         let mut world = World::begin(chance, setting, zk, Mutation::Sound, &[], told);
-        world.awaited = true;
         for (number, (at, what, node, lasts)) in self.faults.iter().copied().enumerate() {
             world.faults.push(Fault { what, node, lasts, until: at + lasts });
             world.at(at, Happening::Fault(number));
@@ -234,6 +233,14 @@ histories! {
     a_stuck_ha_loop_that_is_cut_off_at_once_leaves_one_primary {
         gate: false,
         faults: &[(30_000, What::StuckLoop, A, ALWAYS), (31_000, What::IsolateNode, A, ALWAYS)],
+        strict: true, leads: Some(B),
+    }
+    a_stuck_ha_loop_after_an_agents_restart_leaves_one_primary {
+        gate: false,
+        faults: &[
+            (20_000, What::StuckLoop, A, ALWAYS), (22_000, What::RestartAgent, A, 0),
+            (60_000, What::IsolateNode, A, ALWAYS),
+        ],
         strict: true, leads: Some(B),
     }
     an_agent_restarted_during_a_freeze_still_fences {

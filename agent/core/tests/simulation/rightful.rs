@@ -74,8 +74,9 @@ impl World {
 
     /// A cycle of the HA loop that takes longer counts as hung.
     pub fn progress_limit(&self, node: usize) -> u64 {
-        let known = self.nodes[node].patroni.known;
-        known.loop_wait + known.retry_timeout + HEARTBEAT
+        // Its agent may know a newer configuration than Patroni itself.
+        let limit = |config: crate::zookeeper::Config| config.loop_wait + config.retry_timeout + HEARTBEAT;
+        limit(self.nodes[node].patroni.known).min(limit(self.zk.config))
     }
 
     /// Why this server goes on for good reason, as its agent can know.
@@ -168,7 +169,7 @@ impl World {
             pg.state == State::Follows || self.now - pg.since < SAID
         };
         let synchronous = self.zk.sync.leader == Some(node) && self.zk.sync.standby.is_some_and(follows);
-        if !handover && !synchronous && self.awaited {
+        if !handover && !synchronous {
             self.object(format!("(c) the key of {} is released although no standby is synchronous", letter(node)));
         }
         if handover && self.zk.failover.is_none_or(|(from, _)| from != node) {
