@@ -4,69 +4,22 @@ use crate::config::PatroniConfig;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use warden_core::event::{ClusterConfig, LeaderKey, Observed};
-use warden_core::types::{SessionId, Timeline, Zxid};
+use warden_core::event::Observed;
+use warden_core::rules::guard::Away;
 
-fn config(pause: bool) -> Reading<ClusterConfig> {
-    let seconds = Duration::from_secs;
-    Reading::Present(ClusterConfig {
-        ttl: seconds(30),
-        loop_wait: seconds(10),
-        retry_timeout: seconds(10),
-        pause,
-        failsafe_mode: false,
-        synchronous_mode: false,
-        standby_cluster: false,
-    })
-}
-
-fn key(holder: &str, czxid: i64) -> Reading<LeaderKey> {
-    let (czxid, mzxid) = (Zxid(czxid), Zxid(czxid));
-    Reading::Present(LeaderKey { holder: holder.into(), czxid, mzxid, owner: SessionId(1), created: UnixMillis(0) })
-}
-
-fn read(leader: Reading<LeaderKey>, config: Reading<ClusterConfig>, session: i64) -> Barrier {
-    Barrier::Verified {
-        leader,
-        config,
-        sync: Reading::Absent,
-        zxid: Zxid(1),
-        session: SessionId(session),
-        finished: Clock::start().now(),
-    }
-}
-
-#[test]
-fn right_before_acting_anything_that_has_changed_withdraws_the_fence() {
-    let not_ours = Guard::KeyIsNot { member: "a".into(), session: SessionId(1) };
-    let ours = Guard::KeyIs { member: "a".into(), session: SessionId(1), czxid: Zxid(5), older_than: Timeline(2) };
-    let unreadable = || Reading::Unreadable(String::new());
-    for (guard, read, words) in [
-        (&not_ours, read(key("b", 5), config(false), 1), None),
-        (&not_ours, read(Reading::Absent, config(false), 1), None),
-        (&not_ours, read(key("a", 5), config(false), 1), Some("it holds the leader key")),
-        (&not_ours, read(unreadable(), config(false), 1), Some("cannot be understood")),
-        (&not_ours, read(key("b", 5), config(true), 1), Some("maintenance mode")),
-        (&not_ours, read(key("b", 5), Reading::Absent, 1), Some("cannot be read")),
-        (&not_ours, read(key("b", 5), config(false), 2), Some("another one")),
-        (&not_ours, Barrier::Unknown("late".to_owned()), Some("late")),
-        (&ours, read(key("a", 5), config(false), 1), None),
-        (&ours, read(key("a", 6), config(false), 1), Some("do not hold")),
-        (&ours, read(key("b", 5), config(false), 1), Some("do not hold")),
-        (&ours, read(Reading::Absent, config(false), 1), Some("do not hold")),
-    ] {
-        match (stands(guard, read.clone()), words) {
-            (Ok(()), None) => {}
-            (Err(why), Some(words)) if why.contains(words) => {}
-            (verdict, _) => panic!("{guard:?}, {read:?}: {verdict:?}"),
-        }
-    }
-}
+/// Patroni answered nothing when the fence was ordered.
+const AWAY: Guard = Guard::NoContact(Away { contact: None, answered: false });
 
 #[test]
 fn what_is_tried_again_and_again_is_one_entry_of_the_trail_and_each_confirmation_one_of_its_own() {
-    let order =
-        |rule| Order { member: "a".into(), rule, reason: String::new(), guard: Guard::NoContact, facts: Vec::new() };
+    let order = |rule| Order {
+        member: "a".into(),
+        rule,
+        reason: String::new(),
+        guard: AWAY,
+        starting: false,
+        facts: Vec::new(),
+    };
     let mut trail = Trail::default();
     let (lease, orphaned) = (order(Rule::Lease), order(Rule::Orphaned));
     let confirmed = FenceOutcome::Confirmed { by: "x", took: Duration::ZERO };
@@ -148,7 +101,7 @@ fn fencer(api: SocketAddr) -> (Fencer, mpsc::Receiver<Observed>) {
 async fn without_zookeeper_a_patroni_that_answers_withdraws_the_fence_and_the_view_hears_it_first() {
     let body = r#"{"state": "running", "role": "primary", "patroni": {"scope": "s", "name": "a"}}"#;
     let (fencer, mut events) = fencer(patroni(Some(body)).await);
-    assert_eq!(fencer.look_again(&Guard::NoContact).await, Err("its Patroni answers".to_owned()));
+    assert_eq!(fencer.look_again(&AWAY).await, Err("its Patroni answers".to_owned()));
     let observed = events.try_recv().unwrap();
     assert!(
         matches!(&observed.event, Event::Patroni { member, answer: PatroniAnswer::Answering(_) } if member.as_str() == "a"),
@@ -160,9 +113,9 @@ async fn without_zookeeper_a_patroni_that_answers_withdraws_the_fence_and_the_vi
 async fn without_zookeeper_a_patroni_that_is_frozen_or_gone_does_not() {
     let (frozen, mut events) = fencer(patroni(None).await);
     let started = Instant::now();
-    assert_eq!(frozen.look_again(&Guard::NoContact).await, Ok(()));
+    assert_eq!(frozen.look_again(&AWAY).await, Ok(()));
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     assert!(events.try_recv().is_err());
     let (gone, _) = fencer("127.0.0.1:1".parse().unwrap());
-    assert_eq!(gone.look_again(&Guard::NoContact).await, Ok(()));
+    assert_eq!(gone.look_again(&AWAY).await, Ok(()));
 }

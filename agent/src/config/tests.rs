@@ -131,7 +131,8 @@ fn shown_as_text_the_configuration_keeps_its_secrets() {
 fn unless_told_otherwise_warden_fences_and_neither_releases_nor_nudges() {
     let config = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\n").load(&[]).unwrap();
     assert_eq!(config.fencing.mode, FencingMode::Enforce);
-    let nothing = ReleaseConfig { enabled: false, handover: false, after_ms: 50, patroni_is_pid_1: false };
+    let nothing =
+        ReleaseConfig { enabled: false, handover: false, asynchronous: None, after_ms: 50, patroni_is_pid_1: false };
     assert_eq!(config.release, nothing);
     assert!(!config.nudge.enabled);
 }
@@ -181,7 +182,8 @@ fn the_rules_of_leadership_are_switched_as_the_file_says() {
     let all =
         "release: {enabled: true, handover: true, after_ms: 10, patroni_is_pid_1: true}\nnudge: {enabled: true}\n";
     let config = Files::new(PATRONI, &format!("{node}{all}")).load(&[]).unwrap();
-    let release = ReleaseConfig { enabled: true, handover: true, after_ms: 10, patroni_is_pid_1: true };
+    let release =
+        ReleaseConfig { enabled: true, handover: true, asynchronous: None, after_ms: 10, patroni_is_pid_1: true };
     assert_eq!(config.release, release);
     assert!(config.nudge.enabled);
     // A handover stands on the socket alone.
