@@ -4,7 +4,7 @@
 //! and stops the watchers accordingly.
 
 use super::patroni::{self, PatroniClient};
-use super::postgres::{self, Place};
+use super::postgres::{self, Beside, Place};
 use super::{Closed, Events};
 use crate::config::{NodeConfig, Superuser};
 use std::collections::BTreeMap;
@@ -100,10 +100,9 @@ fn start(
     }
     let place = node.map(Place::beside).or_else(|| target.postgres.clone().map(|(host, port)| Place::Tcp(host, port)));
     if let (Some(place), Some(superuser)) = (place, superuser) {
-        let tcp = target.postgres.clone();
-        let data_dir = node.and_then(|node| node.data_dir.clone());
+        let beside = node.map(|node| Beside { tcp: target.postgres.clone(), data_dir: node.data_dir.clone() });
         let probe = Arc::clone(if node.is_some() { &probes.own } else { &probes.others });
-        tasks.spawn(postgres::watch(name.clone(), place, tcp, data_dir, superuser.clone(), probe, events.clone()));
+        tasks.spawn(postgres::watch(name.clone(), place, beside, superuser.clone(), probe, events.clone()));
     }
     tasks
 }

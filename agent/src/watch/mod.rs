@@ -6,10 +6,14 @@
 pub mod alive_lock;
 pub mod control_file;
 pub mod haproxy;
+mod heartbeat;
 pub mod members;
 mod names;
 pub mod patroni;
 pub mod postgres;
+mod question;
+#[cfg(test)]
+mod real_postgres;
 pub mod tls;
 pub mod znodes;
 pub mod zookeeper;
