@@ -4,7 +4,9 @@
 //! answer is as old as its question. Nothing in here decides anything.
 
 pub mod alive_lock;
-pub mod control_file;
+pub mod beside;
+mod control_file;
+pub mod data_dir;
 pub mod haproxy;
 mod heartbeat;
 pub mod members;

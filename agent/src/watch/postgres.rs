@@ -6,16 +6,17 @@
 //! A lost connection is tried again at once, because how the next attempt fails is what tells a crash
 //! (refused) from a hang (silent).
 
+use super::beside::{Beside, Port};
 use super::heartbeat::Heartbeat;
 use super::question::{no_way_back, question, read_answer};
-use super::{Closed, Events, control_file, io_cause, root_cause, tls};
+use super::{Closed, Events, io_cause, root_cause, tls};
 use crate::config::{NodeConfig, SslMode, Superuser};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
 use warden_core::event::{Event, PostgresAnswer, Starting};
@@ -76,13 +77,9 @@ impl Place {
     }
 }
 
-/// What is known of the server beside us only.
-#[derive(Clone, Debug, Default)]
-pub struct Beside {
-    /// Where it listens besides its socket.
-    pub tcp: Option<(String, u16)>,
-    /// Its data directory, where that is shared with us.
-    pub data_dir: Option<PathBuf>,
+/// The path of a server's unix socket.
+pub fn socket_path(directory: &Path, port: u16) -> PathBuf {
+    directory.join(format!(".s.PGSQL.{port}"))
 }
 
 /// Watches one member's PostgreSQL until the agent shuts down. `probe` asks out of turn.
@@ -94,10 +91,10 @@ pub async fn watch(
     probe: Arc<Notify>,
     events: Events,
 ) -> Result<(), Closed> {
-    let (via, sslmode) = (place.source(), place.sslmode(&login));
+    let sslmode = place.sslmode(&login);
     let config = client_config(&place, &login);
     let heartbeat = Heartbeat::default();
-    let mut watcher = Watcher { member, via, config, sslmode, beside, had_session: false, heartbeat, probe, events };
+    let mut watcher = Watcher { member, place, config, sslmode, beside, had_session: false, heartbeat, probe, events };
     // Since when it has refused sessions.
     let mut refusing: Option<Instant> = None;
     loop {
@@ -122,9 +119,10 @@ pub async fn watch(
             }
             Ok(Err(error)) => {
                 let answer = watcher.answer_of_failure(&error).await;
-                if let (PostgresAnswer::Gone(_), Some(data_dir)) = (&answer, watcher.data_dir()) {
+                let data_dir = watcher.beside.as_ref().and_then(Beside::shutdown);
+                if let (PostgresAnswer::Gone(_), Some(data_dir)) = (&answer, data_dir) {
                     // Behind the look at the socket: a server that runs is none of this.
-                    let shut_down = Event::ShutDown(control_file::read(data_dir).await);
+                    let shut_down = Event::ShutDown(data_dir.shutdown().await);
                     watcher.events.send(at, shut_down).await?;
                 }
                 let refuses =
@@ -135,7 +133,8 @@ pub async fn watch(
             Err(_) => watcher.tell(at, PostgresAnswer::Silent("no session within 1 s".to_owned())).await?,
         }
         // Jitter, so that agents which lost the same server do not come back in step.
-        let hurry = via == Source::Socket && refusing.is_some_and(|since| since.elapsed() < TRANSITION_LIMIT);
+        let hurry = watcher.place.source() == Source::Socket
+            && refusing.is_some_and(|since| since.elapsed() < TRANSITION_LIMIT);
         let pause = if hurry { TRANSITION } else { RECONNECT };
         let turn = sleep_until(asked + pause.mul_f64(rand::random_range(0.75..1.25)));
         tokio::select! {
@@ -147,7 +146,7 @@ pub async fn watch(
 
 struct Watcher {
     member: MemberName,
-    via: Source,
+    place: Place,
     config: Config,
     sslmode: SslMode,
     /// More of it, where it is beside us.
@@ -162,53 +161,74 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn data_dir(&self) -> Option<&Path> {
-        self.beside.as_ref()?.data_dir.as_deref()
-    }
-
     /// What a failed attempt to connect says about the server.
-    ///
-    /// A socket that was never there may only be looked for in the wrong place (another directory, a volume that
-    /// is not shared), and a server must not be taken for dead by that: its port has to refuse as well.
     async fn answer_of_failure(&self, error: &tokio_postgres::Error) -> PostgresAnswer {
-        let kind = io_cause(error).map(io::Error::kind);
-        let nobody = matches!(kind, Some(io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound));
-        if self.via == Source::Socket && self.had_session && nobody {
-            return PostgresAnswer::Gone("nobody listens on its socket".to_owned());
-        }
-        if kind != Some(io::ErrorKind::NotFound) {
-            return answer_of_error(error);
-        }
-        let directory = "there is no socket in the directory that Warden looks in (node.socket_dir)";
-        let Some((host, port)) = self.beside.as_ref().and_then(|beside| beside.tcp.as_ref()) else {
-            return PostgresAnswer::Unknown(directory.to_owned());
-        };
-        match timeout(PERIOD / 2, tokio::net::TcpStream::connect((host.as_str(), *port))).await {
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                PostgresAnswer::Refused("there is no socket and nobody listens on its port".to_owned())
+        match (io_cause(error).map(io::Error::kind), &self.place) {
+            (Some(io::ErrorKind::ConnectionRefused), Place::Socket(..)) if self.had_session => {
+                PostgresAnswer::Gone("nobody listens on its socket".to_owned())
             }
-            Ok(Ok(_)) => PostgresAnswer::Unknown(format!("its port answers, but {directory}")),
-            _ => PostgresAnswer::Unknown(format!("{directory}, and its port does not answer")),
+            (Some(io::ErrorKind::NotFound), Place::Socket(directory, port)) => {
+                self.answer_without_socket(&socket_path(directory, *port)).await
+            }
+            _ => self.with_role(answer_of_error(error)).await,
         }
     }
 
-    /// That its control file cannot be read is told as long as the server runs, and not first when it is needed.
-    async fn can_control_file_be_read(&self) -> Result<(), Closed> {
-        let Some(data_dir) = self.data_dir() else { return Ok(()) };
-        let at = self.events.clock.now();
-        let mut reading = control_file::read(data_dir).await;
-        if matches!(reading, Reading::Unreadable(_)) {
-            // The server may have been in the middle of writing it.
-            sleep(TRANSITION).await;
-            reading = control_file::read(data_dir).await;
+    /// What it says that its socket file is missing: alone nothing ([`super::beside`]).
+    ///
+    /// A socket that never let us in may only be looked for in the wrong place (another directory, a volume that is not
+    /// shared). Then the server is not gone, and it refuses only where its port does.
+    async fn answer_without_socket(&self, path: &Path) -> PostgresAnswer {
+        let remedy =
+            "let node.socket_dir be PostgreSQL's socket directory, and restart PostgreSQL if the file was removed";
+        let path = path.display();
+        let unknown = |why| PostgresAnswer::Unknown(format!("there is no socket {path}, but {why}: {remedy}"));
+        let Some(beside) = &self.beside else { return unknown("that proves nothing".to_owned()) };
+        if self.had_session {
+            return match beside.has_ended().await {
+                Ok(proof) => PostgresAnswer::Gone(format!("there is no socket, and {proof}")),
+                Err(why) => unknown(why),
+            };
         }
+        match beside.port().await {
+            Port::Refuses => PostgresAnswer::Refused("there is no socket and nobody listens on its port".to_owned()),
+            Port::Answers => unknown("its port answers".to_owned()),
+            Port::Unknown(why) => unknown(why),
+        }
+    }
+
+    /// Where the server beside us starts, and does not say itself that it is a standby, its data directory does.
+    async fn with_role(&self, mut answer: PostgresAnswer) -> PostgresAnswer {
+        if let PostgresAnswer::Starting(Starting { standby: standby @ None, .. }) = &mut answer
+            && let Some(data_dir) = self.beside.as_ref().and_then(|beside| beside.data_dir.as_ref())
+        {
+            match data_dir.is_standby().await {
+                Ok(found) => *standby = Some(found),
+                Err(why) => tracing::debug!(member = %self.member, why, "it starts, and its role cannot be seen"),
+            }
+        }
+        answer
+    }
+
+    /// Remembers what can be seen of a server that has let us in, and tells whether its control file can be read as long
+    /// as it runs, and not first when it is needed.
+    async fn look_beside(&self) -> Result<(), Closed> {
+        let Some(beside) = &self.beside else { return Ok(()) };
+        if let Place::Socket(..) = self.place {
+            beside.remember().await;
+        }
+        let Some(data_dir) = beside.shutdown() else { return Ok(()) };
+        let at = self.events.clock.now();
         // Whatever it names is of a shutdown before this one started.
-        let reading = if let Reading::Present(_) = reading { Reading::Absent } else { reading };
+        let reading = match data_dir.shutdown().await {
+            Reading::Present(_) => Reading::Absent,
+            reading => reading,
+        };
         self.events.send(at, Event::ShutDown(reading)).await
     }
 
     async fn tell(&mut self, at: Moment, answer: PostgresAnswer) -> Result<(), Closed> {
-        self.events.send(at, Event::Postgres { member: self.member.clone(), via: self.via, answer }).await
+        self.events.send(at, Event::Postgres { member: self.member.clone(), via: self.place.source(), answer }).await
     }
 
     /// Asks every second; returns when the connection is of no use any more.
@@ -240,7 +260,7 @@ impl Watcher {
                     let at = if asked.elapsed() > PERIOD { self.events.clock.now() } else { at };
                     self.tell(at, no_way_back(answer, &mut timeline)).await?;
                     if !std::mem::replace(&mut answered, true) {
-                        self.can_control_file_be_read().await?;
+                        self.look_beside().await?;
                     }
                 }
                 Err(error) if error.is_closed() || io_cause(&error).is_some() => return Ok(()),

@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::clock::Clock;
+use crate::watch::control_file::tests::{RUNNING, SHUT_DOWN_IN_RECOVERY, write};
 use crate::watch::real_postgres::{Postgres, login};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 use warden_core::event::Observed;
 
 /// A slow machine's moment.
@@ -110,4 +112,100 @@ async fn a_role_that_may_only_log_in_gets_an_answer() {
         assert!(server.system_id.is_some() && server.timeline.is_some() && server.lsn.is_some(), "{server:?}");
         assert_eq!(server.heartbeat, None, "a query of another role cannot be seen; local: {local}");
     }
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
+async fn a_server_without_its_socket_file_is_gone_only_when_its_port_or_its_pid_file_is() {
+    for (tcp, proof) in [(true, "its port refuses"), (false, "its postmaster.pid is gone")] {
+        let postgres = Postgres::start("-c listen_addresses=127.0.0.1");
+        let data_dir = postgres.path().join("data");
+        postgres.run("chmod -R o+rX $0/data || true; chmod 0750 $0/data");
+        let port = Some(("127.0.0.1".to_owned(), postgres.port()));
+        let beside = if tcp { Beside::at(port, None) } else { Beside::at(None, Some(&data_dir)) };
+        let place = postgres.place();
+        let Place::Socket(directory, number) = &place else { panic!() };
+        let socket = socket_path(directory, *number);
+        let mut watching = Watching::start(place.clone(), Some(beside), login("postgres", "postgres"));
+        watching.until("writable", |answer| answer.writable() == Some(true)).await;
+        sleep(Duration::from_millis(500)).await;
+
+        // A cleaner of temporary files; and the end of our session.
+        std::fs::rename(&socket, postgres.path().join("hidden")).unwrap();
+        postgres.run(&format!(
+            "psql -q -h 127.0.0.1 -p {number} -U postgres -d template1 -c \"SELECT pg_terminate_backend(pid) FROM \
+             pg_stat_activity WHERE application_name = '{SESSIONS}'\" >/dev/null"
+        ));
+        let answer = watching.until("unknown", |answer| matches!(answer, PostgresAnswer::Unknown(_))).await;
+        let why = answer.detail().unwrap();
+        assert!(why.contains(&socket.display().to_string()) && why.contains("node.socket_dir"), "{why}");
+
+        postgres.run("pg_ctl -D $0/data -m fast -w stop >/dev/null");
+        let answer = watching.until("gone", |answer| matches!(answer, PostgresAnswer::Gone(_))).await;
+        assert!(answer.detail().unwrap().contains(proof), "{answer:?}");
+    }
+}
+
+/// A server on a unix socket that turns every session away.
+fn turns_away(directory: &Path, code: &'static str, message: &'static str) -> Place {
+    let listener = std::os::unix::net::UnixListener::bind(socket_path(directory, 5432)).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut length = [0; 4];
+            std::io::Read::read_exact(&mut stream, &mut length).unwrap();
+            let mut startup = vec![0; u32::from_be_bytes(length) as usize - 4];
+            std::io::Read::read_exact(&mut stream, &mut startup).unwrap();
+            let fields = format!("SFATAL\0VFATAL\0C{code}\0M{message}\0\0");
+            let mut answer = vec![b'E'];
+            answer.extend((u32::try_from(fields.len()).unwrap() + 4).to_be_bytes());
+            answer.extend(fields.as_bytes());
+            std::io::Write::write_all(&mut stream, &answer).unwrap();
+        }
+    });
+    Place::Socket(directory.to_owned(), 5432)
+}
+
+#[tokio::test]
+async fn of_a_server_that_starts_its_own_agent_tells_whether_it_is_a_standby() {
+    let (starts, recovers) = ("the database system is starting up", "the database system is in recovery mode");
+    let standbys = "the database system is not yet accepting connections";
+    for (says, control, signal, standby) in [
+        (starts, Some(RUNNING), false, Some(false)),
+        (recovers, Some(RUNNING), false, Some(false)),
+        (starts, Some(RUNNING), true, Some(true)),
+        (starts, Some(SHUT_DOWN_IN_RECOVERY), false, Some(true)),
+        (starts, None, false, None),
+        // Its own word is enough.
+        (standbys, None, false, Some(true)),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let place = turns_away(directory.path(), "57P03", says);
+        if let Some(fields) = control {
+            write(directory.path(), fields);
+        }
+        if signal {
+            std::fs::write(directory.path().join("standby.signal"), "").unwrap();
+        }
+        let beside = Beside::at(None, Some(directory.path()));
+        let mut watching = Watching::start(place, Some(beside), login("postgres", "postgres"));
+        let answer = watching.until("starting", |answer| matches!(answer, PostgresAnswer::Starting(_))).await;
+        let PostgresAnswer::Starting(starting) = answer else { unreachable!() };
+        assert_eq!(starting.standby, standby, "{says}, {signal}");
+    }
+}
+
+#[tokio::test]
+async fn a_socket_that_was_never_there_says_nothing_unless_the_port_refuses() {
+    let directory = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = ("127.0.0.1".to_owned(), port.local_addr().unwrap().port());
+    let place = Place::Socket(directory.path().to_owned(), 5432);
+    let beside = Beside::at(Some(tcp), Some(directory.path()));
+    let mut watching = Watching::start(place, Some(beside), login("postgres", "postgres"));
+    let answer = watching.until("unknown", |answer| matches!(answer, PostgresAnswer::Unknown(_))).await;
+    let why = answer.detail().unwrap();
+    assert!(why.contains("its port answers") && why.contains("node.socket_dir"), "{why}");
+    drop(port);
+    watching.until("refused", |answer| matches!(answer, PostgresAnswer::Refused(_))).await;
 }

@@ -7,12 +7,14 @@ use std::process::Command;
 
 pub struct Postgres {
     directory: tempfile::TempDir,
+    port: u16,
 }
 
 impl Postgres {
-    /// A server that listens on its socket only, with these options besides.
+    /// A server that listens on its socket, and with these options perhaps on a port, which is free.
     pub fn start(options: &str) -> Self {
-        let server = Self { directory: tempfile::tempdir().unwrap() };
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let server = Self { directory: tempfile::tempdir().unwrap(), port };
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(server.path(), mode).unwrap();
         server.run("initdb -D $0/data -U postgres -A trust -E UTF8 --no-sync >/dev/null");
@@ -21,7 +23,7 @@ impl Postgres {
     }
 
     pub fn start_again(&self, options: &str) {
-        let options = format!("-k $0 -p 5432 -c listen_addresses= -c fsync=off {options}");
+        let options = format!("-k $0 -p {} -c listen_addresses= -c fsync=off {options}", self.port);
         self.run(&format!("pg_ctl -w -D $0/data -l $0/log -o \"{options}\" start >/dev/null"));
     }
 
@@ -36,7 +38,10 @@ impl Postgres {
     }
 
     pub fn sql(&self, statement: &str) {
-        self.run(&format!("psql -q -v ON_ERROR_STOP=1 -h $0 -U postgres -d template1 -c \"{statement}\""));
+        self.run(&format!(
+            "psql -q -v ON_ERROR_STOP=1 -h $0 -p {} -U postgres -d template1 -c \"{statement}\"",
+            self.port
+        ));
     }
 
     pub fn path(&self) -> &Path {
@@ -44,7 +49,11 @@ impl Postgres {
     }
 
     pub fn place(&self) -> Place {
-        Place::Socket(self.path().to_owned(), 5432)
+        Place::Socket(self.path().to_owned(), self.port)
+    }
+
+    pub const fn port(&self) -> u16 {
+        self.port
     }
 }
 
