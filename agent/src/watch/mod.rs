@@ -16,6 +16,7 @@ pub mod postgres;
 mod question;
 #[cfg(test)]
 mod real_postgres;
+mod session;
 pub mod tls;
 pub mod znodes;
 pub mod zookeeper;

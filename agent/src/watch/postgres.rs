@@ -9,7 +9,8 @@
 use super::beside::{Beside, Port};
 use super::heartbeat::Heartbeat;
 use super::question::{no_way_back, question, read_answer};
-use super::{Closed, Events, io_cause, root_cause, tls};
+pub(crate) use super::session::{Driver, client_config, connect};
+use super::{Closed, Events, io_cause, root_cause};
 use crate::config::{NodeConfig, SslMode, Superuser};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{Client, Config};
 use warden_core::event::{Event, PostgresAnswer, Starting};
 use warden_core::fact::{Reading, Source};
 use warden_core::types::{MemberName, Moment};
@@ -274,45 +275,6 @@ impl Watcher {
             }
         }
     }
-}
-
-/// How to log in at `place`.
-pub(crate) fn client_config(place: &Place, login: &Superuser) -> Config {
-    let mut config = Config::new();
-    match place {
-        Place::Socket(directory, port) => config.host_path(directory).port(*port),
-        Place::Tcp(host, port) => config.host(host).port(*port),
-    };
-    config
-        .user(&login.username)
-        .dbname(&login.database)
-        .application_name(SESSIONS)
-        .connect_timeout(PERIOD)
-        // Should the agent die in the middle of a question, the server shall not keep it.
-        .options("-c statement_timeout=5s -c idle_in_transaction_session_timeout=5s")
-        .ssl_mode(match place.sslmode(login) {
-            SslMode::Disable => tokio_postgres::config::SslMode::Disable,
-            SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
-            SslMode::Require => tokio_postgres::config::SslMode::Require,
-        });
-    if let Some(password) = &login.password {
-        config.password(password.reveal());
-    }
-    config
-}
-
-pub(crate) type Driver = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// A session, and the future that moves its bytes.
-pub(crate) async fn connect(config: &Config, sslmode: SslMode) -> Result<(Client, Driver), tokio_postgres::Error> {
-    if sslmode != SslMode::Disable
-        && let Ok(tls) = tls::unverified()
-    {
-        let (client, connection) = config.connect(tls).await?;
-        return Ok((client, Box::pin(async move { drop(connection.await) })));
-    }
-    let (client, connection) = config.connect(NoTls).await?;
-    Ok((client, Box::pin(async move { drop(connection.await) })))
 }
 
 /// Whether an attempt to connect was accepted and broken off, as by a server that ends in this very moment.

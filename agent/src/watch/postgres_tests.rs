@@ -146,6 +146,42 @@ async fn a_server_without_its_socket_file_is_gone_only_when_its_port_or_its_pid_
     }
 }
 
+async fn database(postgres: &Postgres, login: &Superuser) -> Result<String, String> {
+    let told = |error: tokio_postgres::Error| error.as_db_error().unwrap().message().to_owned();
+    let config = client_config(&postgres.place(), login);
+    let (client, driver) = connect(&config, SslMode::Disable).await.map_err(told)?;
+    tokio::spawn(driver);
+    let row = client.query_one("SELECT current_database()::text", &[]).await.unwrap();
+    Ok(row.get(0))
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
+async fn a_session_is_in_the_database_that_is_named_and_where_that_is_closed_in_template1() {
+    let postgres = Postgres::start("");
+    let superuser = login("postgres", "ops");
+    let plain = login("plain", "ops");
+    postgres.sql("CREATE ROLE plain LOGIN");
+    assert_eq!(database(&postgres, &superuser).await.as_deref(), Ok("template1"), "it does not exist");
+    postgres.sql("CREATE DATABASE ops TEMPLATE template0");
+    assert_eq!(database(&postgres, &superuser).await.as_deref(), Ok("ops"));
+    postgres.sql("REVOKE CONNECT ON DATABASE ops FROM PUBLIC");
+    assert_eq!(database(&postgres, &plain).await.as_deref(), Ok("template1"), "it is closed to this role");
+    postgres.sql("ALTER DATABASE ops ALLOW_CONNECTIONS false");
+    assert_eq!(database(&postgres, &superuser).await.as_deref(), Ok("template1"), "it is closed");
+
+    // The watcher is in it, and PostgreSQL answers.
+    let mut watching = Watching::start(postgres.place(), Some(Beside::default()), superuser.clone());
+    watching.until("writable", |answer| answer.writable() == Some(true)).await;
+    drop(watching);
+
+    postgres.run("sed -i '1i local template1 all reject' $0/data/pg_hba.conf");
+    postgres.run(&format!("psql -q -h $0 -p {} -U postgres -c 'SELECT pg_reload_conf()' >/dev/null", postgres.port()));
+    sleep(Duration::from_millis(300)).await;
+    let why = database(&postgres, &superuser).await.unwrap_err();
+    assert!(why.contains("\"ops\" is not currently accepting"), "{why}");
+}
+
 /// A server on a unix socket that turns every session away.
 fn turns_away(directory: &Path, code: &'static str, message: &'static str) -> Place {
     let listener = std::os::unix::net::UnixListener::bind(socket_path(directory, 5432)).unwrap();
