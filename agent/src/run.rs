@@ -42,7 +42,7 @@ use crate::tell::log::LogControl;
 use crate::tell::metrics::Metrics;
 use crate::tell::narrate::Narrator;
 use crate::term_memory;
-use crate::watch::members::{self, Probes, Targets};
+use crate::watch::members::{self, Local, Probes, Targets};
 use crate::watch::patroni::PatroniClient;
 use crate::watch::postgres::Place;
 use crate::watch::zookeeper::{self, Settings};
@@ -143,12 +143,10 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
 
     let tasks = Supervisor::new(events_in.clone(), shutdown.clone());
     keep_zookeeper(&tasks, updates, &events_in);
+    // Shared: what the watcher has seen is what the proof stands on.
+    let local = Local::of(&config);
     {
-        let (mut local, superuser, client) = (config.node.clone(), config.superuser.clone(), client.clone());
-        // The control file is there for the handover.
-        if let (Some(node), false) = (&mut local, config.release.handover) {
-            node.data_dir = None;
-        }
+        let (local, superuser, client) = (local.clone(), config.superuser.clone(), client.clone());
         let (targets, probes, events) = (targets.clone(), probes.clone(), events_in.clone());
         tasks.keep("members", move || {
             let (local, superuser, client) = (local.clone(), superuser.clone(), client.clone());
@@ -179,7 +177,7 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     keep_upgrade(&tasks, &zookeeper);
     let proof = Proof {
         socket: config.node.as_ref().and_then(|node| Some((node.socket_dir.clone()?, node.port))),
-        data_dir: config.node.as_ref().and_then(|node| node.data_dir.clone()),
+        beside: local.map(|local| local.beside),
         alive_lock: config.node.as_ref().and_then(|node| node.alive_lock.clone()),
         held,
     };

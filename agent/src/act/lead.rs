@@ -282,7 +282,7 @@ mod tests {
             zookeeper: crate::watch::zookeeper::spawn(settings, updates),
             proof: Proof {
                 socket: None,
-                data_dir: None,
+                beside: None,
                 alive_lock: None,
                 held: crate::watch::alive_lock::Held::default(),
             },

@@ -163,7 +163,7 @@ pub(super) async fn observe(config: &Config) -> Result<Seen, Failure> {
     let zookeeper = zookeeper::spawn(settings, updates_in);
     let client = PatroniClient::new(&config.patroni, &config.scope)?;
     let watchers = members::watch(
-        config.node.clone(),
+        members::Local::of(config),
         config.superuser.clone(),
         client,
         targets,

@@ -137,7 +137,7 @@ pub struct Superuser {
     pub password: Option<Secret>,
     /// libpq's sslmode for TCP.
     pub sslmode: SslMode,
-    /// Database to connect to.
+    /// Database to connect to; `template1` where it does not let us in.
     pub database: String,
 }
 

@@ -447,8 +447,14 @@ impl Resolver<'_> {
             username: login.username.clone().unwrap_or_else(|| "postgres".to_owned()),
             password: login.password.clone(),
             sslmode,
-            database: "postgres".to_owned(),
+            database: self.database(),
         }))
+    }
+
+    /// The database of Patroni's own sessions, which is the one that a hardened installation leaves open.
+    fn database(&self) -> String {
+        let theirs = self.patroni.postgresql.database.clone().filter(|name| !name.is_empty());
+        theirs.unwrap_or_else(|| "postgres".to_owned())
     }
 
     fn http(&mut self) -> Result<HttpConfig, ConfigError> {

@@ -58,6 +58,15 @@ fn patronis_own_file_is_enough() {
 }
 
 #[test]
+fn sessions_are_in_patronis_database() {
+    for (key, database) in [("", "postgres"), ("  database: ops\n", "ops"), ("  database: ''\n", "postgres")] {
+        let patroni = format!("{PATRONI}{key}");
+        let config = Files::new(&patroni, "patroni_config: PATRONI\nnode: {}\n").load(&[]).unwrap();
+        assert_eq!(config.superuser.unwrap().database, database, "{key:?}");
+    }
+}
+
+#[test]
 fn the_environment_wins_over_patronis_file_and_our_file_over_both() {
     let files = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\nscope: third\n");
     let env = [

@@ -3,10 +3,11 @@
 //! The loop knows the members from ZooKeeper and publishes them as [`Targets`]; this task starts, replaces
 //! and stops the watchers accordingly.
 
+use super::beside::Beside;
 use super::patroni::{self, PatroniClient};
 use super::postgres::{self, Place};
 use super::{Closed, Events};
-use crate::config::{NodeConfig, Superuser};
+use crate::config::{Config, NodeConfig, Superuser};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch as latest};
@@ -52,9 +53,27 @@ pub struct Probes {
     pub haproxy: Arc<Notify>,
 }
 
+/// Our neighbour.
+#[derive(Clone, Debug)]
+pub struct Local {
+    /// As the configuration has it.
+    pub node: NodeConfig,
+    /// Where its server can be seen without a session.
+    pub beside: Beside,
+}
+
+impl Local {
+    /// As the configuration has it.
+    pub fn of(config: &Config) -> Option<Self> {
+        let node = config.node.clone()?;
+        let beside = Beside::new(&node, config.release.handover);
+        Some(Self { node, beside })
+    }
+}
+
 /// Keeps a pair of watchers for each member until the agent shuts down.
 pub async fn watch(
-    local: Option<NodeConfig>,
+    local: Option<Local>,
     superuser: Option<Superuser>,
     client: PatroniClient,
     mut targets: latest::Receiver<Targets>,
@@ -64,7 +83,7 @@ pub async fn watch(
     let mut running: BTreeMap<MemberName, Watchers> = BTreeMap::new();
     loop {
         let mut wanted = targets.borrow_and_update().clone();
-        if let Some(node) = &local {
+        if let Some(Local { node, .. }) = &local {
             // The local member is asked where the configuration says, whether ZooKeeper knows it or not.
             let target = Target { api: Some(node.api.clone()), postgres: Some((node.host.clone(), node.port)) };
             wanted.insert(MemberName::from(node.member.as_str()), target);
@@ -72,8 +91,8 @@ pub async fn watch(
         running.retain(|name, (target, _)| wanted.get(name) == Some(target));
         for (name, target) in wanted {
             running.entry(name.clone()).or_insert_with(|| {
-                let node = local.as_ref().filter(|node| node.member == name.as_str());
-                let tasks = start(&name, &target, node, superuser.as_ref(), &client, &probes, &events);
+                let local = local.as_ref().filter(|local| local.node.member == name.as_str());
+                let tasks = start(&name, &target, local, superuser.as_ref(), &client, &probes, &events);
                 (target, tasks)
             });
         }
@@ -88,7 +107,7 @@ pub async fn watch(
 fn start(
     name: &MemberName,
     target: &Target,
-    node: Option<&NodeConfig>,
+    local: Option<&Local>,
     superuser: Option<&Superuser>,
     client: &PatroniClient,
     probes: &Probes,
@@ -96,14 +115,16 @@ fn start(
 ) -> JoinSet<Result<(), Closed>> {
     let mut tasks = JoinSet::new();
     if let Some(api) = &target.api {
-        tasks.spawn(patroni::watch(name.clone(), api.clone(), node.is_some(), client.clone(), events.clone()));
+        tasks.spawn(patroni::watch(name.clone(), api.clone(), local.is_some(), client.clone(), events.clone()));
     }
-    let place = node.map(Place::beside).or_else(|| target.postgres.clone().map(|(host, port)| Place::Tcp(host, port)));
+    let place = match (local, target.postgres.clone()) {
+        (Some(local), _) => Some(Place::beside(&local.node)),
+        (None, postgres) => postgres.map(|(host, port)| Place::Tcp(host, port)),
+    };
     if let (Some(place), Some(superuser)) = (place, superuser) {
-        let tcp = target.postgres.clone();
-        let data_dir = node.and_then(|node| node.data_dir.clone());
-        let probe = Arc::clone(if node.is_some() { &probes.own } else { &probes.others });
-        tasks.spawn(postgres::watch(name.clone(), place, tcp, data_dir, superuser.clone(), probe, events.clone()));
+        let beside = local.map(|local| local.beside.clone());
+        let probe = Arc::clone(if local.is_some() { &probes.own } else { &probes.others });
+        tasks.spawn(postgres::watch(name.clone(), place, beside, superuser.clone(), probe, events.clone()));
     }
     tasks
 }
