@@ -24,6 +24,16 @@ pub struct Target {
     pub api: Option<String>,
     /// Its PostgreSQL over TCP.
     pub postgres: Option<(String, u16)>,
+    /// Its own agent tells what its Patroni says, and that is enough here: nothing is asked of it.
+    pub its_agent_tells: bool,
+}
+
+impl Target {
+    /// Whether the watchers of one do for the other.
+    fn is_at_the_same_place(&self, other: &Self) -> bool {
+        let Self { api, postgres, its_agent_tells: _ } = self;
+        (api, postgres) == (&other.api, &other.postgres)
+    }
 }
 
 /// All members, by name.
@@ -33,7 +43,8 @@ pub type Targets = BTreeMap<MemberName, Target>;
 pub fn targets(view: &View) -> Targets {
     let known = view.members.iter().filter_map(|(name, member)| {
         let record = member.last_record.as_ref()?;
-        Some((name.clone(), Target { api: record.api.clone(), postgres: record.postgres() }))
+        let (api, postgres) = (record.api.clone(), record.postgres());
+        Some((name.clone(), Target { api, postgres, its_agent_tells: false }))
     });
     known.take(MAX_MEMBERS).collect()
 }
@@ -66,14 +77,15 @@ pub async fn watch(
         let mut wanted = targets.borrow_and_update().clone();
         if let Some(node) = &local {
             // The local member is asked where the configuration says, whether ZooKeeper knows it or not.
-            let target = Target { api: Some(node.api.clone()), postgres: Some((node.host.clone(), node.port)) };
+            let postgres = Some((node.host.clone(), node.port));
+            let target = Target { api: Some(node.api.clone()), postgres, its_agent_tells: false };
             wanted.insert(MemberName::from(node.member.as_str()), target);
         }
-        running.retain(|name, (target, _)| wanted.get(name) == Some(target));
+        running.retain(|name, (target, _)| wanted.get(name).is_some_and(|wanted| wanted.is_at_the_same_place(target)));
         for (name, target) in wanted {
             running.entry(name.clone()).or_insert_with(|| {
                 let node = local.as_ref().filter(|node| node.member == name.as_str());
-                let tasks = start(&name, &target, node, superuser.as_ref(), &client, &probes, &events);
+                let tasks = start(&name, &target, node, superuser.as_ref(), &client, &targets, &probes, &events);
                 (target, tasks)
             });
         }
@@ -85,18 +97,22 @@ pub async fn watch(
     }
 }
 
+#[expect(clippy::too_many_arguments)] // all that two watchers stand on, named once
 fn start(
     name: &MemberName,
     target: &Target,
     node: Option<&NodeConfig>,
     superuser: Option<&Superuser>,
     client: &PatroniClient,
+    targets: &latest::Receiver<Targets>,
     probes: &Probes,
     events: &Events,
 ) -> JoinSet<Result<(), Closed>> {
     let mut tasks = JoinSet::new();
     if let Some(api) = &target.api {
-        tasks.spawn(patroni::watch(name.clone(), api.clone(), node.is_some(), client.clone(), events.clone()));
+        let (member, api, targets) = (name.clone(), api.clone(), targets.clone());
+        let watched = patroni::Watched { member, api, is_local: node.is_some(), targets };
+        tasks.spawn(patroni::watch(watched, client.clone(), events.clone()));
     }
     let place = node.map(Place::beside).or_else(|| target.postgres.clone().map(|(host, port)| Place::Tcp(host, port)));
     if let (Some(place), Some(superuser)) = (place, superuser) {

@@ -135,7 +135,7 @@ pub enum PatroniAnswer {
     Unusable(String),
 }
 
-/// What `GET /patroni` said.
+/// What `GET /health` said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatroniStatus {
     /// PostgreSQL's state.
