@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch as latest};
 use tokio::task::JoinSet;
-use warden_core::types::MemberName;
+use warden_core::assess;
+use warden_core::types::{MemberName, Moment};
 use warden_core::view::View;
 
 /// More members than this are not asked, loudly: each costs two questions a second.
@@ -39,7 +40,16 @@ impl Target {
 /// All members, by name.
 pub type Targets = BTreeMap<MemberName, Target>;
 
-/// The members of the view, as they are to be asked.
+/// The members of the view, as they are to be asked now: the Patroni of one whose own agent tells what it says is not.
+pub fn targets_beside_agents(view: &View, now: Moment) -> Targets {
+    let mut targets = targets(view);
+    for (name, target) in &mut targets {
+        target.its_agent_tells = assess::its_agent_tells(view, name, now);
+    }
+    targets
+}
+
+/// The members of the view, as they are to be asked by one that asks all of them.
 pub fn targets(view: &View) -> Targets {
     let known = view.members.iter().filter_map(|(name, member)| {
         let record = member.last_record.as_ref()?;
