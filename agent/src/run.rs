@@ -465,7 +465,8 @@ impl Loop {
     fn take_in(&mut self, observed: Observed) {
         self.metrics.count(&observed.event, observed.at);
         self.narrator.event(&observed.event);
-        let may_change_targets = matches!(observed.event, Event::Znode(_) | Event::Agent { .. } | Event::Tick);
+        let may_change_targets =
+            matches!(observed.event, Event::Znode(_) | Event::Agent { .. } | Event::Haproxy(_) | Event::Tick);
         warden_core::step::take_in(&mut self.view, observed, self.clock.now());
         if let Some(holder) = self.narrator.view(&self.view) {
             self.metrics.count_leader_change(&holder);
@@ -473,7 +474,7 @@ impl Loop {
         if !may_change_targets {
             return;
         }
-        let targets = members::targets(&self.view);
+        let targets = members::targets_beside_agents(&self.view, self.clock.now());
         self.targets.send_if_modified(|known| {
             let changed = *known != targets;
             if changed {

@@ -326,6 +326,7 @@ fn sample() -> (Clock, View) {
         member: Some("b".into()),
         leader: Some("b".into()),
         postgres: None,
+        patroni: None,
         alive_lock: None,
         haproxy: None,
     };

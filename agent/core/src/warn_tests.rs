@@ -65,6 +65,7 @@ fn agent_says(name: &str, change: impl Fn(&mut AgentRecord)) -> Event {
         member: None,
         leader: Some("a".into()),
         postgres: None,
+        patroni: None,
         alive_lock: None,
         haproxy: None,
     };

@@ -31,18 +31,36 @@ fn what_is_tried_again_and_again_is_one_entry_of_the_trail_and_each_confirmation
 }
 
 #[test]
-fn a_fence_that_fails_and_fails_is_said_at_once_then_now_and_then_with_how_often() {
-    let (mut trail, member, started) = (Trail::default(), MemberName::from("a"), Instant::now());
-    let mut failed = |ms: u64, why: &str| trail.failed(&member, why, started + Duration::from_millis(ms));
-    assert_eq!(failed(0, "no route"), Some(1));
-    for again in 1..20 {
-        assert_eq!(failed(again * 500, "no route"), None);
+fn what_comes_of_a_fence_again_and_again_is_said_at_once_then_now_and_then_with_how_often() {
+    let order = |rule| Order {
+        member: "a".into(),
+        rule,
+        // Which it says in other words each time does not make it news.
+        reason: format!("{:?}", Instant::now()),
+        guard: AWAY,
+        starting: false,
+        facts: Vec::new(),
+    };
+    let (failed, withdrawn) = (FenceOutcome::Failed, FenceOutcome::Withdrawn);
+    let no_route = || "no route".to_owned();
+    for outcome in [failed(no_route()), withdrawn(no_route()), FenceOutcome::Waiting, FenceOutcome::Observed] {
+        let (mut trail, started) = (Trail::default(), Instant::now());
+        let mut times = |ms: u64, rule, outcome: &FenceOutcome| {
+            trail.times(&order(rule), outcome, started + Duration::from_millis(ms))
+        };
+        assert_eq!(times(0, Rule::Lease, &outcome), Some(1), "{outcome:?}");
+        for again in 1..20 {
+            assert_eq!(times(again * 500, Rule::Lease, &outcome), None, "{outcome:?}");
+        }
+        assert_eq!(times(10_000, Rule::Lease, &outcome), Some(20), "the first one was said, the others are counted");
+        assert_eq!(times(10_500, Rule::Lease, &outcome), None);
+        assert_eq!(times(11_000, Rule::Lease, &failed("no password".to_owned())), Some(1), "another reason is news");
+        assert_eq!(times(11_500, Rule::Orphaned, &failed("no password".to_owned())), Some(1), "another rule is news");
+        let confirmed = FenceOutcome::Confirmed { by: "x", took: Duration::ZERO };
+        assert_eq!(times(11_600, Rule::Orphaned, &confirmed), Some(1));
+        assert_eq!(times(11_700, Rule::Orphaned, &confirmed), Some(1), "it took writes in between");
+        assert_eq!(times(12_000, Rule::Orphaned, &failed("no password".to_owned())), Some(1));
     }
-    assert_eq!(failed(10_000, "no route"), Some(20), "the first one was said, the others are counted");
-    assert_eq!(failed(10_500, "no route"), None);
-    assert_eq!(failed(11_000, "no password"), Some(1), "another reason is news");
-    trail.worked(&member);
-    assert_eq!(trail.failed(&member, "no password", started + Duration::from_secs(12)), Some(1));
 }
 
 #[test]

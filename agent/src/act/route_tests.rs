@@ -37,7 +37,7 @@ fn bench(answer: impl Fn(&str) -> String + Send + 'static) -> Bench {
     let asked = socket(&path, answer);
     let (updates, _) = mpsc::channel(8);
     let (events, _) = mpsc::channel(8);
-    let target = crate::watch::members::Target { api: None, postgres: Some(("127.0.0.1".to_owned(), 5432)) };
+    let target = crate::watch::members::Target { postgres: Some(("127.0.0.1".to_owned(), 5432)), ..Default::default() };
     let (targets_in, targets) = latest::channel(Targets::from([("a".into(), target)]));
     let router = Router {
         config: HaproxyConfig { socket: path, ..HaproxyConfig::nowhere() },

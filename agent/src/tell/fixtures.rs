@@ -101,6 +101,7 @@ pub(super) fn agent(name: &str) -> Event {
         member: Some(name.into()),
         leader: None,
         postgres: None,
+        patroni: None,
         alive_lock: None,
         haproxy: None,
     };

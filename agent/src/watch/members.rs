@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch as latest};
 use tokio::task::JoinSet;
-use warden_core::types::MemberName;
+use warden_core::assess;
+use warden_core::types::{MemberName, Moment};
 use warden_core::view::View;
 
 /// More members than this are not asked, loudly: each costs two questions a second.
@@ -25,16 +26,36 @@ pub struct Target {
     pub api: Option<String>,
     /// Its PostgreSQL over TCP.
     pub postgres: Option<(String, u16)>,
+    /// Its own agent tells what its Patroni says, and that is enough here: nothing is asked of it.
+    pub its_agent_tells: bool,
+}
+
+impl Target {
+    /// Whether the watchers of one do for the other.
+    fn is_at_the_same_place(&self, other: &Self) -> bool {
+        let Self { api, postgres, its_agent_tells: _ } = self;
+        (api, postgres) == (&other.api, &other.postgres)
+    }
 }
 
 /// All members, by name.
 pub type Targets = BTreeMap<MemberName, Target>;
 
-/// The members of the view, as they are to be asked.
+/// The members of the view, as they are to be asked now: the Patroni of one whose own agent tells what it says is not.
+pub fn targets_beside_agents(view: &View, now: Moment) -> Targets {
+    let mut targets = targets(view);
+    for (name, target) in &mut targets {
+        target.its_agent_tells = assess::its_agent_tells(view, name, now);
+    }
+    targets
+}
+
+/// The members of the view, as they are to be asked by one that asks all of them.
 pub fn targets(view: &View) -> Targets {
     let known = view.members.iter().filter_map(|(name, member)| {
         let record = member.last_record.as_ref()?;
-        Some((name.clone(), Target { api: record.api.clone(), postgres: record.postgres() }))
+        let (api, postgres) = (record.api.clone(), record.postgres());
+        Some((name.clone(), Target { api, postgres, its_agent_tells: false }))
     });
     known.take(MAX_MEMBERS).collect()
 }
@@ -85,14 +106,15 @@ pub async fn watch(
         let mut wanted = targets.borrow_and_update().clone();
         if let Some(Local { node, .. }) = &local {
             // The local member is asked where the configuration says, whether ZooKeeper knows it or not.
-            let target = Target { api: Some(node.api.clone()), postgres: Some((node.host.clone(), node.port)) };
+            let postgres = Some((node.host.clone(), node.port));
+            let target = Target { api: Some(node.api.clone()), postgres, its_agent_tells: false };
             wanted.insert(MemberName::from(node.member.as_str()), target);
         }
-        running.retain(|name, (target, _)| wanted.get(name) == Some(target));
+        running.retain(|name, (target, _)| wanted.get(name).is_some_and(|wanted| wanted.is_at_the_same_place(target)));
         for (name, target) in wanted {
             running.entry(name.clone()).or_insert_with(|| {
                 let local = local.as_ref().filter(|local| local.node.member == name.as_str());
-                let tasks = start(&name, &target, local, superuser.as_ref(), &client, &probes, &events);
+                let tasks = start(&name, &target, local, superuser.as_ref(), &client, &targets, &probes, &events);
                 (target, tasks)
             });
         }
@@ -104,18 +126,22 @@ pub async fn watch(
     }
 }
 
+#[expect(clippy::too_many_arguments)] // all that two watchers stand on, named once
 fn start(
     name: &MemberName,
     target: &Target,
     local: Option<&Local>,
     superuser: Option<&Superuser>,
     client: &PatroniClient,
+    targets: &latest::Receiver<Targets>,
     probes: &Probes,
     events: &Events,
 ) -> JoinSet<Result<(), Closed>> {
     let mut tasks = JoinSet::new();
     if let Some(api) = &target.api {
-        tasks.spawn(patroni::watch(name.clone(), api.clone(), local.is_some(), client.clone(), events.clone()));
+        let (member, api, targets) = (name.clone(), api.clone(), targets.clone());
+        let watched = patroni::Watched { member, api, is_local: local.is_some(), targets };
+        tasks.spawn(patroni::watch(watched, client.clone(), events.clone()));
     }
     let place = match (local, target.postgres.clone()) {
         (Some(local), _) => Some(Place::beside(&local.node)),

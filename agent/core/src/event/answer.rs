@@ -25,6 +25,18 @@ pub enum Role {
 }
 
 impl Role {
+    /// Every role, so that text can be looked up.
+    pub const ALL: [Self; 8] = [
+        Self::Primary,
+        Self::StandbyLeader,
+        Self::Replica,
+        Self::SyncStandby,
+        Self::QuorumStandby,
+        Self::Demoted,
+        Self::Uninitialized,
+        Self::Unknown,
+    ];
+
     /// The name shown to people and in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -140,7 +152,7 @@ pub enum PatroniAnswer {
     Unusable(String),
 }
 
-/// What `GET /patroni` said.
+/// What `GET /health` said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatroniStatus {
     /// PostgreSQL's state.

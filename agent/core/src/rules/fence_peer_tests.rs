@@ -27,6 +27,7 @@ pub(super) fn agent_of_b(at_version: &str) -> Event {
             member: Some("b".into()),
             leader: None,
             postgres: None,
+            patroni: None,
             alive_lock: None,
             haproxy: None,
         }),

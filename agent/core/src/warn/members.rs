@@ -70,9 +70,11 @@ fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, list: 
 
 fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) {
     let name = member.name;
-    let away = view.members.get(name).and_then(|member| member.patroni_away_since);
+    // Since when its agent has heard nothing, it does not say.
+    let ours = member.patroni.as_ref().is_some_and(|fact| fact.source == Source::Patroni);
+    let away = view.members.get(name).and_then(|member| member.patroni_away_since).filter(|_| ours);
     let lasting = away.map_or_else(String::new, |since| format!(" for {}", seconds(now.since(since))));
-    match member.patroni.map(|fact| &fact.value) {
+    match member.patroni.as_ref().map(|fact| fact.value) {
         Some(PatroniAnswer::Silent(why)) => {
             list.about("patroni_silent", name, format!("Patroni of {name} has been silent{lasting}: {why}"));
         }
