@@ -397,7 +397,8 @@ mod tests {
 
     #[test]
     fn an_older_agents_record_says_nothing_of_its_patroni() {
-        let text = r#"{"version":"0.1.0","roles":["node"],"address":"a:1","member":"a","sees":{"leader":"a","postgres":{"answer":"writable","age_ms":3}}}"#;
+        let text =
+            r#"{"version":"0.1.0","roles":[],"address":"a:1","sees":{"leader":"a","alive_lock":{"answer":"alive"}}}"#;
         assert_eq!(parse(text.as_bytes()).unwrap().patroni, None);
     }
 

@@ -144,6 +144,17 @@ pub enum Away {
     Yes(String),
 }
 
+/// How it is known that the local Patroni is away while ZooKeeper is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// It does not answer: dead by its lock, or silent.
+    Silence,
+    /// Its heartbeat has stopped: its HA loop does not turn, and its API says nothing of it that can be used.
+    Heartbeat,
+    /// It answers, and its own word of its last contact is too old.
+    OwnWord,
+}
+
 /// The lock is free and was held by this Patroni before: the process is gone.
 ///
 /// The lock is only reported when it changes, so that it is not known how old that is. Who has been asking Patroni
@@ -167,29 +178,25 @@ pub fn patroni_away(view: &View, own: &MemberName, now: Moment) -> Away {
     silent(view, own, now)
 }
 
-/// The same while ZooKeeper is away, for the lease: it asks for progress of Patroni's HA loop, and not for an answer.
-/// Also says whether Patroni answered: then its own words show that it lost contact.
-pub fn patroni_away_for_lease(view: &View, own: &MemberName, config: &ClusterConfig, now: Moment) -> (Away, bool) {
+/// The same while ZooKeeper is away, for the lease: it asks for progress of Patroni's HA loop, and not for an answer. Also
+/// says by what that is known.
+pub fn patroni_away_for_lease(view: &View, own: &MemberName, config: &ClusterConfig, now: Moment) -> (Away, Ground) {
     if lock_proves_death(view, own, now) {
-        return (dead(), false);
+        return (dead(), Ground::Silence);
     }
-    let limit = progress_limit(config);
-    let heartbeat = view.leadership.heartbeat;
-    if let Some(lives) = heartbeat.map(|heartbeat| heartbeat.began.plus(limit)).filter(|lives| now <= *lives) {
-        return (Away::Soon(lives.plus(Duration::from_millis(1))), false);
+    let beat = view.leadership.heartbeat.map(|heartbeat| heartbeat.began.plus(progress_limit(config)));
+    if let Some(lives) = beat.filter(|lives| now <= *lives) {
+        return (Away::Soon(lives.plus(Duration::from_millis(1))), Ground::Heartbeat);
     }
-    let Some(member) = view.members.get(own) else { return (Away::No, false) };
+    let Some(member) = view.members.get(own) else { return (Away::No, Ground::Silence) };
     if let Some(status) = fresh_status(member, now) {
-        return (answering_away(view, member, status, config, now), true);
+        return (answering_away(view, member, status, config, now), Ground::OwnWord);
     }
-    let away = match silent(view, own, now) {
-        // Its API says nothing that can be used, and its loop has not turned: that is known.
-        Away::No if heartbeat_is_stale(view, config, now) => {
-            Away::Yes("its Patroni's HA loop has not turned for too long (its heartbeat session)".to_string())
-        }
-        away => away,
-    };
-    (away, false)
+    if heartbeat_is_stale(view, config, now) {
+        let why = "its Patroni's HA loop has not turned for too long (its heartbeat session)";
+        return (Away::Yes(why.to_string()), Ground::Heartbeat);
+    }
+    (silent(view, own, now), Ground::Silence)
 }
 
 /// How long Patroni's HA loop may take for a round before it counts as stuck.

@@ -135,8 +135,8 @@ impl Member {
         }
     }
 
-    /// Its Patroni answered its own agent at `at`. What that agent heard from PostgreSQL itself counts for more than what
-    /// Patroni heard, and what was asked later than this, too.
+    /// Its Patroni answered its own agent at `at`. What that agent heard from PostgreSQL itself counts for more than
+    /// what Patroni heard, and what was asked later than this, too.
     fn note_patroni_by_agent(
         &mut self,
         status: &PatroniStatus,

@@ -8,7 +8,7 @@ use warden_core::event::Observed;
 use warden_core::rules::guard::Away;
 
 /// Patroni answered nothing when the fence was ordered.
-const AWAY: Guard = Guard::NoContact(Away { contact: None, answered: false });
+const AWAY: Guard = Guard::NoContact(Away { contact: None, ground: warden_core::evidence::Ground::Silence });
 
 #[test]
 fn what_is_tried_again_and_again_is_one_entry_of_the_trail_and_each_confirmation_one_of_its_own() {

@@ -2,9 +2,9 @@
 
 use tracing_subscriber::EnvFilter;
 
-/// The ZooKeeper library logs the session's password when it connects, and every retry of its own.
-/// What is worth knowing of it is in our own events. So is a certificate that is not trusted, which the verifier logs at
-/// each question to a Patroni.
+/// The ZooKeeper library logs the session's password when it connects, and every retry of its own. What is worth
+/// knowing of it is in our own events. So is a certificate that is not trusted, which the verifier logs at each
+/// question to a Patroni.
 const SILENCED: &str = "zookeeper_async=off,rustls_platform_verifier=off";
 
 /// The PostgreSQL library tells each notice that a server sends, and that servers went away: it is in our own events too.

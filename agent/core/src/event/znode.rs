@@ -174,8 +174,8 @@ pub struct AgentRecord {
     pub leader: Option<MemberName>,
     /// Its neighbour's PostgreSQL, and how old that was when it wrote it.
     pub postgres: Option<(PostgresAnswer, Duration)>,
-    /// Its neighbour's Patroni, and how old that was when it wrote it; `None` from agents that do not say it. Without the
-    /// member's name and the contact with ZooKeeper, which are not carried.
+    /// Its neighbour's Patroni, and how old that was when it wrote it; `None` from agents that do not say it. Without
+    /// the member's name and the contact with ZooKeeper, which are not carried.
     pub patroni: Option<(Box<PatroniAnswer>, Duration)>,
     /// Its neighbour's alive lock.
     pub alive_lock: Option<AliveLock>,

@@ -113,8 +113,8 @@ impl PatroniClient {
 
     /// Asks `member`'s Patroni once, for 1 s.
     ///
-    /// The answer is that of `GET /health`; one that is under way already is joined. Where it does not come in time, but
-    /// `GET /liveness` answers 200 meanwhile, the API is not silent.
+    /// The answer is that of `GET /health`; one that is under way already is joined. Where it does not come in time,
+    /// but `GET /liveness` answers 200 meanwhile, the API is not silent.
     pub async fn ask(&self, member: &MemberName, api: &str, clock: &Clock) -> PatroniAnswer {
         let mut question = self.question(member, api, clock);
         let asked = question.asked;
@@ -171,8 +171,8 @@ impl PatroniClient {
     }
 
     /// Wakes the HA loop of the Patroni at `api`: a `PATCH /config` that removes a key which is not there. Patroni
-    /// (`do_PATCH_config` and `patch_config`) then writes nothing, so no edit of another person is undone, and wakes the
-    /// loop. The error says what is in the way.
+    /// (`do_PATCH_config` and `patch_config`) then writes nothing, so no edit of another person is undone, and wakes
+    /// the loop. The error says what is in the way.
     pub async fn nudge(&self, api: &str) -> Result<(), String> {
         let nothing = serde_json::Map::from_iter([(NO_SUCH_KEY.to_owned(), serde_json::Value::Null)]);
         let request = self.with_login(self.http.patch(format!("{api}/config")).timeout(LIMIT).json(&nothing));
@@ -234,8 +234,8 @@ fn why(answer: PatroniAnswer) -> String {
 /// What a call that failed says of the Patroni.
 ///
 /// Refused: its host says that nothing listens. Silent: no answer within the limit, no way to its host, or a reset by
-/// it. Everything else (TLS, the protocol, the name, our own resources) says that we cannot ask, and nothing of Patroni.
-/// So does a connection that is closed without an answer: Patroni does that to HTTP where it serves HTTPS.
+/// it. Everything else (TLS, the protocol, the name, our own resources) says that we cannot ask, and nothing of
+/// Patroni. So does a connection that is closed without an answer: Patroni does that to HTTP where it serves HTTPS.
 fn answer_of_error(error: &reqwest::Error, limit: Duration) -> PatroniAnswer {
     let unusable = || PatroniAnswer::Unusable(root_cause(error));
     if let Some(error) = cause::<NotResolved>(error) {

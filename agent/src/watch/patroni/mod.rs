@@ -1,9 +1,10 @@
 //! A member's Patroni, through its REST API.
 //!
-//! `GET /health` every second on a connection of its own: its body is that of `GET /patroni`, without that one's retry
-//! of more than a second while PostgreSQL lets no session in. At most one is under way. While it has not come back, only
-//! `GET /liveness` is asked, every 5 s; the local one's is asked that often in any case. Another member's Patroni is not
-//! asked while its own agent tells what it says. Refused, silent and answering are three different facts.
+//! `GET /health` every second on a connection of its own: its body is that of `GET /patroni`, without that one's
+//! retry of more than a second while PostgreSQL lets no session in. At most one is under way. While it has not come
+//! back, only `GET /liveness` is asked, every 5 s; the local one's is asked that often in any case. Another member's
+//! Patroni is not asked while its own agent tells what it says. Refused, silent and answering are three different
+//! facts.
 
 mod client;
 mod wire;
@@ -166,16 +167,13 @@ impl Watcher {
         let liveness_at = self.wants_liveness(asks).then_some(self.liveness_at);
         let due = [ask_at, tell_at, liveness_at].into_iter().flatten().min();
         let (question, liveness) = (&mut self.question, &mut self.liveness);
+        let answer = async { if let Some(question) = question { question.answer().await } else { pending().await } };
+        let code = async { if let Some((_, liveness)) = liveness { liveness.await } else { pending().await } };
+        let due = async { if let Some(due) = due { sleep_until(due).await } else { pending().await } };
         tokio::select! {
-            answer = async { match question { Some(question) => question.answer().await, None => pending().await } } => {
-                Ok(Happened::Answer(answer))
-            }
-            code = async { match liveness { Some((_, liveness)) => liveness.await, None => pending().await } } => {
-                Ok(Happened::Liveness(code))
-            }
-            () = async { match due { Some(due) => sleep_until(due).await, None => pending().await } } => {
-                Ok(Happened::Due)
-            }
+            answer = answer => Ok(Happened::Answer(answer)),
+            code = code => Ok(Happened::Liveness(code)),
+            () = due => Ok(Happened::Due),
             changed = self.watched.targets.changed() => changed.map(|()| Happened::Due).map_err(|_| Closed),
         }
     }
