@@ -55,7 +55,7 @@ pub struct Metrics {
     warnings: IntGaugeVec,
 }
 
-const POSTGRES_ANSWERS: [&str; 5] = ["writable", "in_recovery", "refused", "silent", "unknown"];
+const POSTGRES_ANSWERS: [&str; 6] = ["writable", "in_recovery", "starting", "refused", "silent", "unknown"];
 const PATRONI_ANSWERS: [&str; 5] = ["answering", "refused", "silent", "unusable", "unknown"];
 const LOCK_STATES: [&str; 3] = ["alive", "gone", "unknown"];
 
