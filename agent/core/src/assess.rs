@@ -212,6 +212,7 @@ fn heard_by_patroni(member: &Member, now: Moment) -> Option<Fact<PostgresAnswer>
         archiver: None,
         receives: None,
         heartbeat: None,
+        superuser_slots: None,
     };
     let answer = if status.writable? { PostgresAnswer::Writable(server) } else { PostgresAnswer::InRecovery(server) };
     Some(Fact::new(answer, Source::Patroni, fact.at))

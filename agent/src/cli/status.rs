@@ -150,7 +150,7 @@ pub(super) async fn see(config: &Config) -> Result<State, Failure> {
     let client = PatroniClient::new(&config.patroni, &config.scope)?;
     let watchers = members::watch(
         members::Local::of(config),
-        config.superuser.clone(),
+        members::Logins::of(config),
         client,
         targets,
         members::Probes::default(),

@@ -241,6 +241,7 @@ impl World {
                     archiver: None,
                     receives: None,
                     heartbeat: None,
+                    superuser_slots: None,
                 };
                 postgres(
                     whose,
