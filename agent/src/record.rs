@@ -213,6 +213,7 @@ fn read_postgres(wire: Postgres) -> (PostgresAnswer, Duration) {
         }),
         receives: None,
         heartbeat: None,
+        superuser_slots: None,
     };
     let detail = wire.detail.unwrap_or_default();
     let answer = match wire.answer.as_str() {
@@ -343,6 +344,7 @@ mod tests {
                     archiver: Some(Archiver { archived: 1, failed: 2, failing: Some("x".to_owned()) }),
                     receives: None,
                     heartbeat: None,
+                    superuser_slots: None,
                 }),
                 Duration::from_millis(7),
             )),

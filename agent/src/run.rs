@@ -42,7 +42,7 @@ use crate::tell::log::LogControl;
 use crate::tell::metrics::Metrics;
 use crate::tell::narrate::Narrator;
 use crate::term_memory;
-use crate::watch::members::{self, Local, Probes, Targets};
+use crate::watch::members::{self, Local, Logins, Probes, Targets};
 use crate::watch::patroni::PatroniClient;
 use crate::watch::postgres::Place;
 use crate::watch::zookeeper::{self, Settings};
@@ -146,11 +146,11 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     // Shared: what the watcher has seen is what the proof stands on.
     let local = Local::of(&config);
     {
-        let (local, superuser, client) = (local.clone(), config.superuser.clone(), client.clone());
+        let (local, logins, client) = (local.clone(), Logins::of(&config), client.clone());
         let (targets, probes, events) = (targets.clone(), probes.clone(), events_in.clone());
         tasks.keep("members", move || {
-            let (local, superuser, client) = (local.clone(), superuser.clone(), client.clone());
-            members::watch(local, superuser, client, targets.clone(), probes.clone(), events.clone())
+            let (local, logins, client) = (local.clone(), logins.clone(), client.clone());
+            members::watch(local, logins, client, targets.clone(), probes.clone(), events.clone())
         });
     }
     let held = alive_lock::Held::default();

@@ -285,6 +285,7 @@ fn sample() -> (Clock, View) {
         archiver: Some(Archiver::default()),
         receives: None,
         heartbeat: None,
+        superuser_slots: None,
     };
     let session = Session {
         id: SessionId(1),

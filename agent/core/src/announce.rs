@@ -82,7 +82,7 @@ fn same_answer(now: &PostgresAnswer, then: &PostgresAnswer) -> bool {
     match (now, then) {
         (PostgresAnswer::Writable(now), PostgresAnswer::Writable(then))
         | (PostgresAnswer::InRecovery(now), PostgresAnswer::InRecovery(then)) => {
-            let Server { timeline, lsn: _, system_id, archiver, receives: _, heartbeat: _ } = now;
+            let Server { timeline, lsn: _, system_id, archiver, receives: _, heartbeat: _, superuser_slots: _ } = now;
             let archivers = match (archiver, &then.archiver) {
                 (Some(now), Some(then)) => now.failing == then.failing,
                 (now, then) => now.is_none() && then.is_none(),

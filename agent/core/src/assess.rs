@@ -261,6 +261,7 @@ fn heard_by_patroni(view: &View, name: &MemberName, now: Moment) -> Option<Fact<
         archiver: None,
         receives: None,
         heartbeat: None,
+        superuser_slots: None,
     };
     let answer = if status.writable? { PostgresAnswer::Writable(server) } else { PostgresAnswer::InRecovery(server) };
     let source = if fact.source == Source::Agent { Source::Agent } else { Source::Patroni };

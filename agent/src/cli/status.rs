@@ -164,7 +164,7 @@ pub(super) async fn observe(config: &Config) -> Result<Seen, Failure> {
     let client = PatroniClient::new(&config.patroni, &config.scope)?;
     let watchers = members::watch(
         members::Local::of(config),
-        config.superuser.clone(),
+        members::Logins::of(config),
         client,
         targets,
         members::Probes::default(),

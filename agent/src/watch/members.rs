@@ -92,10 +92,27 @@ impl Local {
     }
 }
 
+/// How to log in to PostgreSQL.
+#[derive(Clone, Debug, Default)]
+pub struct Logins {
+    /// To our neighbour's: the superuser's.
+    pub own: Option<Superuser>,
+    /// To all others: an ordinary role's, where one is configured.
+    pub others: Option<Superuser>,
+}
+
+impl Logins {
+    /// As the configuration has it.
+    pub fn of(config: &Config) -> Self {
+        let own = config.superuser.clone();
+        Self { others: config.watch.clone().or_else(|| own.clone()), own }
+    }
+}
+
 /// Keeps a pair of watchers for each member until the agent shuts down.
 pub async fn watch(
     local: Option<Local>,
-    superuser: Option<Superuser>,
+    logins: Logins,
     client: PatroniClient,
     mut targets: latest::Receiver<Targets>,
     probes: Probes,
@@ -114,7 +131,7 @@ pub async fn watch(
         for (name, target) in wanted {
             running.entry(name.clone()).or_insert_with(|| {
                 let local = local.as_ref().filter(|local| local.node.member == name.as_str());
-                let tasks = start(&name, &target, local, superuser.as_ref(), &client, &targets, &probes, &events);
+                let tasks = start(&name, &target, local, &logins, &client, &targets, &probes, &events);
                 (target, tasks)
             });
         }
@@ -131,7 +148,7 @@ fn start(
     name: &MemberName,
     target: &Target,
     local: Option<&Local>,
-    superuser: Option<&Superuser>,
+    logins: &Logins,
     client: &PatroniClient,
     targets: &latest::Receiver<Targets>,
     probes: &Probes,
@@ -147,10 +164,11 @@ fn start(
         (Some(local), _) => Some(Place::beside(&local.node)),
         (None, postgres) => postgres.map(|(host, port)| Place::Tcp(host, port)),
     };
-    if let (Some(place), Some(superuser)) = (place, superuser) {
+    let login = if local.is_some() { &logins.own } else { &logins.others };
+    if let (Some(place), Some(login)) = (place, login) {
         let beside = local.map(|local| local.beside.clone());
         let probe = Arc::clone(if local.is_some() { &probes.own } else { &probes.others });
-        tasks.spawn(postgres::watch(name.clone(), place, beside, superuser.clone(), probe, events.clone()));
+        tasks.spawn(postgres::watch(name.clone(), place, beside, login.clone(), probe, events.clone()));
     }
     tasks
 }

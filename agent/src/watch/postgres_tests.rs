@@ -7,7 +7,7 @@ use crate::watch::real_postgres::{Postgres, login};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
-use warden_core::event::Observed;
+use warden_core::event::{Observed, SuperuserSlots};
 
 /// A slow machine's moment.
 const SOON: Duration = Duration::from_secs(10);
@@ -100,18 +100,47 @@ async fn the_server_beside_us_shows_when_patronis_ha_loop_turned_for_as_long_as_
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
-async fn a_role_that_may_only_log_in_gets_an_answer() {
+async fn a_role_that_may_only_log_in_gets_an_answer_that_is_right_as_far_as_it_goes() {
     let postgres = Postgres::start("");
     postgres.sql("CREATE ROLE plain LOGIN");
+    let standby = postgres.standby();
+    let _patroni = patroni(&postgres).await;
     for beside in [None, Some(Beside::default())] {
-        let local = beside.is_some();
-        let _patroni = patroni(&postgres).await;
-        let mut watching = Watching::start(postgres.place(), beside, login("plain", "postgres"));
+        let mut watching = Watching::start(postgres.place(), beside.clone(), login("plain", "postgres"));
         let answer = watching.until("writable", |answer| answer.writable() == Some(true)).await;
         let server = answer.server().unwrap();
         assert!(server.system_id.is_some() && server.timeline.is_some() && server.lsn.is_some(), "{server:?}");
-        assert_eq!(server.heartbeat, None, "a query of another role cannot be seen; local: {local}");
+        assert_eq!(server.heartbeat, None, "a query of another role cannot be seen");
+        assert_eq!(server.superuser_slots.is_some(), beside.is_some());
+
+        let mut watching = Watching::start(standby.place(), beside, login("plain", "postgres"));
+        let streams = |answer: &PostgresAnswer| answer.server().is_some_and(|server| server.receives == Some(true));
+        let answer = watching.until("a standby that streams", streams).await;
+        let server = answer.server().unwrap();
+        assert!(server.system_id.is_some() && server.lsn.is_some(), "{server:?}");
+        // Its last restartpoint's may be older.
+        assert_eq!(server.timeline, None, "which timeline it receives may not be seen");
     }
+    let mut watching = Watching::start(standby.place(), None, login("postgres", "postgres"));
+    let knows = |answer: &PostgresAnswer| answer.server().is_some_and(|server| server.timeline.is_some());
+    watching.until("a standby that streams, by the superuser", knows).await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
+async fn the_agents_elsewhere_that_take_a_superusers_connection_are_counted() {
+    let postgres = Postgres::start("-c superuser_reserved_connections=5");
+    postgres.sql("CREATE ROLE plain LOGIN");
+    let mut own = Watching::start(postgres.place(), Some(Beside::default()), login("postgres", "postgres"));
+    let others = ["postgres", "plain", "postgres"];
+    let others: Vec<Watching> =
+        others.iter().map(|role| Watching::start(postgres.place(), None, login(role, "postgres"))).collect();
+    let expected = Some(SuperuserSlots { reserved: 5, agents: 2 });
+    own.until("two superusers", |answer| answer.server().is_some_and(|server| server.superuser_slots == expected))
+        .await;
+    drop(others);
+    let expected = Some(SuperuserSlots { reserved: 5, agents: 0 });
+    own.until("none", |answer| answer.server().is_some_and(|server| server.superuser_slots == expected)).await;
 }
 
 #[tokio::test]

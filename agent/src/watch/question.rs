@@ -3,8 +3,9 @@
 //! It works from PostgreSQL 13 on, in and out of recovery, and reads no user table. A role that may do nothing but log
 //! in gets an answer, too: it does not learn which timeline a standby receives (that takes `pg_read_all_stats`).
 
+use super::postgres::SESSIONS;
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
-use warden_core::event::{Archiver, PostgresAnswer, Server};
+use warden_core::event::{Archiver, PostgresAnswer, Server, SuperuserSlots};
 use warden_core::types::{Lsn, Moment, SystemId, Timeline};
 
 /// What every server is asked.
@@ -20,25 +21,37 @@ SELECT r AS in_recovery,
        a.archived_count, a.failed_count,
        CASE WHEN a.last_failed_time > COALESCE(a.last_archived_time, '-infinity') THEN a.last_failed_wal END AS failing";
 
-/// What the server beside us is asked besides: the sessions of its Patroni's HA loop, each as `pid began age`
-/// ([`super::heartbeat`]), in one scan of the sessions without their texts, databases and roles.
+/// What the server beside us is asked besides, in one scan of its sessions: those of its Patroni's HA loop, each as
+/// `pid began age` ([`super::heartbeat`]), and how many agents elsewhere are superusers; and how many connections it keeps
+/// for superusers.
 ///
 /// A session that does not report its query (`track_activities = off`) is a `pid` alone. So is each session of another
 /// role where ours is neither a superuser nor a member of `pg_read_all_stats`. One that has begun no query yet counts
 /// from its own beginning.
 const LOCAL_COLUMNS: &str = ",
-       (SELECT COALESCE(pg_catalog.string_agg(pg_catalog.concat_ws(' ', s.pid, EXTRACT(epoch FROM s.began),
-                            EXTRACT(epoch FROM pg_catalog.clock_timestamp() - s.began)), ','), '')
-          FROM (SELECT pid, CASE WHEN state IS DISTINCT FROM 'disabled' THEN COALESCE(query_start, backend_start) END
-                  FROM pg_catalog.pg_stat_get_activity(NULL)
-                 WHERE application_name = 'Patroni heartbeat') AS s(pid, began)) AS heartbeat";
+       s.heartbeat, s.agents, pg_catalog.current_setting('superuser_reserved_connections') AS reserved";
 
 const TABLES: &str = "
   FROM pg_catalog.pg_is_in_recovery() AS r, pg_catalog.pg_stat_archiver AS a";
 
+fn sessions() -> String {
+    format!(
+        ",
+       (SELECT COALESCE(pg_catalog.string_agg(pg_catalog.concat_ws(' ', pid, EXTRACT(epoch FROM began),
+                                  EXTRACT(epoch FROM pg_catalog.clock_timestamp() - began)), ',')
+                          FILTER (WHERE application_name = 'Patroni heartbeat'), '') AS heartbeat,
+               count(*) FILTER (WHERE application_name = '{SESSIONS}' AND pid <> pg_catalog.pg_backend_pid()
+                                  AND EXISTS (SELECT FROM pg_catalog.pg_roles WHERE oid = usesysid AND rolsuper)) AS agents
+          FROM (SELECT pid, usesysid, application_name,
+                       CASE WHEN state IS DISTINCT FROM 'disabled' THEN COALESCE(query_start, backend_start) END AS began
+                  FROM pg_catalog.pg_stat_get_activity(NULL)
+                 WHERE application_name IN ('Patroni heartbeat', '{SESSIONS}')) AS all_sessions) AS s"
+    )
+}
+
 /// The statement: `local` for the server beside us.
 pub(super) fn question(local: bool) -> String {
-    format!("{COLUMNS}{}{TABLES}", if local { LOCAL_COLUMNS } else { "" })
+    if local { format!("{COLUMNS}{LOCAL_COLUMNS}{TABLES}{}", sessions()) } else { format!("{COLUMNS}{TABLES}") }
 }
 
 /// Reads the row that the [`question`] is answered with. `beat` makes a moment of what it shows of Patroni's sessions.
@@ -83,6 +96,9 @@ fn read_row<'a>(get: impl Fn(&str) -> Option<&'a str>, beat: impl FnMut(&str) ->
         failed: count("failed_count"),
         failing: get("failing").map(str::to_owned),
     });
+    let slots = |column| get(column).and_then(|text| text.parse().ok());
+    let slots = slots("reserved").zip(slots("agents"));
+    let slots = slots.map(|(reserved, agents)| SuperuserSlots { reserved, agents });
     let server = Server {
         timeline: timeline.filter(|timeline| *timeline > 0).map(Timeline),
         lsn: get("lsn").and_then(|text| text.parse::<Lsn>().ok()),
@@ -91,6 +107,7 @@ fn read_row<'a>(get: impl Fn(&str) -> Option<&'a str>, beat: impl FnMut(&str) ->
         archiver,
         receives: get("receives").map(|text| text == "t"),
         heartbeat: get("heartbeat").and_then(beat),
+        superuser_slots: slots,
     };
     if in_recovery { PostgresAnswer::InRecovery(server) } else { PostgresAnswer::Writable(server) }
 }
@@ -116,9 +133,12 @@ mod tests {
             ("archive_mode", "always"),
             ("archived_count", "7"),
             ("failing", "000000010000000000000003"),
+            ("reserved", "3"),
+            ("agents", "2"),
         ]);
         let PostgresAnswer::Writable(server) = answer else { panic!("{answer:?}") };
         assert_eq!(server.timeline, Some(Timeline(26)));
+        assert_eq!(server.superuser_slots, Some(SuperuserSlots { reserved: 3, agents: 2 }));
         assert_eq!(server.lsn, Some(Lsn(0x30000C0)));
         assert_eq!(server.system_id, Some(SystemId(u64::MAX)));
         assert_eq!(server.archiver.unwrap().failing.as_deref(), Some("000000010000000000000003"));

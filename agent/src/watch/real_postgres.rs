@@ -13,12 +13,26 @@ pub struct Postgres {
 impl Postgres {
     /// A server that listens on its socket, and with these options perhaps on a port, which is free.
     pub fn start(options: &str) -> Self {
+        let server = Self::nowhere();
+        server.run("initdb -D $0/data -U postgres -A trust -E UTF8 --no-sync >/dev/null");
+        server.start_again(options);
+        server
+    }
+
+    /// A standby that streams from this one.
+    pub fn standby(&self) -> Self {
+        let server = Self::nowhere();
+        let from = format!("-h {} -p {} -U postgres", self.path().display(), self.port);
+        server.run(&format!("pg_basebackup {from} -D $0/data -R -X stream -c fast --no-sync >/dev/null"));
+        server.start_again("");
+        server
+    }
+
+    fn nowhere() -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let server = Self { directory: tempfile::tempdir().unwrap(), port };
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(server.path(), mode).unwrap();
-        server.run("initdb -D $0/data -U postgres -A trust -E UTF8 --no-sync >/dev/null");
-        server.start_again(options);
         server
     }
 

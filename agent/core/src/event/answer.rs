@@ -312,6 +312,17 @@ pub struct Server {
     /// When Patroni's session `Patroni heartbeat` last began a query, which it does in each round of its HA loop, also
     /// while ZooKeeper is away. `None` where that cannot be seen. Agents do not tell each other.
     pub heartbeat: Option<Moment>,
+    /// The connections that it keeps for superusers; `None` where it did not say. Agents do not tell each other.
+    pub superuser_slots: Option<SuperuserSlots>,
+}
+
+/// The connections that a server keeps for superusers, and how many agents elsewhere need one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SuperuserSlots {
+    /// `superuser_reserved_connections`.
+    pub reserved: u32,
+    /// Agents elsewhere that have a superuser's session with it now.
+    pub agents: u32,
 }
 
 /// `pg_stat_archiver`.
