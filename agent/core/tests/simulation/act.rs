@@ -2,12 +2,11 @@
 
 use crate::agent::{Act, AgentEvent, For};
 use crate::hear::{FenceSaid, Heard};
-use crate::mutation::Mutation;
 use crate::patroni::Rest;
 use crate::postgres::{InFront, PgEvent, State};
 use crate::world::{Happening, World, letter, tell};
 use crate::zookeeper::{Answer, Client, Record};
-use warden_core::event::Rule;
+use warden_core::event::{Barrier, Event, PatroniAnswer, Rule};
 use warden_core::rules::fence::{Guard, Order};
 use warden_core::types::MemberName;
 
@@ -25,9 +24,9 @@ impl World {
         let guard = order.guard.clone();
         let act = self.new_act(node, Act::Fence(order));
         match guard {
-            Guard::KeyIsNot { .. } | Guard::KeyIs { .. } if !unguarded => self.ask_barrier(node, For::Act(act)),
+            Guard::Key(_) | Guard::KeyAndTimeline(..) if !unguarded => self.ask_barrier(node, For::Act(act)),
             // Patroni has the last word, and ZooKeeper is asked beside it.
-            Guard::NoContact if !unguarded => {
+            Guard::NoContact(_) if !unguarded => {
                 let most = if self.nodes[node].patroni.rest == Rest::Slow { 900 } else { 20 };
                 let takes = self.chance.between(1, most);
                 self.ask_barrier(node, For::Act(act));
@@ -40,80 +39,64 @@ impl World {
     /// What Patroni says to the question right before a fence by lease. One that waited in front of a frozen Patroni
     /// is answered when it thaws.
     pub fn last_word(&mut self, node: usize, act: usize) {
-        let Some(Act::Fence(order)) = self.nodes[node].agent.acts[act].clone() else { return };
-        if self.patroni_answered(node, act, &order) {
-            return;
+        if !self.nodes[node].patroni.answers() {
+            let rest = if self.nodes[node].patroni.alive { 1000 } else { 1 };
+            return self.agent_after(node, rest, AgentEvent::NoLastWord(act));
         }
-        let rest = if self.nodes[node].patroni.alive { 1000 } else { 1 };
-        self.agent_after(node, rest, AgentEvent::NoLastWord(act));
+        self.no_last_word(node, act);
     }
 
     /// The question has waited long enough; an answer that came meanwhile is found.
     pub fn no_last_word(&mut self, node: usize, act: usize) {
         let Some(Act::Fence(order)) = self.nodes[node].agent.acts[act].clone() else { return };
-        if !self.patroni_answered(node, act, &order) {
-            self.act_fence(node, act, None);
+        let Guard::NoContact(away) = &order.guard else { return };
+        let heard = if self.nodes[node].patroni.answers() { self.patroni_says(node) } else { Heard::PatroniSilent };
+        let Event::Patroni { answer, .. } = self.event(node, heard) else { return };
+        match away.check(&Barrier::Unknown(String::new()), &answer) {
+            Ok(()) => self.act_fence(node, act, None),
+            Err(why) => {
+                tell!(self, "agent of {}: no fence by lease, {why}", letter(node));
+                self.nodes[node].agent.acts[act] = None;
+                self.agent_after(node, 0, AgentEvent::Hear(self.now, heard));
+                self.report_fence(node, 0, number(&order.member), order.rule, FenceSaid::Withdrawn);
+            }
         }
-    }
-
-    fn patroni_answered(&mut self, node: usize, act: usize, order: &Order) -> bool {
-        if !self.nodes[node].patroni.answers() {
-            return false;
-        }
-        tell!(self, "agent of {}: Patroni answers, so no fence by lease", letter(node));
-        self.nodes[node].agent.acts[act] = None;
-        let heard = self.patroni_says(node);
-        self.agent_after(node, 0, AgentEvent::Hear(self.now, heard));
-        self.report_fence(node, 0, number(&order.member), order.rule, FenceSaid::Withdrawn);
-        true
     }
 
     /// A barrier read for an act has been answered.
     pub fn guard(&mut self, node: usize, asked: u64, so_at: u64, act: usize, answer: Option<Answer>) {
         let fresh = self.now - asked <= GUARD_LIMIT + 2 * self.nodes[node].agent.lag;
-        let answer = answer.filter(|_| fresh);
-        let pausing = self.mutation != Mutation::IgnoresPause;
+        let answer = answer.filter(|_| fresh).zip(self.nodes[node].agent.session);
+        let heard = answer.map_or(Heard::NoBarrier, |(answer, session)| Heard::Barrier(answer, session));
+        let Event::Barrier(read) = self.event(node, heard) else { return };
         match self.nodes[node].agent.acts[act].clone() {
-            // ZooKeeper is there again, or nobody knows: then Patroni decides.
-            Some(Act::Fence(order)) if order.guard == Guard::NoContact => {
-                self.contact_again(node, act, &order, answer.is_some());
-            }
             Some(Act::Fence(order)) => {
-                let session = self.nodes[node].agent.session;
-                let right = answer.is_some_and(|Answer { key, config, .. }| {
-                    let mut right = !(config.pause && pausing);
-                    match &order.guard {
-                        Guard::KeyIsNot { member, session: theirs } => {
-                            right &= key.is_none_or(|key| letter(key.node) != member.as_str());
-                            right &= session.map(|known| known as i64) == Some(theirs.0);
-                        }
-                        Guard::KeyIs { member, session: theirs, czxid, older_than: _ } => {
-                            right &= key.is_some_and(|key| letter(key.node) == member.as_str() && key.czxid == czxid.0);
-                            right &= session.map(|known| known as i64) == Some(theirs.0);
-                        }
-                        Guard::NoContact | Guard::Asked { .. } => {}
+                let checked = match &order.guard {
+                    Guard::Key(condition) | Guard::KeyAndTimeline(condition, _) => condition.check(&read),
+                    // Patroni is asked beside it; what it said is not known here.
+                    Guard::NoContact(_) if answer.is_none() => return,
+                    Guard::NoContact(away) => away.check(&read, &PatroniAnswer::Silent(String::new())),
+                    Guard::Asked { .. } => Ok(()),
+                };
+                match checked {
+                    Ok(()) => self.act_fence(node, act, Some(so_at)),
+                    Err(why) => {
+                        let said = if answer.is_some() { FenceSaid::Withdrawn } else { FenceSaid::Failed };
+                        tell!(self, "agent of {}: no fence, {why}", letter(node));
+                        self.nodes[node].agent.acts[act] = None;
+                        self.report_fence(node, 1, number(&order.member), order.rule, said);
                     }
-                    right
-                });
-                if right {
-                    self.act_fence(node, act, Some(so_at));
-                } else {
-                    let said = if answer.is_some() { FenceSaid::Withdrawn } else { FenceSaid::Failed };
-                    tell!(self, "agent of {}: the fence is not right any more, or not known to be", letter(node));
-                    self.report_fence(node, 1, number(&order.member), order.rule, said);
                 }
             }
             Some(Act::Release(release)) => {
-                let key = answer.and_then(|answer| answer.key);
-                let same = key.is_some_and(|key| {
-                    key.node == node && key.czxid == release.czxid.0 && key.owner as i64 == release.owner.0
-                });
+                let checked = release.condition.check(&read);
                 // Lock and socket are looked at again, behind the read, which may have taken its time.
                 let proved = self.nodes[node].pg.state == State::Down
                     && (release.handover_to.is_some() || !self.nodes[node].patroni.alive);
                 // The deletion names the version.
-                let possible = self.zk.key == key && self.reaches_zookeeper(Client::Agent(node));
-                let done = same && possible && (proved || self.mutation.trusts());
+                let possible = self.zk.key == answer.and_then(|(answer, _)| answer.key)
+                    && self.reaches_zookeeper(Client::Agent(node));
+                let done = checked.is_ok() && possible && (proved || self.mutation.trusts());
                 if done {
                     self.check_release(node, release.handover_to.is_some());
                     self.delete_key();
@@ -124,13 +107,6 @@ impl World {
                 self.agent_after(node, 1, AgentEvent::Hear(self.now, Heard::Released(done)));
             }
             None => {}
-        }
-    }
-
-    fn contact_again(&mut self, node: usize, act: usize, order: &Order, answered: bool) {
-        if answered {
-            self.nodes[node].agent.acts[act] = None;
-            self.report_fence(node, 1, number(&order.member), order.rule, FenceSaid::Withdrawn);
         }
     }
 
@@ -153,12 +129,17 @@ impl World {
             return self.report_fence(node, 30, target, rule, FenceSaid::Failed);
         }
         // What starts lets no session in that could stop it; its own agent signals one that is no standby.
-        let own = target == node && self.setting.data_directory;
         match pg.state {
-            State::Starting { standby } if standby || !own => {
+            State::Starting { standby } if standby || !order.starting || target != node => {
                 return self.report_fence(node, 30, target, rule, FenceSaid::Failed);
             }
             _ => {}
+        }
+        // The server itself looks: another one may have come to the address.
+        if let Guard::KeyAndTimeline(_, older_than) = &order.guard
+            && pg.timeline >= older_than.0
+        {
+            return self.report_fence(node, 10, target, rule, FenceSaid::Withdrawn);
         }
         if matches!(pg.state, State::Down | State::Follows) {
             let pause = self.chance.between(1, 10);

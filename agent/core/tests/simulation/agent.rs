@@ -7,10 +7,10 @@ use crate::hear::Heard;
 use crate::mutation::Mutation;
 use crate::postgres::State;
 use crate::world::{Happening, Setting, World, letter, tell};
-use crate::zookeeper::{Answer, Client};
+use crate::zookeeper::{Answer, Client, TICK};
 use std::time::Duration;
 use warden_core::decide::decide;
-use warden_core::event::{AgentRecord, Event, Observed, PatroniAnswer, TermMemory};
+use warden_core::event::{AgentRecord, Event, Observed, TermMemory};
 use warden_core::plan::{Action, Policy};
 use warden_core::rules::fence::Order;
 use warden_core::rules::release::Release;
@@ -61,6 +61,8 @@ pub enum Act {
 pub struct OwnZnode {
     pub session: usize,
     pub record: Box<AgentRecord>,
+    /// When it was written.
+    pub at: u64,
 }
 
 pub struct Agent {
@@ -130,6 +132,7 @@ impl Agent {
             version: "0".to_owned(),
             has_alive_lock: setting.alive_lock,
             session_timeout: Duration::from_secs(30),
+            tick_time: Duration::from_millis(TICK),
         };
         let mut policy = Policy { nudge: true, ..Policy::default() };
         policy.release.enabled = true;
@@ -283,17 +286,7 @@ impl World {
     pub fn apply(&mut self, node: usize, asked: u64, event: Event) {
         let agent = &mut self.nodes[node].agent;
         let (at, now) = (agent.moment(asked), agent.moment(self.now));
-        let answered = matches!(event, Event::Patroni { answer: PatroniAnswer::Answering(_), .. });
         warden_core::step::take_in(&mut agent.view, Observed { at, event }, now);
-        // Written down at once, and there again after a restart.
-        let Some(reign) = &agent.view.leadership.reign else { return };
-        let blank = TermMemory { czxid: reign.czxid, answered: false, lock_was_held: false };
-        let disk = agent.disk.get_or_insert(blank.clone());
-        if disk.czxid != reign.czxid {
-            *disk = blank;
-        }
-        disk.answered |= answered;
-        disk.lock_was_held |= reign.lock_was_held;
     }
 
     fn think(&mut self, node: usize) {
@@ -355,7 +348,11 @@ impl World {
                 }
             }
             // No HAProxy is simulated.
+            Action::Keep(memory) => self.nodes[node].agent.disk = Some(memory),
             Action::ObserveFence(_)
+            | Action::ObserveRelease(_)
+            | Action::ObserveNudge
+            | Action::ObserveReconnect
             | Action::UseSessionTimeout(_)
             | Action::Reconnect
             | Action::Look

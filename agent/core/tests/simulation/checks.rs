@@ -250,7 +250,7 @@ impl World {
         };
         let reach = self.nodes[leader].agent.reach_since.max(old.agent.reach_since).max(old.pg.locked_since);
         let since = old.pg.since.max(old.pg.unpaused_at).max(reach).max(old.agent.lag_ended);
-        self.reaches(leader, node) && !old.pg.locked && since + 1000 < passed && self.nodes[leader].pg.since > passed
+        self.reaches(leader, node) && !old.pg.locked && since + 7000 < passed && self.nodes[leader].pg.since > passed
     }
 
     /// Patroni's HA loop counts as turning for longer than its session lives.

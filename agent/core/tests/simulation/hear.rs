@@ -196,10 +196,22 @@ impl World {
         let agent = &self.nodes[node].agent;
         let Some(session) = agent.session else { return };
         let key = self.zk.key_at(self.now.saturating_sub(agent.lag));
+        for (at, event) in self.tree(node, key, first) {
+            self.apply(node, at, event);
+        }
+        self.hear(node, self.now, Heard::Sync(session, self.zk.sync));
+        self.hear(node, self.now, Heard::Failover(session, self.zk.failover));
+        self.hear(node, self.now, Heard::TreeRead(session));
+    }
+
+    /// What is in the tree, and of when that is. Only what changed is news later on, and the members never do.
+    pub fn tree(&self, node: usize, key: Option<Key>, members: bool) -> Vec<(u64, Event)> {
         let now = self.now;
-        self.apply(node, now, Event::Znode(Znode::Leader(reading(key))));
-        self.apply(node, now, Event::Znode(Znode::Config(configuration(self.zk.config, self.mutation))));
-        self.apply(node, now, Event::Znode(Znode::Initialize(Reading::Present(SystemId(1)))));
+        let mut events = vec![
+            (now, Event::Znode(Znode::Leader(reading(key)))),
+            (now, Event::Znode(Znode::Config(configuration(self.zk.config, self.mutation)))),
+            (now, Event::Znode(Znode::Initialize(Reading::Present(SystemId(1))))),
+        ];
         for other in 0..self.setting.nodes {
             let record = MemberRecord {
                 host: Some(letter(other).to_owned()),
@@ -211,21 +223,18 @@ impl World {
                 lsn: None,
                 version: None,
             };
-            // Only what changed is news later on, and these never do.
-            if first {
-                self.apply(node, now, Event::Znode(Znode::Member(letter(other).into(), Reading::Present(record))));
+            if members {
+                events.push((now, Event::Znode(Znode::Member(letter(other).into(), Reading::Present(record)))));
             }
-            let agents = self.event(node, Heard::Agent(session, other));
-            self.apply(node, now, agents);
+            // An agent's znode is as old as what it says.
+            let written = self.nodes[other].agent.znode.as_ref().map_or(now, |znode| znode.at);
+            events.push((written, self.event(node, Heard::Agent(0, other))));
             // What is not there is not mentioned: it goes with the whole read.
             if self.zk.records[other].is_some() {
-                let record = self.event(node, Heard::Record(session, other));
-                self.apply(node, now, record);
+                events.push((now, self.event(node, Heard::Record(0, other))));
             }
         }
-        self.hear(node, now, Heard::Sync(session, self.zk.sync));
-        self.hear(node, now, Heard::Failover(session, self.zk.failover));
-        self.hear(node, now, Heard::TreeRead(session));
+        events
     }
 
     /// Every second the whole tree is read again; what cannot be read within 2 s ends the session.
@@ -269,7 +278,7 @@ impl World {
         let Some(session) = self.nodes[node].agent.session else { return };
         if self.reaches_zookeeper(Client::Agent(node)) && self.zk.sessions[session].alive {
             self.zk.sessions[session].heard = self.now;
-            self.nodes[node].agent.znode = Some(OwnZnode { session, record });
+            self.nodes[node].agent.znode = Some(OwnZnode { session, record, at: self.now });
             self.announce_to_all(node);
         }
     }

@@ -7,10 +7,9 @@
 use crate::faults::What;
 use std::time::Duration;
 use warden_core::event::{AliveLock, FailoverRequest, PatroniAnswer, PostgresAnswer, Rule, SyncState};
-use warden_core::evidence::AWAY;
+use warden_core::evidence::{AWAY, MARGIN};
 use warden_core::fact::{Fact, Reading, Source};
 use warden_core::leadership::Gone;
-use warden_core::rules::fence::MARGIN;
 use warden_core::types::{MemberName, Moment};
 use warden_core::view::View;
 
@@ -102,11 +101,13 @@ impl Mutation {
         match self {
             Self::NoMargin => {
                 memory.patroni_contact = later(memory.patroni_contact);
+                memory.heartbeat_contact = later(memory.heartbeat_contact);
                 memory.mine_at = later(memory.mine_at);
             }
             Self::NoAway => {
-                let earlier = |since: Moment| since.minus(AWAY);
-                member.patroni_away_since = member.patroni_away_since.map(earlier);
+                if let Some(silence) = &mut memory.silence {
+                    silence.since = silence.since.minus(AWAY);
+                }
             }
             Self::LockNeedNotBeHeld => {
                 memory.lock_was_ever_held = true;

@@ -1,6 +1,5 @@
 //! PostgreSQL: takes writes, follows, starts or is down, may be paused, and is stopped by a fence.
 
-use crate::agent::AgentEvent;
 use crate::world::{Happening, World, letter, tell};
 use warden_core::event::Rule;
 
@@ -54,6 +53,8 @@ pub struct Postgres {
     pub locked: bool,
     /// Since when that is so, or is not.
     pub locked_since: u64,
+    /// It was told to stop: one that crashes meanwhile does not restart.
+    pub stopping: bool,
     /// It was told to promote itself.
     pub promoting: bool,
     /// It takes writes again after a crash: it is its agent, not Patroni, that has to see it.
@@ -77,6 +78,7 @@ impl Postgres {
             heartbeat: None,
             locked: false,
             locked_since: 0,
+            stopping: false,
             promoting: false,
             recovered: false,
             fence_in_front: None,
@@ -112,7 +114,8 @@ impl World {
         let pg = &mut self.nodes[node].pg;
         pg.life += 1;
         pg.deferred.clear();
-        (pg.fence_in_front, pg.heartbeat, pg.promoting) = (None, None, false);
+        (pg.fence_in_front, pg.heartbeat) = (None, None);
+        (pg.stopping, pg.promoting) = (false, false);
         pg.life
     }
 
@@ -132,6 +135,7 @@ impl World {
     /// writes again when that is over, whatever its Patroni does.
     pub fn crash_pg(&mut self, node: usize, takes: u64) {
         match self.nodes[node].pg.state {
+            _ if self.nodes[node].pg.stopping => self.kill_pg(node),
             State::TakesWrites => self.begin_starting(node, false, takes),
             State::Follows => self.begin_starting(node, true, takes),
             State::Down | State::Starting { .. } => {}
@@ -140,7 +144,9 @@ impl World {
 
     /// The signal to stop; it takes writes to the end.
     pub fn stop_pg(&mut self, node: usize, takes: u64) {
-        let life = self.nodes[node].pg.life;
+        let pg = &mut self.nodes[node].pg;
+        pg.stopping = true;
+        let life = pg.life;
         self.after(takes, Happening::Pg(node, life, PgEvent::Stopped));
     }
 
@@ -183,9 +189,6 @@ impl World {
                     self.pg_state(node, State::TakesWrites);
                     self.nodes[node].pg.recovered = true;
                 }
-                // Its agent knocks every 40 ms while it lets nobody in.
-                let pause = self.chance.between(1, 40);
-                self.agent_after(node, pause, AgentEvent::AskPg(node, false));
             }
             PgEvent::Promoted => {
                 if pg.state == State::Follows {

@@ -1,12 +1,16 @@
 //! Whether what is done is right: a fence, a release, a promotion that is refused or let pass.
 
-use crate::gate::{GATE_WAIT, Known, LAST_HOLDER_WAIT, Say, Sight};
+use crate::gate::{GATE_WAIT, Hook, holds_key};
 use crate::postgres::State;
 use crate::world::{World, letter, tell};
 use warden_core::event::Rule;
+use warden_core::rules::gate::{Key, LEASE_IS_OVER, Picture, Verdict};
 
 /// After a thaw a cycle begins within a second, and is seen within another; an order is under way for 2 s.
 const SEEN_TO_TURN: u64 = 4500;
+
+/// What an agent said of its server is as old as this, at most: its znode counts for 5 s, its answer for 1 s.
+const SAID: u64 = 7000;
 
 impl World {
     /// A fence is carried out on `node`. `so_at` is when its guard was known to be so; `None` where there is none.
@@ -73,40 +77,43 @@ impl World {
     }
 
     /// What the gate of `node` says.
-    pub fn check_gate(&mut self, node: usize, known: &Known, said: Say) {
-        let late = known.runs_for > GATE_WAIT + 500 && self.zk.holds(node) && known.ours.is_some();
-        let woke = self.nodes[node].pg.unpaused_at + GATE_WAIT + 500 > self.now;
-        if said == Say::Wait && late && !woke {
-            self.object(format!("(e) the gate keeps {} waiting for {} ms", letter(node), known.runs_for));
-        }
-        if said == Say::Pass {
-            return self.check_passing(node, known);
-        }
-        if said != Say::Refuse {
-            return;
-        }
-        self.tally.refused_promotions += 1;
-        let another = self.zk.key.is_some_and(|key| key.node != node);
-        let writes = self.nodes.iter().enumerate().any(|(other, known)| {
-            other != node && matches!(known.pg.state, State::TakesWrites | State::Starting { standby: false })
-        });
-        if !another && !writes {
-            self.object(format!("(e) the gate of {} refuses, and no other takes writes", letter(node)));
+    pub fn check_gate(&mut self, node: usize, hook: &Hook, picture: Option<&Picture>, said: &Verdict) {
+        let Some(picture) = picture else { return };
+        let ran = self.now - hook.began;
+        let woke = self.now - self.nodes[node].pg.unpaused_at < GATE_WAIT + 1000;
+        match said {
+            Verdict::Wait(_) if holds_key(picture) && ran > GATE_WAIT + 1000 && !woke && self.zk.holds(node) => {
+                self.object(format!("(e) the gate keeps {} waiting for {ran} ms", letter(node)));
+            }
+            Verdict::Wait(_) => {}
+            Verdict::Pass if !picture.paused => self.check_passing(node, picture),
+            Verdict::Pass => {}
+            Verdict::Refuse(_) => {
+                self.tally.refused_promotions += 1;
+                let writes = self.nodes.iter().enumerate().any(|(other, known)| {
+                    other != node && matches!(known.pg.state, State::TakesWrites | State::Starting { standby: false })
+                });
+                let operator = self.zk.records[node].is_some_and(|record| record.rule == Rule::Operator);
+                if self.zk.holds(node) && !writes && !operator {
+                    self.object(format!("(e) the gate of {} refuses, and no other takes writes", letter(node)));
+                }
+            }
         }
     }
 
     /// Who may still take writes has to have had its time, or to be proved stopped.
-    fn check_passing(&mut self, node: usize, known: &Known) {
-        if known.ours == Some(false) {
-            self.object(format!("(e) the gate of {} lets it pass without the key", letter(node)));
-        }
-        for (other, seen) in known.others.iter().enumerate() {
-            let Some(seen) = seen.filter(|seen| seen.sight == Sight::Silent && seen.held_last) else { continue };
-            let record =
-                self.zk.records[other].filter(|record| record.at + 1000 >= self.zk.lost_at(other).unwrap_or(0));
-            let in_recovery = seen.standby == Some(true);
-            let writes = self.nodes[other].pg.state == State::TakesWrites;
-            if writes && record.is_none() && !in_recovery && known.key_age < LAST_HOLDER_WAIT {
+    fn check_passing(&mut self, node: usize, picture: &Picture) {
+        let Key::Own(age) = picture.key else {
+            return self.object(format!("(e) the gate of {} lets it pass without the key", letter(node)));
+        };
+        let held_last = self.zk.holder_before();
+        for other in (0..self.setting.nodes).filter(|other| *other != node && Some(*other) == held_last) {
+            let pg = &self.nodes[other].pg;
+            let silent = pg.paused || !self.reaches(node, other);
+            let recorded =
+                self.zk.records[other].is_some_and(|record| record.at + 1000 >= self.zk.lost_at(other).unwrap_or(0));
+            let new = self.now - pg.since < SAID;
+            if silent && pg.state == State::TakesWrites && !recorded && !new && age < LEASE_IS_OVER {
                 self.object(format!("(e) the gate of {} does not wait for {}", letter(node), letter(other)));
             }
         }
@@ -131,8 +138,11 @@ impl World {
         if !handover && self.nodes[node].patroni.alive {
             self.object(format!("(c) the key of {} is released although its Patroni lives", letter(node)));
         }
-        // Otherwise rows that were acknowledged may be lost.
-        let follows = |other: usize| self.nodes[other].pg.state == State::Follows;
+        // Otherwise rows that were acknowledged may be lost. What its own agent last said of it counts for a while.
+        let follows = |other: usize| {
+            let pg = &self.nodes[other].pg;
+            pg.state == State::Follows || self.now - pg.since < SAID
+        };
         let synchronous = self.zk.sync.leader == Some(node) && self.zk.sync.standby.is_some_and(follows);
         if !handover && !synchronous && self.awaited {
             self.object(format!("(c) the key of {} is released although no standby is synchronous", letter(node)));

@@ -9,7 +9,7 @@ use crate::world::{Happening, World, letter, tell};
 use warden_core::event::Rule;
 
 /// ZooKeeper expires sessions in buckets of this size (tickTime).
-const TICK: u64 = 2000;
+pub const TICK: u64 = 2000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
