@@ -23,6 +23,9 @@ pub const MARGIN: Duration = Duration::from_secs(5);
 /// A round of Patroni's HA loop is late when it takes this much longer than `loop_wait` and `retry_timeout` allow.
 const LATE_ROUND: Duration = Duration::from_secs(5);
 
+/// By so much longer kazoo takes where no packet comes back.
+const VANISHED_PACKETS: Duration = Duration::from_secs(8);
+
 // ---------------------------------------------------------------------------------------------------------------------
 // ZooKeeper
 
@@ -184,9 +187,11 @@ pub fn patroni_away_for_lease(view: &View, own: &MemberName, config: &ClusterCon
     if lock_proves_death(view, own, now) {
         return (dead(), Ground::Silence);
     }
-    let beat = view.leadership.heartbeat.map(|heartbeat| heartbeat.began.plus(progress_limit(config)));
-    if let Some(lives) = beat.filter(|lives| now <= *lives) {
-        return (Away::Soon(lives.plus(Duration::from_millis(1))), Ground::Heartbeat);
+    if let Some(began) = beats_through_silence(view) {
+        let late = began.plus(progress_limit(config)).plus(Duration::from_millis(1));
+        if now < late {
+            return (Away::Soon(late), Ground::Heartbeat);
+        }
     }
     let Some(member) = view.members.get(own) else { return (Away::No, Ground::Silence) };
     if let Some(status) = fresh_status(member, now) {
@@ -199,6 +204,13 @@ pub fn patroni_away_for_lease(view: &View, own: &MemberName, config: &ClusterCon
     (silent(view, own, now), Ground::Silence)
 }
 
+/// When Patroni's heartbeat last began a query, if that is later than the first question that it did not answer: a beat
+/// from before a freeze, or a death, speaks for nothing after it (simulation: frozen inside `get_cluster`, thawed, killed).
+fn beats_through_silence(view: &View) -> Option<Moment> {
+    let began = view.leadership.heartbeat?.began;
+    view.leadership.silence.is_none_or(|silence| began > silence.known).then_some(began)
+}
+
 /// How long Patroni's HA loop may take for a round before it counts as stuck.
 pub fn progress_limit(config: &ClusterConfig) -> Duration {
     config.loop_wait.saturating_add(config.retry_timeout).saturating_add(LATE_ROUND)
@@ -207,6 +219,14 @@ pub fn progress_limit(config: &ClusterConfig) -> Duration {
 /// Patroni's heartbeat session was looked at just now, and has begun no query for too long.
 pub fn heartbeat_is_stale(view: &View, config: &ClusterConfig, now: Moment) -> bool {
     let limit = progress_limit(config);
+    heartbeat_can_be_had(view, now)
+        && view.leadership.heartbeat.is_some_and(|heartbeat| now.since(heartbeat.began) > limit)
+}
+
+/// The same where failsafe mode may be active. A ZooKeeper whose packets vanish keeps `get_cluster` for longer than
+/// `retry_timeout`, and only behind that comes Patroni's question to the other members.
+pub fn heartbeat_is_stale_in_failsafe(view: &View, config: &ClusterConfig, now: Moment) -> bool {
+    let limit = progress_limit(config).saturating_add(VANISHED_PACKETS);
     heartbeat_can_be_had(view, now)
         && view.leadership.heartbeat.is_some_and(|heartbeat| now.since(heartbeat.began) > limit)
 }

@@ -6,8 +6,8 @@
 
 use crate::event::{ClusterConfig, FenceOutcome, LeaderKey, PostgresAnswer, Rule, Server};
 use crate::evidence::{
-    Away, Ground, MARGIN, Standing, contact, heartbeat_can_be_had, lock_proves_death, out_of_contact_at, patroni_away,
-    patroni_away_for_lease, presumed_writable, standing, starts_as_primary, verified,
+    Away, Ground, MARGIN, Standing, contact, heartbeat_can_be_had, heartbeat_is_stale_in_failsafe, lock_proves_death,
+    out_of_contact_at, patroni_away, patroni_away_for_lease, presumed_writable, standing, starts_as_primary, verified,
 };
 use crate::fact::Reading;
 use crate::limits::{AGENT_LIMIT, BARRIER_LIMIT, PROBE_LIMIT};
@@ -212,7 +212,9 @@ fn failsafe_may_be_active(
     ground: Ground,
     now: Moment,
 ) -> Option<String> {
-    let proved = ground != Ground::Silence || lock_proves_death(view, own, now);
+    let proved = ground == Ground::OwnWord
+        || lock_proves_death(view, own, now)
+        || heartbeat_is_stale_in_failsafe(view, config, now);
     if !config.failsafe_mode || proved {
         return None;
     }
