@@ -201,3 +201,55 @@ async fn wait(
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::PatroniConfig;
+    use crate::watch::real_postgres::login;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+
+    /// As whom the first client wants in.
+    async fn user(listener: TcpListener) -> String {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let length = client.read_u32().await.unwrap();
+        let mut startup = vec![0; length as usize - 4];
+        client.read_exact(&mut startup).await.unwrap();
+        // Behind the protocol's version: names and values, each with a zero behind it.
+        let fields: Vec<&str> =
+            startup[4..].split(|byte| *byte == 0).map(|text| str::from_utf8(text).unwrap()).collect();
+        fields.chunks(2).find(|pair| pair[0] == "user").unwrap()[1].to_owned()
+    }
+
+    #[tokio::test]
+    async fn our_own_server_is_asked_by_the_superuser_and_the_others_by_the_role_for_that() {
+        let (own, other) =
+            (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let place = |listener: &TcpListener| ("127.0.0.1".to_owned(), listener.local_addr().unwrap().port());
+        let (host, port) = place(&own);
+        let node = NodeConfig {
+            member: "a".to_owned(),
+            api: "http://127.0.0.1:9".to_owned(),
+            host,
+            port,
+            socket_dir: None,
+            data_dir: None,
+            alive_lock: None,
+        };
+        let local = Local { beside: Beside::new(&node, false), node };
+        let logins = Logins { own: Some(login("super", "postgres")), others: Some(login("plain", "postgres")) };
+        let target = Target { api: None, postgres: Some(place(&other)) };
+        let (_targets, targets) = latest::channel(Targets::from([("b".into(), target)]));
+        let (sender, _events) = mpsc::channel(64);
+        let events = Events::new(sender, Clock::start());
+        let client = PatroniClient::new(&PatroniConfig::default(), "s").unwrap();
+        let watching = tokio::spawn(watch(Some(local), logins, client, targets, Probes::default(), events));
+        let asked =
+            tokio::time::timeout(std::time::Duration::from_secs(10), async { tokio::join!(user(own), user(other)) });
+        assert_eq!(asked.await.unwrap(), ("super".to_owned(), "plain".to_owned()));
+        watching.abort();
+    }
+}
