@@ -6,7 +6,8 @@
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use warden_core::event::{
-    AgentRecord, AliveLock, Archiver, HaproxyAnswer, HaproxyServer, PostgresAnswer, Server, Starting,
+    AgentRecord, AliveLock, Archiver, HaproxyAnswer, HaproxyServer, PatroniAnswer, PatroniStatus, PostgresAnswer, Role,
+    Server, Starting, State,
 };
 use warden_core::haproxy::Pool;
 use warden_core::types::{MemberName, SystemId, Timeline, Zxid};
@@ -32,6 +33,9 @@ struct Sees {
     leader: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     postgres: Option<Postgres>,
+    /// Absent from agents that do not say it: then the others ask it themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    patroni: Option<Patroni>,
     #[serde(skip_serializing_if = "Option::is_none")]
     alive_lock: Option<Detailed>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,6 +66,38 @@ struct Postgres {
     system_identifier: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     archiver: Option<WireArchiver>,
+}
+
+/// What a Patroni answered: `answering` with what follows, or `refused`, `silent`, `unusable` with a detail.
+#[derive(Serialize, Deserialize)]
+struct Patroni {
+    answer: String,
+    age_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    /// Patroni's own words for the state of its PostgreSQL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    state: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    role: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    writable: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timeline: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lsn: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    system_identifier: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pause: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    failsafe_active: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    cluster_unlocked: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    nosync: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -102,6 +138,7 @@ pub fn write(record: &AgentRecord) -> Vec<u8> {
         sees: Sees {
             leader: record.leader.as_ref().map(ToString::to_string),
             postgres: record.postgres.as_ref().map(|(answer, age)| postgres(answer, *age)),
+            patroni: record.patroni.as_ref().map(|(answer, age)| patroni(answer, *age)),
             alive_lock: record.alive_lock.as_ref().map(|lock| Detailed {
                 answer: lock.as_str().to_owned(),
                 detail: match lock {
@@ -127,6 +164,7 @@ pub fn parse(data: &[u8]) -> Result<AgentRecord, String> {
         member: wire.member.map(MemberName::from),
         leader: wire.sees.leader.map(MemberName::from),
         postgres: wire.sees.postgres.map(read_postgres),
+        patroni: wire.sees.patroni.map(read_patroni),
         alive_lock: wire.sees.alive_lock.map(|lock| match lock.answer.as_str() {
             "alive" => AliveLock::Alive,
             "gone" => AliveLock::Gone,
@@ -175,6 +213,7 @@ fn read_postgres(wire: Postgres) -> (PostgresAnswer, Duration) {
         }),
         receives: None,
         heartbeat: None,
+        superuser_slots: None,
     };
     let detail = wire.detail.unwrap_or_default();
     let answer = match wire.answer.as_str() {
@@ -186,6 +225,60 @@ fn read_postgres(wire: Postgres) -> (PostgresAnswer, Duration) {
         _ => PostgresAnswer::Unknown(detail),
     };
     (answer, Duration::from_millis(wire.age_ms))
+}
+
+fn patroni(answer: &PatroniAnswer, age: Duration) -> Patroni {
+    let (name, detail, status) = match answer {
+        PatroniAnswer::Answering(status) => ("answering", None, Some(status)),
+        PatroniAnswer::Refused(why) => ("refused", Some(why), None),
+        PatroniAnswer::Silent(why) => ("silent", Some(why), None),
+        PatroniAnswer::Unusable(why) => ("unusable", Some(why), None),
+    };
+    let is = |what: fn(&PatroniStatus) -> bool| status.is_some_and(what);
+    Patroni {
+        answer: name.to_owned(),
+        age_ms: millis(age),
+        detail: detail.cloned(),
+        state: status.map(|status| status.state.as_str().to_owned()),
+        role: status.map(|status| status.role.as_str().to_owned()),
+        writable: status.and_then(|status| status.writable),
+        timeline: status.and_then(|status| status.timeline).map(|timeline| timeline.0),
+        lsn: status.and_then(|status| status.lsn).map(|lsn| lsn.to_string()),
+        system_identifier: status.and_then(|status| status.system_id).map(|id| id.to_string()),
+        pause: is(|status| status.pause),
+        failsafe_active: is(|status| status.failsafe_active),
+        cluster_unlocked: is(|status| status.cluster_unlocked),
+        nosync: is(|status| status.nosync),
+        version: status.and_then(|status| status.version.clone()),
+    }
+}
+
+fn read_patroni(wire: Patroni) -> (Box<PatroniAnswer>, Duration) {
+    let detail = wire.detail.unwrap_or_default();
+    let answer = match wire.answer.as_str() {
+        "answering" => PatroniAnswer::Answering(PatroniStatus {
+            state: State::from_patroni(wire.state.as_deref().unwrap_or_default()),
+            role: Role::ALL
+                .into_iter()
+                .find(|role| Some(role.as_str()) == wire.role.as_deref())
+                .unwrap_or(Role::Unknown),
+            writable: wire.writable,
+            timeline: wire.timeline.map(Timeline),
+            lsn: wire.lsn.and_then(|lsn| lsn.parse().ok()),
+            system_id: wire.system_identifier.and_then(|id| id.parse().ok()).map(SystemId),
+            pause: wire.pause,
+            failsafe_active: wire.failsafe_active,
+            cluster_unlocked: wire.cluster_unlocked,
+            dcs_last_seen: None,
+            name: None,
+            nosync: wire.nosync,
+            version: wire.version,
+        }),
+        "refused" => PatroniAnswer::Refused(detail),
+        "silent" => PatroniAnswer::Silent(detail),
+        _ => PatroniAnswer::Unusable(detail),
+    };
+    (Box::new(answer), Duration::from_millis(wire.age_ms))
 }
 
 fn haproxy(answer: &HaproxyAnswer, age: Duration) -> Haproxy {
@@ -251,8 +344,27 @@ mod tests {
                     archiver: Some(Archiver { archived: 1, failed: 2, failing: Some("x".to_owned()) }),
                     receives: None,
                     heartbeat: None,
+                    superuser_slots: None,
                 }),
                 Duration::from_millis(7),
+            )),
+            patroni: Some((
+                Box::new(PatroniAnswer::Answering(PatroniStatus {
+                    state: State::InArchiveRecovery,
+                    role: Role::QuorumStandby,
+                    writable: Some(false),
+                    timeline: Some(Timeline(3)),
+                    lsn: Some(Lsn(0x16_B374_D848)),
+                    system_id: Some(SystemId(u64::MAX)),
+                    pause: true,
+                    failsafe_active: true,
+                    cluster_unlocked: true,
+                    dcs_last_seen: None,
+                    name: None,
+                    nosync: true,
+                    version: Some("4.1.5".to_owned()),
+                })),
+                Duration::from_millis(5),
             )),
             alive_lock: Some(AliveLock::Unknown("why".to_owned())),
             haproxy: Some((
@@ -272,10 +384,24 @@ mod tests {
 
     #[test]
     fn a_record_reads_back_as_it_was_written() {
-        for record in [full(), AgentRecord { postgres: None, alive_lock: None, haproxy: None, member: None, ..full() }]
-        {
+        let (postgres, patroni) = (None, None);
+        let little = AgentRecord { postgres, patroni, alive_lock: None, haproxy: None, member: None, ..full() };
+        for record in [full(), little] {
             assert_eq!(parse(&write(&record)).unwrap(), record);
         }
+        let why = || "why".to_owned();
+        let others = [PatroniAnswer::Refused(why()), PatroniAnswer::Silent(why()), PatroniAnswer::Unusable(why())];
+        for answer in others {
+            let record = AgentRecord { patroni: Some((Box::new(answer), Duration::from_secs(1))), ..full() };
+            assert_eq!(parse(&write(&record)).unwrap(), record);
+        }
+    }
+
+    #[test]
+    fn an_older_agents_record_says_nothing_of_its_patroni() {
+        let text =
+            r#"{"version":"0.1.0","roles":[],"address":"a:1","sees":{"leader":"a","alive_lock":{"answer":"alive"}}}"#;
+        assert_eq!(parse(text.as_bytes()).unwrap().patroni, None);
     }
 
     #[test]

@@ -42,7 +42,7 @@ use crate::tell::log::LogControl;
 use crate::tell::metrics::Metrics;
 use crate::tell::narrate::Narrator;
 use crate::term_memory;
-use crate::watch::members::{self, Probes, Targets};
+use crate::watch::members::{self, Local, Logins, Probes, Targets};
 use crate::watch::patroni::PatroniClient;
 use crate::watch::postgres::Place;
 use crate::watch::zookeeper::{self, Settings};
@@ -143,16 +143,14 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
 
     let tasks = Supervisor::new(events_in.clone(), shutdown.clone());
     keep_zookeeper(&tasks, updates, &events_in);
+    // Shared: what the watcher has seen is what the proof stands on.
+    let local = Local::of(&config);
     {
-        let (mut local, superuser, client) = (config.node.clone(), config.superuser.clone(), client.clone());
-        // The control file is there for the handover.
-        if let (Some(node), false) = (&mut local, config.release.handover) {
-            node.data_dir = None;
-        }
+        let (local, logins, client) = (local.clone(), Logins::of(&config), client.clone());
         let (targets, probes, events) = (targets.clone(), probes.clone(), events_in.clone());
         tasks.keep("members", move || {
-            let (local, superuser, client) = (local.clone(), superuser.clone(), client.clone());
-            members::watch(local, superuser, client, targets.clone(), probes.clone(), events.clone())
+            let (local, logins, client) = (local.clone(), logins.clone(), client.clone());
+            members::watch(local, logins, client, targets.clone(), probes.clone(), events.clone())
         });
     }
     let held = alive_lock::Held::default();
@@ -179,7 +177,7 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     keep_upgrade(&tasks, &zookeeper);
     let proof = Proof {
         socket: config.node.as_ref().and_then(|node| Some((node.socket_dir.clone()?, node.port))),
-        data_dir: config.node.as_ref().and_then(|node| node.data_dir.clone()),
+        beside: local.map(|local| local.beside),
         alive_lock: config.node.as_ref().and_then(|node| node.alive_lock.clone()),
         held,
     };
@@ -467,7 +465,8 @@ impl Loop {
     fn take_in(&mut self, observed: Observed) {
         self.metrics.count(&observed.event, observed.at);
         self.narrator.event(&observed.event);
-        let may_change_targets = matches!(observed.event, Event::Znode(_) | Event::Agent { .. } | Event::Tick);
+        let may_change_targets =
+            matches!(observed.event, Event::Znode(_) | Event::Agent { .. } | Event::Haproxy(_) | Event::Tick);
         warden_core::step::take_in(&mut self.view, observed, self.clock.now());
         if let Some(holder) = self.narrator.view(&self.view) {
             self.metrics.count_leader_change(&holder);
@@ -475,7 +474,7 @@ impl Loop {
         if !may_change_targets {
             return;
         }
-        let targets = members::targets(&self.view);
+        let targets = members::targets_beside_agents(&self.view, self.clock.now());
         self.targets.send_if_modified(|known| {
             let changed = *known != targets;
             if changed {

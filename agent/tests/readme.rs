@@ -16,12 +16,12 @@ use warden::tell::metrics::Metrics;
 use warden::tell::state;
 use warden_core::event::{
     AgentRecord, AliveLock, Archiver, Barrier, Event, FenceOutcome, FenceRecord, FenceReport, FenceSession,
-    HaproxyAnswer, HaproxyServer, LeaderKey, Observed, PatroniAnswer, PatroniStatus, PostgresAnswer, ReleaseReport,
-    Role, Rule, Server, Session, State, Znode,
+    HaproxyAnswer, HaproxyServer, LeaderKey, Observed, Outcome, PatroniAnswer, PatroniStatus, PostgresAnswer,
+    ReleaseReport, Role, Rule, Server, Session, State, Znode,
 };
 use warden_core::fact::{Reading, Source};
 use warden_core::haproxy::{HoldReport, Pool, RouteOutcome, RouteReport, Wish};
-use warden_core::plan::Fencing;
+use warden_core::types::Mode;
 use warden_core::types::{Lsn, MemberName, SessionId, SystemId, Timeline, UnixMillis, Zxid};
 use warden_core::view::{Identity, View};
 use warden_core::warn::CODES;
@@ -105,8 +105,8 @@ fn every_metric_is_documented_with_its_type() {
     let acts = [
         Event::Fence(FenceReport { member: "b".into(), rule: Rule::Superseded, outcome: fenced }),
         Event::Release(ReleaseReport::Done { took }),
-        Event::Nudged { outcome: Ok(()) },
-        Event::Reconnected { outcome: Ok(()) },
+        Event::Nudged { outcome: Outcome::Done },
+        Event::Reconnected { outcome: Outcome::Done },
         Event::Hold(HoldReport::Begun),
         Event::Hold(HoldReport::Ended { after: took }),
         Event::Routed(RouteReport {
@@ -202,7 +202,7 @@ fn every_environment_variable_of_wardens_own_is_documented() {
 #[test]
 fn every_field_of_the_state_is_documented() {
     let (clock, view) = sample();
-    let state = state::state(&view, &clock, clock.now(), state::Observer::Agent(Fencing::Enforce));
+    let state = state::state(&view, &clock, clock.now(), state::Observer::Agent(Mode::Enforce));
     let mut fields = BTreeSet::new();
     flatten("", &serde_json::to_value(&state).unwrap(), &mut fields);
     assert_documented("### State", &fields);
@@ -274,6 +274,7 @@ fn sample() -> (Clock, View) {
         roles: vec!["node".to_owned(), "router".to_owned()],
         address: "a:8010".to_owned(),
         version: "0".to_owned(),
+        tick_time: Duration::from_secs(2),
         has_alive_lock: true,
         session_timeout: Duration::from_secs(30),
     });
@@ -284,6 +285,7 @@ fn sample() -> (Clock, View) {
         archiver: Some(Archiver::default()),
         receives: None,
         heartbeat: None,
+        superuser_slots: None,
     };
     let session = Session {
         id: SessionId(1),
@@ -325,6 +327,7 @@ fn sample() -> (Clock, View) {
         member: Some("b".into()),
         leader: Some("b".into()),
         postgres: None,
+        patroni: None,
         alive_lock: None,
         haproxy: None,
     };

@@ -104,8 +104,8 @@ pub struct MemberTruth<'a> {
     pub writable: Option<bool>,
     /// The answer of its PostgreSQL that is believed.
     pub postgres: Option<Fact<PostgresAnswer>>,
-    /// How its Patroni answered us, if that is recent.
-    pub patroni: Option<&'a Fact<PatroniAnswer>>,
+    /// How its Patroni answered us or its agent, if that is recent.
+    pub patroni: Option<Fact<&'a PatroniAnswer>>,
     /// Its alive lock, from its own agent.
     pub alive_lock: Option<AliveLock>,
     /// Whether it has a member znode.
@@ -140,8 +140,8 @@ fn truth<'a>(
     now: Moment,
 ) -> MemberTruth<'a> {
     let postgres = postgres(view, name, member, now);
-    let patroni = member.patroni.as_ref().filter(|fact| fact.age(now) <= PROBE_LIMIT);
-    let status = patroni.and_then(|fact| status(&fact.value));
+    let patroni = patroni_of(view, name, now);
+    let status = patroni.as_ref().and_then(|fact| status(fact.value));
     let record = member.record.as_ref().and_then(|fact| fact.value.present());
     let place = record.or(member.last_record.as_ref());
     let writable = postgres.as_ref().and_then(|fact| fact.value.writable());
@@ -198,13 +198,62 @@ pub fn postgres(view: &View, name: &MemberName, member: &Member, now: Moment) ->
     };
     let direct = [&own, &agent].into_iter().flatten();
     let best = direct.filter(|fact| said(fact)).max_by_key(|fact| fact.at).cloned();
-    best.or_else(|| heard_by_patroni(member, now)).or(own).or(agent)
+    best.or_else(|| heard_by_patroni(view, name, now)).or(own).or(agent)
 }
 
-/// What Patroni heard when it asked its PostgreSQL for us.
-fn heard_by_patroni(member: &Member, now: Moment) -> Option<Fact<PostgresAnswer>> {
-    let fact = member.patroni.as_ref().filter(|fact| fact.age(now) <= PROBE_LIMIT)?;
-    let status = status(&fact.value)?;
+/// The answer of a member's Patroni that is believed: ours or its own agent's, whichever is newer. That we hear nothing
+/// does not outweigh an agent that sits beside it and hears it.
+///
+/// We ask only where its agent does not tell ([`its_agent_tells`]).
+pub fn patroni_of<'a>(view: &'a View, name: &MemberName, now: Moment) -> Option<Fact<&'a PatroniAnswer>> {
+    let own = view.members.get(name).and_then(|member| member.patroni.as_ref());
+    let own = own.filter(|fact| fact.age(now) <= PROBE_LIMIT).map(|fact| Fact::new(&fact.value, fact.source, fact.at));
+    let agent = patroni_by_agent(view, name).filter(|fact| fact.age(now) <= AGENT_LIMIT);
+    match (own, agent) {
+        (Some(own), Some(agent)) => {
+            let only_it_hears = status(own.value).is_none() && status(agent.value).is_some();
+            Some(if only_it_hears || agent.at > own.at { agent } else { own })
+        }
+        (own, agent) => own.or(agent),
+    }
+}
+
+/// What the agent beside a member, unless that is us, says of its Patroni.
+fn patroni_by_agent<'a>(view: &'a View, name: &MemberName) -> Option<Fact<&'a PatroniAnswer>> {
+    if view.identity.member.as_ref() == Some(name) {
+        return None;
+    }
+    let (_, fact) = agent_of(view, name)?;
+    let (answer, age) = fact.value.present()?.patroni.as_ref()?;
+    Some(Fact::new(&**answer, Source::Agent, fact.at.minus(*age)))
+}
+
+/// An agent's word on its Patroni is renewed by a question of our own from this age on, so that there is an answer when
+/// it does not count any more.
+const RENEWED: Duration = Duration::from_secs(4);
+
+const _: () = assert!(RENEWED.as_secs() < AGENT_LIMIT.as_secs());
+
+/// Whether a member's own agent tells what its Patroni says, and nothing has to be asked from here.
+///
+/// HAProxy's checks ask the Patronis of its servers from where it is: the agent beside it asks those, too, that new
+/// writes may be sent to. What its checks cannot reach, the agent must not take for healthy because another reaches it.
+pub fn its_agent_tells(view: &View, name: &MemberName, now: Moment) -> bool {
+    let routed = view.haproxy.as_ref().is_some_and(|fact| match &fact.value {
+        HaproxyAnswer::Servers(servers) => servers
+            .iter()
+            .any(|server| server.pool == Pool::Writes && server.up && server.member.as_ref() == Some(name)),
+        HaproxyAnswer::Unusable(_) => false,
+    });
+    let leads = view.leader.as_ref().and_then(|fact| fact.value.present()).is_some_and(|key| key.holder == *name);
+    let from_here = view.haproxy.is_some() && (routed || leads);
+    !from_here && patroni_by_agent(view, name).is_some_and(|fact| fact.age(now) <= RENEWED)
+}
+
+/// What Patroni heard when it asked its PostgreSQL for us, or for its agent.
+fn heard_by_patroni(view: &View, name: &MemberName, now: Moment) -> Option<Fact<PostgresAnswer>> {
+    let fact = patroni_of(view, name, now)?;
+    let status = status(fact.value)?;
     let server = Server {
         timeline: status.timeline,
         lsn: status.lsn,
@@ -212,9 +261,11 @@ fn heard_by_patroni(member: &Member, now: Moment) -> Option<Fact<PostgresAnswer>
         archiver: None,
         receives: None,
         heartbeat: None,
+        superuser_slots: None,
     };
     let answer = if status.writable? { PostgresAnswer::Writable(server) } else { PostgresAnswer::InRecovery(server) };
-    Some(Fact::new(answer, Source::Patroni, fact.at))
+    let source = if fact.source == Source::Agent { Source::Agent } else { Source::Patroni };
+    Some(Fact::new(answer, source, fact.at))
 }
 
 const fn status(answer: &PatroniAnswer) -> Option<&PatroniStatus> {

@@ -23,6 +23,7 @@ pub(crate) fn agent(member: &str, answer: PostgresAnswer, age: u64) -> Event {
             member: Some(member.into()),
             leader: None,
             postgres: Some((answer, Duration::from_millis(age))),
+            patroni: None,
             alive_lock: None,
             haproxy: None,
         }),
@@ -245,5 +246,112 @@ proptest! {
         }).collect();
         let view = after(events);
         prop_assert_eq!(leader(&view, ms(5000), Some(ms(asked))).verified, proof);
+    }
+}
+
+/// The agent beside `member` says this of its Patroni, and how old it was.
+pub(crate) fn agent_on_patroni(member: &str, answer: PatroniAnswer, age: u64) -> Event {
+    let Event::Agent { name, record: Reading::Present(record) } = agent(member, PostgresAnswer::Silent("x".into()), 0)
+    else {
+        unreachable!()
+    };
+    let patroni = Some((alloc::boxed::Box::new(answer), Duration::from_millis(age)));
+    Event::Agent { name, record: Reading::Present(AgentRecord { postgres: None, patroni, ..record }) }
+}
+
+#[test]
+fn the_newest_word_on_a_patroni_is_believed_but_our_silence_never_outweighs_its_own_agent() {
+    let answering = || PatroniAnswer::Answering(status(Role::Replica, Some(false)));
+    let silent = || PatroniAnswer::Silent("x".to_string());
+    let cases = [
+        ("only ours", vec![(9_000, patroni("b", answering()))], Some((Source::Patroni, true))),
+        ("only its agent's", vec![(9_000, agent_on_patroni("b", answering(), 500))], Some((Source::Agent, true))),
+        (
+            "its agent's is newer",
+            vec![(8_000, patroni("b", answering())), (9_000, agent_on_patroni("b", silent(), 500))],
+            Some((Source::Agent, false)),
+        ),
+        (
+            "ours is newer",
+            vec![(9_600, patroni("b", answering())), (9_000, agent_on_patroni("b", silent(), 500))],
+            Some((Source::Patroni, true)),
+        ),
+        (
+            "we hear nothing, its agent does",
+            vec![(9_600, patroni("b", silent())), (9_000, agent_on_patroni("b", answering(), 500))],
+            Some((Source::Agent, true)),
+        ),
+        ("ours is old", vec![(6_000, patroni("b", answering()))], None),
+        ("its agent's is old", vec![(5_400, agent_on_patroni("b", answering(), 500))], None),
+        ("of our neighbour only ours counts", vec![(9_000, agent_on_patroni("a", answering(), 500))], None),
+    ];
+    for (name, events, expected) in cases {
+        let view = after([(10, session(1))].into_iter().chain(events));
+        let about = if name.contains("neighbour") { "a" } else { "b" };
+        let found = patroni_of(&view, &about.into(), ms(10_000));
+        let found = found.map(|fact| (fact.source, matches!(fact.value, PatroniAnswer::Answering(_))));
+        assert_eq!(found, expected, "{name}");
+    }
+}
+
+#[test]
+fn another_patroni_is_asked_where_its_agent_is_not_fresh_or_does_not_say_and_where_haproxy_sends_writes() {
+    let answering = || PatroniAnswer::Answering(status(Role::Replica, Some(false)));
+    let haproxy = |up: bool, pool| {
+        let server = crate::haproxy::HaproxyServer {
+            pool,
+            name: "pg".to_string(),
+            address: "10.0.0.1:5432".to_string(),
+            member: Some("b".into()),
+            status: "UP".to_string(),
+            up,
+            sessions: 0,
+        };
+        Event::Haproxy(HaproxyAnswer::Servers(vec![server]))
+    };
+    let told = || (9_000, agent_on_patroni("b", answering(), 500));
+    for (name, events, tells) in [
+        ("fresh", vec![told()], true),
+        ("soon not fresh", vec![(6_400, agent_on_patroni("b", answering(), 500))], false),
+        ("an older agent", vec![(9_000, agent("b", PostgresAnswer::Silent("x".into()), 0))], false),
+        ("no agent", vec![(9_000, record("b", Role::Replica))], false),
+        (
+            "it is silent, and its agent says so",
+            vec![(9_000, agent_on_patroni("b", PatroniAnswer::Silent("x".into()), 500))],
+            true,
+        ),
+        ("the leader, beside no HAProxy", vec![told(), (9_000, leader_znode(key("b", 1)))], true),
+        (
+            "the leader, beside HAProxy",
+            vec![told(), (9_000, leader_znode(key("b", 1))), (9_000, haproxy(false, Pool::Writes))],
+            false,
+        ),
+        ("HAProxy has it up for writes", vec![told(), (9_000, haproxy(true, Pool::Writes))], false),
+        ("HAProxy has it up for reads", vec![told(), (9_000, haproxy(true, Pool::Reads))], true),
+        ("HAProxy has it down", vec![told(), (9_000, haproxy(false, Pool::Writes))], true),
+    ] {
+        let view = after([(10, session(1))].into_iter().chain(events));
+        assert_eq!(its_agent_tells(&view, &"b".into(), ms(10_000)), tells, "{name}");
+    }
+    let own = after([(10, session(1)), (9_000, agent_on_patroni("a", answering(), 500))]);
+    assert!(!its_agent_tells(&own, &"a".into(), ms(10_000)), "our neighbour is always asked");
+}
+
+#[test]
+fn what_an_agent_hears_from_its_patroni_keeps_the_member_and_says_whether_it_takes_writes() {
+    let says = |writable| PatroniAnswer::Answering(status(Role::Primary, writable));
+    let view = after([(10, session(1)), (9_000, agent_on_patroni("b", says(Some(true)), 500))]);
+    let member = &view.members[&"b".into()];
+    assert_eq!((member.alive_at, member.writable_since), (Some(ms(8_500)), Some(ms(8_500))));
+    assert_eq!(truth_of(&view, "b", 9_100).writable, Some(true));
+    let cases = [
+        ("what Patroni heard later", (9_500, agent_on_patroni("b", says(Some(false)), 100)), None),
+        ("what Patroni heard before", (9_500, agent_on_patroni("b", says(Some(false)), 1_500)), Some(ms(8_500))),
+        ("PostgreSQL did not answer it", (9_500, agent_on_patroni("b", says(None), 100)), Some(ms(8_500))),
+    ];
+    for (name, event, expected) in cases {
+        let first = (9_000, agent_on_patroni("b", says(Some(true)), 500));
+        let view = after([(10, session(1)), first, event]);
+        assert_eq!(view.members[&"b".into()].writable_since, expected, "{name}");
     }
 }

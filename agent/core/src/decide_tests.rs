@@ -1,9 +1,9 @@
 use super::*;
 use crate::announce::own_record;
-use crate::assess::tests::{patroni, probe, record, server};
+use crate::assess::tests::{patroni, probe, record, server, status};
 use crate::event::{
     AgentRecord, AliveLock, Archiver, Barrier, ClusterConfig, Event, HaproxyAnswer, HaproxyServer, Observed,
-    PatroniAnswer, Role, Server, Started, Znode, holder_text,
+    PatroniAnswer, PatroniStatus, Role, Server, Started, State, Znode, holder_text,
 };
 use crate::fact::Reading;
 use crate::haproxy::{Pool, Wish};
@@ -225,7 +225,21 @@ fn the_probe_of_another_member_is_not_announced_as_our_own() {
 #[test]
 fn what_matters_is_announced_within_100_ms_and_what_always_changes_waits() {
     let writable = |lsn| probe("a", PostgresAnswer::Writable(server(1, lsn)));
+    let patroni_says = |change: fn(&mut PatroniStatus)| {
+        let mut status = status(Role::Replica, Some(false));
+        change(&mut status);
+        patroni("a", PatroniAnswer::Answering(status))
+    };
+    let silent = |why: &str| patroni("a", PatroniAnswer::Silent(why.to_string()));
     let cases = [
+        ("Patroni's new position", patroni_says(|_| {}), patroni_says(|status| status.lsn = Some(Lsn(6))), false),
+        ("its contact", patroni_says(|_| {}), patroni_says(|status| status.dcs_last_seen = Some(ms(900))), false),
+        ("a Patroni that is silent for longer", silent("1 s"), silent("2 s"), false),
+        ("a Patroni that falls silent", patroni_says(|_| {}), silent("1 s"), true),
+        ("it streams", patroni_says(|_| {}), patroni_says(|status| status.state = State::Streaming), true),
+        ("it is synchronous", patroni_says(|_| {}), patroni_says(|status| status.role = Role::SyncStandby), true),
+        ("it takes writes", patroni_says(|_| {}), patroni_says(|status| status.writable = Some(true)), true),
+        ("another's Patroni", silent("1 s"), patroni("b", PatroniAnswer::Silent("x".to_string())), false),
         ("a new position", writable(5), writable(6), false),
         (
             "a standby's new position",

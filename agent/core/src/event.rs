@@ -7,7 +7,9 @@ mod answer;
 mod znode;
 
 pub use crate::haproxy::{HaproxyAnswer, HaproxyServer};
-pub use answer::{AliveLock, Archiver, PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Server, Starting, State};
+pub use answer::{
+    AliveLock, Archiver, PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Server, Starting, State, SuperuserSlots,
+};
 pub use znode::{
     AgentRecord, Barrier, ClusterConfig, FailoverRequest, LeaderKey, MemberRecord, ShutdownCheckpoint, SyncState,
     Znode, holder_text,

@@ -23,6 +23,9 @@ pub const MARGIN: Duration = Duration::from_secs(5);
 /// A round of Patroni's HA loop is late when it takes this much longer than `loop_wait` and `retry_timeout` allow.
 const LATE_ROUND: Duration = Duration::from_secs(5);
 
+/// By so much longer kazoo takes where no packet comes back.
+const VANISHED_PACKETS: Duration = Duration::from_secs(8);
+
 // ---------------------------------------------------------------------------------------------------------------------
 // ZooKeeper
 
@@ -144,6 +147,17 @@ pub enum Away {
     Yes(String),
 }
 
+/// How it is known that the local Patroni is away while ZooKeeper is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// It does not answer: dead by its lock, or silent.
+    Silence,
+    /// Its heartbeat has stopped: its HA loop does not turn, and its API says nothing of it that can be used.
+    Heartbeat,
+    /// It answers, and its own word of its last contact is too old.
+    OwnWord,
+}
+
 /// The lock is free and was held by this Patroni before: the process is gone.
 ///
 /// The lock is only reported when it changes, so that it is not known how old that is. Who has been asking Patroni
@@ -167,29 +181,34 @@ pub fn patroni_away(view: &View, own: &MemberName, now: Moment) -> Away {
     silent(view, own, now)
 }
 
-/// The same while ZooKeeper is away, for the lease: it asks for progress of Patroni's HA loop, and not for an answer.
-/// Also says whether Patroni answered: then its own words show that it lost contact.
-pub fn patroni_away_for_lease(view: &View, own: &MemberName, config: &ClusterConfig, now: Moment) -> (Away, bool) {
+/// The same while ZooKeeper is away, for the lease: it asks for progress of Patroni's HA loop, and not for an answer. Also
+/// says by what that is known.
+pub fn patroni_away_for_lease(view: &View, own: &MemberName, config: &ClusterConfig, now: Moment) -> (Away, Ground) {
     if lock_proves_death(view, own, now) {
-        return (dead(), false);
+        return (dead(), Ground::Silence);
     }
-    let limit = progress_limit(config);
-    let heartbeat = view.leadership.heartbeat;
-    if let Some(lives) = heartbeat.map(|heartbeat| heartbeat.began.plus(limit)).filter(|lives| now <= *lives) {
-        return (Away::Soon(lives.plus(Duration::from_millis(1))), false);
-    }
-    let Some(member) = view.members.get(own) else { return (Away::No, false) };
-    if let Some(status) = fresh_status(member, now) {
-        return (answering_away(view, member, status, config, now), true);
-    }
-    let away = match silent(view, own, now) {
-        // Its API says nothing that can be used, and its loop has not turned: that is known.
-        Away::No if heartbeat_is_stale(view, config, now) => {
-            Away::Yes("its Patroni's HA loop has not turned for too long (its heartbeat session)".to_string())
+    if let Some(began) = beats_through_silence(view) {
+        let late = began.plus(progress_limit(config)).plus(Duration::from_millis(1));
+        if now < late {
+            return (Away::Soon(late), Ground::Heartbeat);
         }
-        away => away,
-    };
-    (away, false)
+    }
+    let Some(member) = view.members.get(own) else { return (Away::No, Ground::Silence) };
+    if let Some(status) = fresh_status(member, now) {
+        return (answering_away(view, member, status, config, now), Ground::OwnWord);
+    }
+    if heartbeat_is_stale(view, config, now) {
+        let why = "its Patroni's HA loop has not turned for too long (its heartbeat session)";
+        return (Away::Yes(why.to_string()), Ground::Heartbeat);
+    }
+    (silent(view, own, now), Ground::Silence)
+}
+
+/// When Patroni's heartbeat last began a query, if that is later than the first question that it did not answer: a beat
+/// from before a freeze, or a death, speaks for nothing after it (simulation: frozen inside `get_cluster`, thawed, killed).
+fn beats_through_silence(view: &View) -> Option<Moment> {
+    let began = view.leadership.heartbeat?.began;
+    view.leadership.silence.is_none_or(|silence| began > silence.known).then_some(began)
 }
 
 /// How long Patroni's HA loop may take for a round before it counts as stuck.
@@ -200,6 +219,14 @@ pub fn progress_limit(config: &ClusterConfig) -> Duration {
 /// Patroni's heartbeat session was looked at just now, and has begun no query for too long.
 pub fn heartbeat_is_stale(view: &View, config: &ClusterConfig, now: Moment) -> bool {
     let limit = progress_limit(config);
+    heartbeat_can_be_had(view, now)
+        && view.leadership.heartbeat.is_some_and(|heartbeat| now.since(heartbeat.began) > limit)
+}
+
+/// The same where failsafe mode may be active. A ZooKeeper whose packets vanish keeps `get_cluster` for longer than
+/// `retry_timeout`, and only behind that comes Patroni's question to the other members.
+pub fn heartbeat_is_stale_in_failsafe(view: &View, config: &ClusterConfig, now: Moment) -> bool {
+    let limit = progress_limit(config).saturating_add(VANISHED_PACKETS);
     heartbeat_can_be_had(view, now)
         && view.leadership.heartbeat.is_some_and(|heartbeat| now.since(heartbeat.began) > limit)
 }

@@ -5,7 +5,8 @@
 
 use crate::event::{
     AgentRecord, AliveLock, Barrier, ClusterConfig, Event, FailoverRequest, FenceOutcome, FenceReport, HaproxyAnswer,
-    LeaderKey, MemberRecord, Observed, PatroniAnswer, PostgresAnswer, Session, Started, SyncState, Znode,
+    LeaderKey, MemberRecord, Observed, PatroniAnswer, PatroniStatus, PostgresAnswer, Session, Started, SyncState,
+    Znode,
 };
 use crate::fact::{Fact, Reading, Source};
 use crate::haproxy::file::{Drawing, RenderReport};
@@ -131,6 +132,21 @@ impl Member {
             Some(true) => self.writable_since = Some(self.writable_since.map_or(at, |since| since.min(at))),
             Some(false) => self.writable_since = None,
             None => {}
+        }
+    }
+
+    /// Its Patroni answered its own agent at `at`. What that agent heard from PostgreSQL itself counts for more than
+    /// what Patroni heard, and what was asked later than this, too.
+    fn note_patroni_by_agent(
+        &mut self,
+        status: &PatroniStatus,
+        postgres: Option<&(PostgresAnswer, Duration)>,
+        at: Moment,
+    ) {
+        self.alive_at = self.alive_at.max(Some(at));
+        let is_said = postgres.is_some_and(|(answer, _)| answer.takes_sessions().is_some());
+        if !is_said && self.writable_since.is_none_or(|since| since <= at) {
+            self.note_writable(status.writable, at);
         }
     }
 }
@@ -310,6 +326,13 @@ impl View {
                             let asked = at.minus(*age);
                             member.note_writable(answer.takes_sessions(), asked);
                             member.note_word(answer.says(), asked);
+                        }
+                        // Our own Patroni's answers came here by themselves.
+                        if let Some((answer, age)) = &known.patroni
+                            && let PatroniAnswer::Answering(status) = &**answer
+                            && name != self.identity.agent
+                        {
+                            member.note_patroni_by_agent(status, known.postgres.as_ref(), at.minus(*age));
                         }
                     }
                     self.agents.insert(name, Fact::new(record, Source::ZooKeeper, at));

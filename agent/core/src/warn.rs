@@ -54,6 +54,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("postgres_silent", "a member's PostgreSQL does not answer"),
     ("postgres_refused", "a member's PostgreSQL refuses connections"),
     ("postgres_unknown", "a member's PostgreSQL answers, but not to Warden"),
+    ("reserved_connections_low", "PostgreSQL keeps too few connections for superusers: Patroni may not get in"),
     ("system_identifier_differs", "a member's PostgreSQL does not belong to this cluster"),
     ("timeline_differs", "a standby is not on the leader's timeline"),
     ("standby_not_streaming", "a standby receives no WAL although its leader takes writes"),

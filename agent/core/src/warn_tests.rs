@@ -3,7 +3,7 @@ use crate::assess::tests::{patroni, probe, server, status};
 use crate::event::{
     AgentRecord, AliveLock, Archiver, Barrier, ClusterConfig, Event, FenceOutcome, FenceRecord, FenceReport,
     HaproxyAnswer, HaproxyServer, LeaderKey, MemberRecord, PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Rule,
-    Server, Started, State, SyncState, Znode,
+    Server, Started, State, SuperuserSlots, SyncState, Znode,
 };
 use crate::haproxy::file::RenderReport;
 use crate::haproxy::{Pool, RouteOutcome, RouteReport, Wish};
@@ -65,6 +65,7 @@ fn agent_says(name: &str, change: impl Fn(&mut AgentRecord)) -> Event {
         member: None,
         leader: Some("a".into()),
         postgres: None,
+        patroni: None,
         alive_lock: None,
         haproxy: None,
     };
@@ -124,6 +125,11 @@ fn archiving(failing: Option<&str>) -> PostgresAnswer {
 
 fn writable_with(heartbeat: Option<Moment>) -> PostgresAnswer {
     PostgresAnswer::Writable(Server { heartbeat, ..server(1, 100) })
+}
+
+fn keeping(reserved: u32, agents: u32) -> PostgresAnswer {
+    let superuser_slots = Some(SuperuserSlots { reserved, agents });
+    PostgresAnswer::Writable(Server { superuser_slots, ..server(1, 100) })
 }
 
 fn writable() -> PostgresAnswer {
@@ -326,6 +332,10 @@ fn about_postgres() -> Vec<Scenario> {
         Scenario::new("postgres_unknown", Some("b"), &["PostgreSQL of b answers, but not to Warden", "password"])
             .wrong(probe("b", PostgresAnswer::Unknown("password authentication failed".to_string())))
             .right(probe("b", standby(1))),
+        // 3 for Patroni, 2 for us, 2 for others.
+        Scenario::new("reserved_connections_low", Some("a"), &["a keeps 6", "superuser_reserved_connections to 7"])
+            .wrong(probe("a", keeping(6, 2)))
+            .right(probe("a", keeping(7, 2))),
         Scenario::new("system_identifier_differs", Some("b"), &["b has system identifier 8", "the cluster has 7"])
             .wrong(probe("b", identified(8)))
             .right(probe("b", identified(7))),

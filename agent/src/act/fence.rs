@@ -42,7 +42,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Attempts to have the session that fail and fail, many a second perhaps, are told this often.
 const RETOLD: Duration = Duration::from_secs(1);
 
-/// A fence that fails and fails is said again after this.
+/// What comes of a fence again and again is said again after this.
 const SAID_AGAIN: Duration = Duration::from_secs(10);
 
 /// What the actor needs.
@@ -233,15 +233,16 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Arc<Fencer>) -> anyh
 #[derive(Default)]
 struct Trail {
     entries: BTreeMap<MemberName, (Rule, &'static str)>,
-    failing: BTreeMap<MemberName, Failing>,
+    repeating: BTreeMap<MemberName, Repeating>,
 }
 
-/// A fence that fails.
-struct Failing {
-    why: String,
+/// A fence of which the same comes again and again.
+struct Repeating {
+    /// What came of it, by which rule, and why.
+    what: (Rule, &'static str, String),
     /// When that was last said.
     said: Instant,
-    /// How often it has failed since.
+    /// How often it has come since.
     times: u32,
 }
 
@@ -253,10 +254,19 @@ impl Trail {
         !repeats || matches!(outcome, FenceOutcome::Confirmed { .. })
     }
 
-    /// How often it has failed since that was last said, this time too; `None` where it is not to be said now. It is at
-    /// first and when the reason is another one, else every [`SAID_AGAIN`].
-    fn failed(&mut self, member: &MemberName, why: &str, now: Instant) -> Option<u32> {
-        if let Some(known) = self.failing.get_mut(member).filter(|known| known.why == why) {
+    /// How often this has come since it was last said, this time too; `None` where it is not to be said now. It is at
+    /// first and when it, its rule or the reason is another one, else every [`SAID_AGAIN`].
+    fn times(&mut self, order: &Order, outcome: &FenceOutcome, now: Instant) -> Option<u32> {
+        let why = match outcome {
+            FenceOutcome::Confirmed { .. } => {
+                self.repeating.remove(&order.member);
+                return Some(1);
+            }
+            FenceOutcome::Failed(why) | FenceOutcome::Withdrawn(why) => why.as_str(),
+            FenceOutcome::Waiting | FenceOutcome::Observed => "",
+        };
+        let what = (order.rule, outcome.as_str(), why.to_owned());
+        if let Some(known) = self.repeating.get_mut(&order.member).filter(|known| known.what == what) {
             known.times += 1;
             if now.duration_since(known.said) < SAID_AGAIN {
                 return None;
@@ -264,53 +274,33 @@ impl Trail {
             known.said = now;
             return Some(std::mem::take(&mut known.times));
         }
-        self.failing.insert(member.clone(), Failing { why: why.to_owned(), said: now, times: 0 });
+        self.repeating.insert(order.member.clone(), Repeating { what, said: now, times: 0 });
         Some(1)
-    }
-
-    /// It does not fail any more.
-    fn worked(&mut self, member: &MemberName) {
-        self.failing.remove(member);
     }
 }
 
 impl Fencer {
     async fn report(&self, order: &Order, outcome: FenceOutcome, trail: &mut Trail) -> anyhow::Result<()> {
         let (member, rule, reason) = (order.member.as_str(), order.rule.as_str(), order.reason.as_str());
-        let mut detail = String::new();
-        match &outcome {
+        if let Some(times) = trail.times(order, &outcome, Instant::now()) {
+            say(order, &outcome, times);
+        }
+        let detail = match &outcome {
             FenceOutcome::Confirmed { by, took } => {
-                tracing::warn!(member, rule, reason, by, took_ms = took.as_millis(), "fenced");
-                detail = format!(": {by}, after {} ms", took.as_millis());
-                trail.worked(&order.member);
                 self.record(order, true);
+                format!(": {by}, after {} ms", took.as_millis())
             }
             FenceOutcome::Waiting => {
-                tracing::warn!(
-                    member,
-                    rule,
-                    reason,
-                    "the server is silent; the fence is the first thing it does when it wakes"
-                );
-                trail.worked(&order.member);
                 self.record(order, false);
+                String::new()
             }
-            FenceOutcome::Observed => {
-                tracing::warn!(member, rule, reason, "would be fenced (fencing.mode is observe)");
-            }
-            FenceOutcome::Withdrawn(why) => {
-                tracing::warn!(member, rule, reason, why, "not fenced");
-                detail = format!(": {why}");
-            }
+            FenceOutcome::Observed => String::new(),
+            FenceOutcome::Withdrawn(why) => format!(": {why}"),
             FenceOutcome::Failed(why) => {
-                if let Some(times) = trail.failed(&order.member, why, Instant::now()) {
-                    let words = "THE FENCE FAILED: this server may still take writes";
-                    tracing::error!(member, rule, reason, why, times, "{words}");
-                }
-                detail = format!(": {why}");
                 self.record(order, false);
+                format!(": {why}")
             }
-        }
+        };
         if trail.is_news(order, &outcome) {
             let entry = Entry {
                 rule: Some(rule.to_owned()),
@@ -418,6 +408,28 @@ impl Fencer {
             _ => None,
         };
         Done { order, outcome, session: None }
+    }
+}
+
+/// Logs what came of a fence, `times` times since it was last said.
+fn say(order: &Order, outcome: &FenceOutcome, times: u32) {
+    let (member, rule, reason) = (order.member.as_str(), order.rule.as_str(), order.reason.as_str());
+    match outcome {
+        FenceOutcome::Confirmed { by, took } => {
+            tracing::warn!(member, rule, reason, by, took_ms = took.as_millis(), "fenced");
+        }
+        FenceOutcome::Waiting => {
+            let words = "the server is silent; the fence is the first thing it does when it wakes";
+            tracing::warn!(member, rule, reason, times, "{words}");
+        }
+        FenceOutcome::Observed => {
+            tracing::warn!(member, rule, reason, times, "would be fenced (fencing.mode is observe)");
+        }
+        FenceOutcome::Withdrawn(why) => tracing::warn!(member, rule, reason, why, times, "not fenced"),
+        FenceOutcome::Failed(why) => {
+            let words = "THE FENCE FAILED: this server may still take writes";
+            tracing::error!(member, rule, reason, why, times, "{words}");
+        }
     }
 }
 

@@ -4,69 +4,22 @@ use crate::config::PatroniConfig;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use warden_core::event::{ClusterConfig, LeaderKey, Observed};
-use warden_core::types::{SessionId, Timeline, Zxid};
+use warden_core::event::Observed;
+use warden_core::rules::guard::Away;
 
-fn config(pause: bool) -> Reading<ClusterConfig> {
-    let seconds = Duration::from_secs;
-    Reading::Present(ClusterConfig {
-        ttl: seconds(30),
-        loop_wait: seconds(10),
-        retry_timeout: seconds(10),
-        pause,
-        failsafe_mode: false,
-        synchronous_mode: false,
-        standby_cluster: false,
-    })
-}
-
-fn key(holder: &str, czxid: i64) -> Reading<LeaderKey> {
-    let (czxid, mzxid) = (Zxid(czxid), Zxid(czxid));
-    Reading::Present(LeaderKey { holder: holder.into(), czxid, mzxid, owner: SessionId(1), created: UnixMillis(0) })
-}
-
-fn read(leader: Reading<LeaderKey>, config: Reading<ClusterConfig>, session: i64) -> Barrier {
-    Barrier::Verified {
-        leader,
-        config,
-        sync: Reading::Absent,
-        zxid: Zxid(1),
-        session: SessionId(session),
-        finished: Clock::start().now(),
-    }
-}
-
-#[test]
-fn right_before_acting_anything_that_has_changed_withdraws_the_fence() {
-    let not_ours = Guard::KeyIsNot { member: "a".into(), session: SessionId(1) };
-    let ours = Guard::KeyIs { member: "a".into(), session: SessionId(1), czxid: Zxid(5), older_than: Timeline(2) };
-    let unreadable = || Reading::Unreadable(String::new());
-    for (guard, read, words) in [
-        (&not_ours, read(key("b", 5), config(false), 1), None),
-        (&not_ours, read(Reading::Absent, config(false), 1), None),
-        (&not_ours, read(key("a", 5), config(false), 1), Some("it holds the leader key")),
-        (&not_ours, read(unreadable(), config(false), 1), Some("cannot be understood")),
-        (&not_ours, read(key("b", 5), config(true), 1), Some("maintenance mode")),
-        (&not_ours, read(key("b", 5), Reading::Absent, 1), Some("cannot be read")),
-        (&not_ours, read(key("b", 5), config(false), 2), Some("another one")),
-        (&not_ours, Barrier::Unknown("late".to_owned()), Some("late")),
-        (&ours, read(key("a", 5), config(false), 1), None),
-        (&ours, read(key("a", 6), config(false), 1), Some("do not hold")),
-        (&ours, read(key("b", 5), config(false), 1), Some("do not hold")),
-        (&ours, read(Reading::Absent, config(false), 1), Some("do not hold")),
-    ] {
-        match (stands(guard, read.clone()), words) {
-            (Ok(()), None) => {}
-            (Err(why), Some(words)) if why.contains(words) => {}
-            (verdict, _) => panic!("{guard:?}, {read:?}: {verdict:?}"),
-        }
-    }
-}
+/// Patroni answered nothing when the fence was ordered.
+const AWAY: Guard = Guard::NoContact(Away { contact: None, ground: warden_core::evidence::Ground::Silence });
 
 #[test]
 fn what_is_tried_again_and_again_is_one_entry_of_the_trail_and_each_confirmation_one_of_its_own() {
-    let order =
-        |rule| Order { member: "a".into(), rule, reason: String::new(), guard: Guard::NoContact, facts: Vec::new() };
+    let order = |rule| Order {
+        member: "a".into(),
+        rule,
+        reason: String::new(),
+        guard: AWAY,
+        starting: false,
+        facts: Vec::new(),
+    };
     let mut trail = Trail::default();
     let (lease, orphaned) = (order(Rule::Lease), order(Rule::Orphaned));
     let confirmed = FenceOutcome::Confirmed { by: "x", took: Duration::ZERO };
@@ -78,18 +31,36 @@ fn what_is_tried_again_and_again_is_one_entry_of_the_trail_and_each_confirmation
 }
 
 #[test]
-fn a_fence_that_fails_and_fails_is_said_at_once_then_now_and_then_with_how_often() {
-    let (mut trail, member, started) = (Trail::default(), MemberName::from("a"), Instant::now());
-    let mut failed = |ms: u64, why: &str| trail.failed(&member, why, started + Duration::from_millis(ms));
-    assert_eq!(failed(0, "no route"), Some(1));
-    for again in 1..20 {
-        assert_eq!(failed(again * 500, "no route"), None);
+fn what_comes_of_a_fence_again_and_again_is_said_at_once_then_now_and_then_with_how_often() {
+    let order = |rule| Order {
+        member: "a".into(),
+        rule,
+        // Which it says in other words each time does not make it news.
+        reason: format!("{:?}", Instant::now()),
+        guard: AWAY,
+        starting: false,
+        facts: Vec::new(),
+    };
+    let (failed, withdrawn) = (FenceOutcome::Failed, FenceOutcome::Withdrawn);
+    let no_route = || "no route".to_owned();
+    for outcome in [failed(no_route()), withdrawn(no_route()), FenceOutcome::Waiting, FenceOutcome::Observed] {
+        let (mut trail, started) = (Trail::default(), Instant::now());
+        let mut times = |ms: u64, rule, outcome: &FenceOutcome| {
+            trail.times(&order(rule), outcome, started + Duration::from_millis(ms))
+        };
+        assert_eq!(times(0, Rule::Lease, &outcome), Some(1), "{outcome:?}");
+        for again in 1..20 {
+            assert_eq!(times(again * 500, Rule::Lease, &outcome), None, "{outcome:?}");
+        }
+        assert_eq!(times(10_000, Rule::Lease, &outcome), Some(20), "the first one was said, the others are counted");
+        assert_eq!(times(10_500, Rule::Lease, &outcome), None);
+        assert_eq!(times(11_000, Rule::Lease, &failed("no password".to_owned())), Some(1), "another reason is news");
+        assert_eq!(times(11_500, Rule::Orphaned, &failed("no password".to_owned())), Some(1), "another rule is news");
+        let confirmed = FenceOutcome::Confirmed { by: "x", took: Duration::ZERO };
+        assert_eq!(times(11_600, Rule::Orphaned, &confirmed), Some(1));
+        assert_eq!(times(11_700, Rule::Orphaned, &confirmed), Some(1), "it took writes in between");
+        assert_eq!(times(12_000, Rule::Orphaned, &failed("no password".to_owned())), Some(1));
     }
-    assert_eq!(failed(10_000, "no route"), Some(20), "the first one was said, the others are counted");
-    assert_eq!(failed(10_500, "no route"), None);
-    assert_eq!(failed(11_000, "no password"), Some(1), "another reason is news");
-    trail.worked(&member);
-    assert_eq!(trail.failed(&member, "no password", started + Duration::from_secs(12)), Some(1));
 }
 
 #[test]
@@ -148,7 +119,7 @@ fn fencer(api: SocketAddr) -> (Fencer, mpsc::Receiver<Observed>) {
 async fn without_zookeeper_a_patroni_that_answers_withdraws_the_fence_and_the_view_hears_it_first() {
     let body = r#"{"state": "running", "role": "primary", "patroni": {"scope": "s", "name": "a"}}"#;
     let (fencer, mut events) = fencer(patroni(Some(body)).await);
-    assert_eq!(fencer.look_again(&Guard::NoContact).await, Err("its Patroni answers".to_owned()));
+    assert_eq!(fencer.look_again(&AWAY).await, Err("its Patroni answers".to_owned()));
     let observed = events.try_recv().unwrap();
     assert!(
         matches!(&observed.event, Event::Patroni { member, answer: PatroniAnswer::Answering(_) } if member.as_str() == "a"),
@@ -160,9 +131,9 @@ async fn without_zookeeper_a_patroni_that_answers_withdraws_the_fence_and_the_vi
 async fn without_zookeeper_a_patroni_that_is_frozen_or_gone_does_not() {
     let (frozen, mut events) = fencer(patroni(None).await);
     let started = Instant::now();
-    assert_eq!(frozen.look_again(&Guard::NoContact).await, Ok(()));
+    assert_eq!(frozen.look_again(&AWAY).await, Ok(()));
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     assert!(events.try_recv().is_err());
     let (gone, _) = fencer("127.0.0.1:1".parse().unwrap());
-    assert_eq!(gone.look_again(&Guard::NoContact).await, Ok(()));
+    assert_eq!(gone.look_again(&AWAY).await, Ok(()));
 }

@@ -70,7 +70,7 @@ fn login() -> Superuser {
 }
 
 fn server<'a>(place: &'a Place, login: &'a Superuser) -> Server<'a> {
-    Server { place, login, older_than: None }
+    Server::at(place, login)
 }
 
 fn by(outcome: &FenceOutcome) -> &'static str {

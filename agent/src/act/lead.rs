@@ -260,19 +260,13 @@ impl Lead {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::zookeeper::Znode;
-    use warden_core::types::SessionId;
-
-    fn znode(data: &str, czxid: i64, owner: i64) -> Option<Znode> {
-        let data = data.as_bytes().to_vec();
-        Some(Znode { data, czxid, mzxid: czxid, version: 0, owner, ctime_ms: 0, mtime_ms: 0 })
-    }
+    use warden_core::types::{SessionId, Zxid};
 
     fn release() -> Release {
+        let key = KeyIs::TheOneOf { member: "a".into(), czxid: Zxid(7), owner: SessionId(8) };
         Release {
             member: "a".into(),
-            czxid: Zxid(7),
-            owner: SessionId(8),
+            condition: KeyCondition { session: SessionId(9), key, sync: None },
             reason: "it is gone".to_owned(),
             handover_to: None,
             shut_down_with: None,
@@ -280,19 +274,15 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn where_it_is_only_observed_the_key_is_not_even_looked_at_and_it_is_said_once() {
-        let (sender, mut events) = mpsc::channel(8);
+    fn lead() -> (Lead, mpsc::Receiver<warden_core::event::Observed>) {
+        let (sender, events) = mpsc::channel(8);
         let (updates, _) = mpsc::channel(8);
-        let (steps_in, mut steps) = mpsc::channel(8);
         let settings = crate::watch::zookeeper::Settings::nowhere();
-        let clock = crate::clock::Clock::start();
-        let metrics = Metrics::new().unwrap();
         let lead = Lead {
             zookeeper: crate::watch::zookeeper::spawn(settings, updates),
             proof: Proof {
                 socket: None,
-                data_dir: None,
+                beside: None,
                 alive_lock: None,
                 held: crate::watch::alive_lock::Held::default(),
             },
@@ -301,42 +291,41 @@ mod tests {
             api: None,
             local: None,
             probes: Probes::default(),
-            events: Events::new(sender, clock),
+            events: Events::new(sender, crate::clock::Clock::start()),
             agent: "a".to_owned(),
-            observe: true,
-            metrics: metrics.clone(),
         };
-        for action in [Action::Release(Box::new(release())), Action::Release(Box::new(release())), Action::Nudge] {
+        (lead, events)
+    }
+
+    #[tokio::test]
+    async fn what_is_only_observed_is_an_event_like_any_other_and_nothing_is_looked_at() {
+        let (lead, mut events) = lead();
+        let (steps_in, mut steps) = mpsc::channel(8);
+        let observed = [Action::ObserveRelease(Box::new(release())), Action::ObserveNudge, Action::ObserveReconnect];
+        for action in observed {
             steps_in.send(Step { action, reason: String::new() }).await.unwrap();
         }
         drop(steps_in);
         run(&mut steps, &lead).await.unwrap();
-        assert!(events.try_recv().is_err(), "nothing came of it, because nothing was done");
-        let view = warden_core::view::View::new(crate::tell::fixtures::identity(&["node"]));
-        let text = String::from_utf8(metrics.render(&view, clock.now()).unwrap()).unwrap();
-        for line in ["warden_releases_total{outcome=\"observed\"} 1", "warden_nudges_total{outcome=\"observed\"} 1"] {
-            assert!(text.contains(line), "{line} is not in {text}");
+        let mut heard = Vec::new();
+        while let Ok(observed) = events.try_recv() {
+            heard.push(observed.event);
         }
+        let expected = [
+            Event::Release(ReleaseReport::Observed),
+            Event::Nudged { outcome: Outcome::Observed },
+            Event::Reconnected { outcome: Outcome::Observed },
+        ];
+        assert_eq!(heard, expected);
     }
 
-    fn verdict(leader: Option<Znode>, config: Option<Znode>) -> Result<i64, String> {
-        let now = Instant::now();
-        still_held(
-            &release(),
-            Barrier::Verified { leader, config, sync: None, zxid: 1, session: 9, started: now, finished: now },
-        )
-    }
-
-    #[test]
-    fn only_the_very_key_that_was_judged_is_released_and_never_in_maintenance_mode() {
-        let config = || znode("{}", 1, 0);
-        assert_eq!(verdict(znode("a", 7, 8), config()), Ok(9));
-        // Created anew by the same member, by another session, another's, gone.
-        for leader in [znode("a", 17, 8), znode("a", 7, 18), znode("b", 7, 8), None] {
-            assert!(verdict(leader.clone(), config()).is_err(), "{leader:?}");
-        }
-        for config in [znode(r#"{"pause": true}"#, 1, 0), znode("{", 1, 0), None] {
-            assert!(verdict(znode("a", 7, 8), config.clone()).is_err(), "{config:?}");
-        }
+    #[tokio::test]
+    async fn without_a_linearizable_read_no_key_is_released() {
+        let (lead, _events) = lead();
+        let ReleaseReport::Withdrawn(why) = lead.release(&release()).await else { panic!() };
+        assert!(why.contains("cannot be verified"), "{why}");
+        let handover = Release { handover_to: Some("b".into()), ..release() };
+        let ReleaseReport::Withdrawn(why) = lead.release(&handover).await else { panic!() };
+        assert!(why.contains("socket"), "the server is looked at before ZooKeeper is asked: {why}");
     }
 }

@@ -1,10 +1,12 @@
 //! Proof that our neighbour is gone, by looking at the world now and not at what is believed of it.
 //!
 //! A release stands on it: right before the leader key is deleted, nobody listens on PostgreSQL's unix socket, and the
-//! alive lock is free. Whatever cannot be found out is no proof.
+//! alive lock is free. A socket file that is missing proves nothing alone ([`crate::watch::beside`]). Whatever cannot be
+//! found out is no proof.
 
 use crate::watch::alive_lock::{self, Held};
-use crate::watch::control_file;
+use crate::watch::beside::Beside;
+pub use crate::watch::postgres::socket_path;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -22,8 +24,8 @@ const LIMIT: Duration = Duration::from_millis(200);
 pub struct Proof {
     /// The directory of PostgreSQL's unix socket, and its port.
     pub socket: Option<(PathBuf, u16)>,
-    /// The data directory of PostgreSQL.
-    pub data_dir: Option<PathBuf>,
+    /// Where else PostgreSQL can be seen: its port, its data directory.
+    pub beside: Option<Beside>,
     /// The alive lock.
     pub alive_lock: Option<PathBuf>,
     /// The file that was last seen locked.
@@ -46,21 +48,31 @@ impl Proof {
                 }
             }
             let (directory, port) = proof.socket.as_ref().ok_or("PostgreSQL's socket is not to be seen from here")?;
-            nobody_listens(directory, *port)
+            look_at(&socket_path(directory, *port))
         });
-        match timeout(LIMIT, looking).await {
-            Ok(Ok(looked)) => looked,
-            Ok(Err(error)) => Err(format!("it could not be looked: {error}")),
-            Err(_) => Err(format!("the look took longer than {} ms", LIMIT.as_millis())),
-        }
+        let looked = async {
+            match looking.await.map_err(|error| format!("it could not be looked: {error}"))?? {
+                Socket::Refuses => Ok(()),
+                Socket::Missing(path) => {
+                    let ended = match &self.beside {
+                        Some(beside) => beside.has_ended().await,
+                        None => Err("there is nowhere else to look".to_owned()),
+                    };
+                    let why = |why| format!("there is no socket {}, which alone proves nothing: {why}", path.display());
+                    ended.map(drop).map_err(why)
+                }
+            }
+        };
+        let late = || Err(format!("the look took longer than {} ms", LIMIT.as_millis()));
+        timeout(LIMIT, looked).await.unwrap_or_else(|_| late())
     }
 
     /// Where it matters: the control file says that the server was shut down with this record still. The error says what
     /// it says instead.
     pub async fn shut_down_with(&self, expected: Option<ShutdownCheckpoint>) -> Result<(), String> {
         let Some(expected) = expected else { return Ok(()) };
-        let data_dir = self.data_dir.as_deref().ok_or("PostgreSQL's control file is not to be seen from here")?;
-        match control_file::read(data_dir).await {
+        let data_dir = self.beside.as_ref().and_then(|beside| beside.data_dir.as_ref());
+        match data_dir.ok_or("PostgreSQL's control file is not to be seen from here")?.shutdown().await {
             Reading::Present(found) if found == expected => Ok(()),
             Reading::Present(found) => Err(format!("it was shut down again, with a record at {}", found.location)),
             Reading::Absent => Err("PostgreSQL's control file does not call it shut down".to_owned()),
@@ -69,20 +81,23 @@ impl Proof {
     }
 }
 
-/// The path of a server's unix socket.
-pub fn socket_path(directory: &Path, port: u16) -> PathBuf {
-    directory.join(format!(".s.PGSQL.{port}"))
+/// How a server's socket was found.
+enum Socket {
+    /// No process listens, though the file is there: the kernel itself says so.
+    Refuses,
+    /// There is no such file.
+    Missing(PathBuf),
 }
 
-fn nobody_listens(directory: &Path, port: u16) -> Result<(), String> {
-    let path = socket_path(directory, port);
+fn look_at(path: &Path) -> Result<Socket, String> {
     // A directory that is not there is a volume that is not there, and says nothing of a socket in it.
-    if !directory.is_dir() {
+    if let Some(directory) = path.parent().filter(|directory| !directory.is_dir()) {
         return Err(format!("{} is not there", directory.display()));
     }
-    match UnixStream::connect(&path) {
+    match UnixStream::connect(path) {
         Ok(_) => Err("somebody listens on PostgreSQL's socket".to_owned()),
-        Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Socket::Refuses),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Socket::Missing(path.to_owned())),
         Err(error) => Err(format!("{}: {error}", path.display())),
     }
 }
@@ -90,6 +105,7 @@ fn nobody_listens(directory: &Path, port: u16) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watch::beside::tests::Neighbour;
     use std::os::unix::net::UnixListener;
     use std::process::{Child, Command};
     use warden_core::types::{Lsn, SystemId, Timeline};
@@ -106,7 +122,8 @@ mod tests {
         }
         let listener = UnixListener::bind(socket_path(directory, 5432)).unwrap();
         let socket = Some((directory.to_owned(), 5432));
-        let proof = Proof { socket, data_dir: Some(directory.to_owned()), alive_lock: Some(lock), held };
+        let beside = Beside::at(None, Some(directory));
+        let proof = Proof { socket, beside: Some(beside), alive_lock: Some(lock), held };
         (listener, patroni.unwrap(), proof)
     }
 
@@ -128,6 +145,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_socket_file_that_is_missing_is_no_proof_while_the_server_may_still_listen() {
+        let mut neighbour = Neighbour::start();
+        neighbour.beside.remember().await;
+        let directory = tempfile::tempdir().unwrap();
+        let socket = Some((directory.path().to_owned(), 5432));
+        let listener = UnixListener::bind(socket_path(directory.path(), 5432)).unwrap();
+        let proof = Proof { socket, beside: Some(neighbour.beside.clone()), alive_lock: None, held: Held::default() };
+        // A cleaner of temporary files.
+        std::fs::remove_file(socket_path(directory.path(), 5432)).unwrap();
+        let why = proof.gone(false).await.unwrap_err();
+        assert!(why.contains(".s.PGSQL.5432, which alone proves nothing: its port answers"), "{why}");
+        drop(listener);
+        neighbour.close_port();
+        assert_eq!(proof.gone(false).await, Ok(()), "its port refuses, too");
+        assert!(Proof { beside: None, ..proof }.gone(false).await.is_err());
+    }
+
+    #[tokio::test]
     async fn what_cannot_be_seen_is_no_proof() {
         let directory = tempfile::tempdir().unwrap();
         let (listener, mut patroni, proof) = neighbour(directory.path());
@@ -146,6 +181,6 @@ mod tests {
         let past = ShutdownCheckpoint { location: Lsn(1), timeline: Timeline(1), system_id: SystemId(1) };
         assert_eq!(proof.shut_down_with(None).await, Ok(()), "it is not asked for");
         assert!(proof.shut_down_with(Some(past)).await.unwrap_err().contains("pg_control"));
-        assert!(Proof { data_dir: None, ..proof }.shut_down_with(Some(past)).await.is_err());
+        assert!(Proof { beside: None, ..proof }.shut_down_with(Some(past)).await.is_err());
     }
 }

@@ -1,8 +1,8 @@
 use super::*;
-use crate::watch::zookeeper::Znode;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
+use warden_core::rules::guard::{KeyCondition, KeyIs};
 use warden_core::types::SessionId;
 
 const STATES: &str = "1\n# be_id be_name srv_id srv_name srv_addr srv_port\n2 postgres 1 pg-a 127.0.0.1 5432\n\n";
@@ -37,7 +37,7 @@ fn bench(answer: impl Fn(&str) -> String + Send + 'static) -> Bench {
     let asked = socket(&path, answer);
     let (updates, _) = mpsc::channel(8);
     let (events, _) = mpsc::channel(8);
-    let target = crate::watch::members::Target { api: None, postgres: Some(("127.0.0.1".to_owned(), 5432)) };
+    let target = crate::watch::members::Target { postgres: Some(("127.0.0.1".to_owned(), 5432)), ..Default::default() };
     let (targets_in, targets) = latest::channel(Targets::from([("a".into(), target)]));
     let router = Router {
         config: HaproxyConfig { socket: path, ..HaproxyConfig::nowhere() },
@@ -57,7 +57,7 @@ fn change(to: Wish) -> Change {
         member: "a".into(),
         to,
         reason: "b holds the leader key".to_owned(),
-        session: Some(SessionId(9)),
+        condition: Some(KeyCondition { session: SessionId(9), key: KeyIs::OfAnotherThan("a".into()), sync: None }),
     }
 }
 
@@ -139,32 +139,4 @@ async fn what_haproxy_refuses_is_an_error_with_its_words() {
     let bench = bench(as_haproxy);
     assert!(why(bench.router.make(&injected).await).contains("cannot be put into a command"));
     assert_eq!(bench.asked.lock().unwrap().len(), 0);
-}
-
-fn verdict(holder: Option<&str>, config: &str, session: i64) -> Result<(), String> {
-    let znode = |data: &str| Znode {
-        data: data.as_bytes().to_vec(),
-        czxid: 7,
-        mzxid: 7,
-        version: 0,
-        owner: 8,
-        ctime_ms: 0,
-        mtime_ms: 0,
-    };
-    let now = Instant::now();
-    let (leader, config) = (holder.map(znode), Some(znode(config)));
-    another_leads(
-        &change(Wish::Out),
-        Barrier::Verified { leader, config, sync: None, zxid: 1, session, started: now, finished: now },
-    )
-}
-
-#[test]
-fn only_another_holder_in_the_same_session_and_not_in_maintenance_mode_is_proof_enough() {
-    assert_eq!(verdict(Some("b"), "{}", 9), Ok(()));
-    assert!(verdict(Some("a"), "{}", 9).unwrap_err().contains("a holds"));
-    assert!(verdict(None, "{}", 9).unwrap_err().contains("nobody"));
-    assert!(verdict(Some("b"), r#"{"pause": true}"#, 9).unwrap_err().contains("maintenance"));
-    assert!(verdict(Some("b"), "{", 9).unwrap_err().contains("cannot be read"));
-    assert!(verdict(Some("b"), "{}", 10).unwrap_err().contains("another ZooKeeper session"));
 }

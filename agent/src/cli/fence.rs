@@ -32,9 +32,20 @@ pub(super) fn fence(config: &Path, args: &FenceArgs) -> Result<(), Failure> {
 
 pub(super) fn unfence(config: &Path, args: &UnfenceArgs) -> Result<(), Failure> {
     let UnfenceArgs { member } = args;
-    ask(config, Method::DELETE, &format!("/api/v1/fences/{member}"), None)?;
+    ask(config, Method::DELETE, &path_of_fence(member), None)?;
     println!("{member} is not fenced any more: Patroni may start it as it sees fit");
     Ok(())
+}
+
+/// The path of a member's fence. Its name is one segment, whatever is in it: `#`, `?` and `/` would end it, and `%`
+/// begins an encoded byte.
+fn path_of_fence(member: &str) -> String {
+    let encoded = |byte: u8| match byte {
+        byte if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    let member: String = member.bytes().map(encoded).collect();
+    format!("/api/v1/fences/{member}")
 }
 
 pub(super) fn plan(config: &Path) -> Result<(), Failure> {
@@ -71,4 +82,27 @@ pub(super) fn ask(
         let why = said.get("error").and_then(|why| why.as_str()).unwrap_or("no reason given");
         Err(anyhow!("the agent refuses ({status}): {why}").into())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::{Router, extract::Path, routing::delete};
+
+    #[tokio::test]
+    async fn the_api_hears_the_name_that_was_given_whatever_is_in_it() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router =
+            Router::new().route("/api/v1/fences/{member}", delete(|Path(member): Path<String>| async move { member }));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let http = client::http().unwrap();
+        let names =
+            ["pg-1.example_a~", "a#b", "a?b=c", "a%62", "a%", "a/b", "a b+c", "a&b:c", "größe-日本", "a\\b", "..a"];
+        for name in names {
+            let url = format!("http://{address}{}", path_of_fence(name));
+            let answer = http.request(Method::DELETE, &url).send().await.unwrap();
+            assert_eq!((answer.status().as_u16(), answer.text().await.unwrap().as_str()), (200, name), "{url}");
+        }
+    }
 }

@@ -76,6 +76,9 @@ pub(super) fn main(path: &Path, args: Args) -> Result<(), Failure> {
             return Ok(());
         }
     };
+    if run::mode(config.fencing.mode) == Mode::Off {
+        return Ok(());
+    }
     let (gate, runtime) =
         match Gate::new(path, &config).and_then(|gate| Ok((gate, runtime().map_err(|e| e.to_string())?))) {
             Ok(ready) => ready,
@@ -110,9 +113,6 @@ impl<'a> Gate<'a> {
 
     /// Passes when the rule does; the error is its refusal.
     async fn pass(&self) -> Result<(), String> {
-        if self.mode == Mode::Off {
-            return Ok(());
-        }
         let Some(mut picture) = self.look().await else {
             eprintln!("warden gate: nothing can be found out, so not waiting");
             return Ok(());

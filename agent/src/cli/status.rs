@@ -163,8 +163,8 @@ pub(super) async fn observe(config: &Config) -> Result<Seen, Failure> {
     let zookeeper = zookeeper::spawn(settings, updates_in);
     let client = PatroniClient::new(&config.patroni, &config.scope)?;
     let watchers = members::watch(
-        config.node.clone(),
-        config.superuser.clone(),
+        members::Local::of(config),
+        members::Logins::of(config),
         client,
         targets,
         members::Probes::default(),

@@ -17,6 +17,7 @@ pub(super) struct WardenFile {
     pub name: Option<Spanned<String>>,
     pub zookeeper: Option<ZooKeeperSection>,
     pub patroni: Option<PatroniSection>,
+    pub watch: Option<WatchSection>,
     pub node: Option<NodeSection>,
     pub haproxy: Option<HaproxySection>,
     pub fencing: Option<FencingSection>,
@@ -100,6 +101,13 @@ pub(super) struct PatroniSection {
     pub certfile: Option<Spanned<PathBuf>>,
     pub keyfile: Option<Spanned<PathBuf>>,
     pub insecure: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WatchSection {
+    pub username: Option<String>,
+    pub password_file: Option<Spanned<PathBuf>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

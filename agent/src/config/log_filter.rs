@@ -2,9 +2,10 @@
 
 use tracing_subscriber::EnvFilter;
 
-/// The ZooKeeper library logs the session's password when it connects, and every retry of its own.
-/// What is worth knowing of it is in our own events.
-const SILENCED: &str = "zookeeper_async=off";
+/// The ZooKeeper library logs the session's password when it connects, and every retry of its own. What is worth
+/// knowing of it is in our own events. So is a certificate that is not trusted, which the verifier logs at each
+/// question to a Patroni.
+const SILENCED: &str = "zookeeper_async=off,rustls_platform_verifier=off";
 
 /// The PostgreSQL library tells each notice that a server sends, and that servers went away: it is in our own events too.
 /// It keeps quiet unless the filter names it.
@@ -40,11 +41,14 @@ mod tests {
     #[test]
     fn the_postgresql_library_is_heard_only_where_it_is_named_and_never_louder_than_the_rest() {
         for (text, expected) in [
-            ("info", "info,tokio_postgres=warn,zookeeper_async=off"),
-            ("warden=trace, DEBUG", "warden=trace, DEBUG,tokio_postgres=warn,zookeeper_async=off"),
-            ("info,tokio_postgres=debug", "info,tokio_postgres=debug,zookeeper_async=off"),
-            ("error", "error,zookeeper_async=off"),
-            ("warden=debug", "warden=debug,zookeeper_async=off"),
+            ("info", "info,tokio_postgres=warn,zookeeper_async=off,rustls_platform_verifier=off"),
+            (
+                "warden=trace, DEBUG",
+                "warden=trace, DEBUG,tokio_postgres=warn,zookeeper_async=off,rustls_platform_verifier=off",
+            ),
+            ("info,tokio_postgres=debug", "info,tokio_postgres=debug,zookeeper_async=off,rustls_platform_verifier=off"),
+            ("error", "error,zookeeper_async=off,rustls_platform_verifier=off"),
+            ("warden=debug", "warden=debug,zookeeper_async=off,rustls_platform_verifier=off"),
         ] {
             assert_eq!(directives(text), expected);
             assert!(parse_filter(text).is_ok(), "{text}");

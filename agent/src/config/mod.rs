@@ -43,6 +43,10 @@ pub struct Config {
     /// How to log in to any member's PostgreSQL; where it is absent, Patroni's and the other agents' word has to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub superuser: Option<Superuser>,
+    /// How to log in to other members' PostgreSQL where they are only asked, and not fenced; the superuser where it is
+    /// absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watch: Option<Superuser>,
     /// The node role; on when present.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeConfig>,
@@ -137,7 +141,7 @@ pub struct Superuser {
     pub password: Option<Secret>,
     /// libpq's sslmode for TCP.
     pub sslmode: SslMode,
-    /// Database to connect to.
+    /// Database to connect to; `template1` where it does not let us in.
     pub database: String,
 }
 

@@ -85,6 +85,8 @@ pub(super) struct Postgresql {
     pub listen: Option<String>,
     pub connect_address: Option<String>,
     pub data_dir: Option<PathBuf>,
+    /// Patroni knows no variable for it.
+    pub database: Option<String>,
     #[serde(default)]
     pub authentication: Authentication,
     #[serde(default)]

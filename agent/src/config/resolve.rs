@@ -109,6 +109,7 @@ impl Resolver<'_> {
             zookeeper,
             patroni: self.patroni_client()?,
             superuser: self.superuser()?,
+            watch: self.watch()?,
             node,
             haproxy,
             fencing: FencingConfig { mode },
@@ -429,26 +430,50 @@ impl Resolver<'_> {
         };
         login.username = login.username.or(username);
         login.password = login.password.or(password.map(Secret::new));
-        let sslmode = match login.sslmode.as_ref().map(|mode| (mode.value.as_str(), mode.defined.line())) {
-            None | Some(("prefer" | "allow", _)) => SslMode::Prefer,
-            Some(("disable", _)) => SslMode::Disable,
-            Some(("require", _)) => SslMode::Require,
-            Some((other, line)) => {
-                return Err(ConfigError::new(
-                    self.patroni_path,
-                    "postgresql.authentication.superuser.sslmode",
-                    format!("{other:?} is not supported by Warden"),
-                    "share PostgreSQL's socket and set PATRONI_SUPERUSER_SSLMODE=require for the sidecar",
-                )
-                .at(line));
-            }
-        };
         Ok(Some(Superuser {
             username: login.username.clone().unwrap_or_else(|| "postgres".to_owned()),
             password: login.password.clone(),
-            sslmode,
-            database: "postgres".to_owned(),
+            sslmode: self.sslmode()?,
+            database: self.database(),
         }))
+    }
+
+    /// An ordinary role, which takes no connection of those that PostgreSQL keeps for superusers.
+    fn watch(&mut self) -> Result<Option<Superuser>, ConfigError> {
+        let Some(section) = self.file.watch.take() else { return Ok(None) };
+        let Some(username) = section.username.filter(|name| !name.is_empty()) else {
+            let remedy = "name a role that may log in, or leave the section out: the superuser asks then";
+            return Err(ConfigError::new(self.path, "watch.username", "is missing", remedy));
+        };
+        let password = match section.password_file {
+            Some(named) => Some(self.secret("watch.password_file", &named)?),
+            None => self.env.get("WARDEN_WATCH_PASSWORD").filter(|text| !text.is_empty()).map(Secret::new),
+        };
+        Ok(Some(Superuser { username, password, sslmode: self.sslmode()?, database: self.database() }))
+    }
+
+    /// Patroni's, for its superuser.
+    fn sslmode(&self) -> Result<SslMode, ConfigError> {
+        let login = self.patroni.postgresql.authentication.superuser.as_ref();
+        let mode = login.and_then(|login| login.sslmode.as_ref());
+        match mode.map(|mode| (mode.value.as_str(), mode.defined.line())) {
+            None | Some(("prefer" | "allow", _)) => Ok(SslMode::Prefer),
+            Some(("disable", _)) => Ok(SslMode::Disable),
+            Some(("require", _)) => Ok(SslMode::Require),
+            Some((other, line)) => Err(ConfigError::new(
+                self.patroni_path,
+                "postgresql.authentication.superuser.sslmode",
+                format!("{other:?} is not supported by Warden"),
+                "share PostgreSQL's socket and set PATRONI_SUPERUSER_SSLMODE=require for the sidecar",
+            )
+            .at(line)),
+        }
+    }
+
+    /// The database of Patroni's own sessions, which is the one that a hardened installation leaves open.
+    fn database(&self) -> String {
+        let theirs = self.patroni.postgresql.database.clone().filter(|name| !name.is_empty());
+        theirs.unwrap_or_else(|| "postgres".to_owned())
     }
 
     fn http(&mut self) -> Result<HttpConfig, ConfigError> {

@@ -58,6 +58,36 @@ fn patronis_own_file_is_enough() {
 }
 
 #[test]
+fn sessions_are_in_patronis_database() {
+    for (key, database) in [("", "postgres"), ("  database: ops\n", "ops"), ("  database: ''\n", "postgres")] {
+        let patroni = format!("{PATRONI}{key}");
+        let config = Files::new(&patroni, "patroni_config: PATRONI\nnode: {}\n").load(&[]).unwrap();
+        assert_eq!(config.superuser.unwrap().database, database, "{key:?}");
+    }
+}
+
+#[test]
+fn other_members_are_asked_with_the_role_that_is_named_for_it() {
+    let node = "patroni_config: PATRONI\nnode: {}\n";
+    assert_eq!(Files::new(PATRONI, node).load(&[]).unwrap().watch, None);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("secret"), "from-file\n").unwrap();
+    let patroni = format!("{PATRONI}  database: ops\n");
+    let file = format!(", password_file: {}", dir.path().join("secret").display());
+    for (more, env, password) in
+        [("", "", None), ("", "from-env", Some("from-env")), (file.as_str(), "from-env", Some("from-file"))]
+    {
+        let files = Files::new(&patroni, &format!("{node}watch: {{username: warden_watch{more}}}\n"));
+        let config = files.load(&[("WARDEN_WATCH_PASSWORD", env), ("PATRONI_SUPERUSER_SSLMODE", "require")]).unwrap();
+        let watch = config.watch.unwrap();
+        assert_eq!((watch.username.as_str(), watch.database.as_str()), ("warden_watch", "ops"));
+        assert_eq!(watch.sslmode, SslMode::Require);
+        assert_eq!(watch.password.as_ref().map(Secret::reveal), password);
+        assert_eq!(config.superuser.unwrap().username, "postgres", "a fence is the superuser's");
+    }
+}
+
+#[test]
 fn the_environment_wins_over_patronis_file_and_our_file_over_both() {
     let files = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\nscope: third\n");
     let env = [
@@ -131,7 +161,8 @@ fn shown_as_text_the_configuration_keeps_its_secrets() {
 fn unless_told_otherwise_warden_fences_and_neither_releases_nor_nudges() {
     let config = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\n").load(&[]).unwrap();
     assert_eq!(config.fencing.mode, FencingMode::Enforce);
-    let nothing = ReleaseConfig { enabled: false, handover: false, after_ms: 50, patroni_is_pid_1: false };
+    let nothing =
+        ReleaseConfig { enabled: false, handover: false, asynchronous: None, after_ms: 50, patroni_is_pid_1: false };
     assert_eq!(config.release, nothing);
     assert!(!config.nudge.enabled);
 }
@@ -181,7 +212,8 @@ fn the_rules_of_leadership_are_switched_as_the_file_says() {
     let all =
         "release: {enabled: true, handover: true, after_ms: 10, patroni_is_pid_1: true}\nnudge: {enabled: true}\n";
     let config = Files::new(PATRONI, &format!("{node}{all}")).load(&[]).unwrap();
-    let release = ReleaseConfig { enabled: true, handover: true, after_ms: 10, patroni_is_pid_1: true };
+    let release =
+        ReleaseConfig { enabled: true, handover: true, asynchronous: None, after_ms: 10, patroni_is_pid_1: true };
     assert_eq!(config.release, release);
     assert!(config.nudge.enabled);
     // A handover stands on the socket alone.
@@ -225,6 +257,12 @@ fn what_is_wrong_is_named_with_file_line_key_and_remedy() {
             &["warden.yml:4: http.token_file"],
         ),
         (PATRONI, "patroni_config: PATRONI\nnode: {}\nlog: {level: 'a=b=c'}\n", &["warden.yml:3: log.level", "debug"]),
+        (PATRONI, "patroni_config: PATRONI\nnode: {}\nwatch: {}\n", &["watch.username: is missing", "may log in"]),
+        (
+            PATRONI,
+            "patroni_config: PATRONI\nnode: {}\nwatch:\n  username: x\n  password_file: /nowhere/t\n",
+            &["warden.yml:5: watch.password_file"],
+        ),
         (PATRONI, "patroni_config: PATRONI\nnode: {}\nscope: a/b\n", &["warden.yml:3: scope", "slashes"]),
         (
             PATRONI,

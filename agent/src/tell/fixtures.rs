@@ -22,6 +22,7 @@ pub(crate) fn identity(roles: &[&str]) -> Identity {
         roles: roles.iter().map(|role| (*role).to_owned()).collect(),
         address: "warden-a:8010".to_owned(),
         version: "0.1.0".to_owned(),
+        tick_time: Duration::from_secs(2),
         has_alive_lock: false,
         session_timeout: Duration::from_secs(30),
     }
@@ -100,6 +101,7 @@ pub(super) fn agent(name: &str) -> Event {
         member: Some(name.into()),
         leader: None,
         postgres: None,
+        patroni: None,
         alive_lock: None,
         haproxy: None,
     };

@@ -1,9 +1,10 @@
-//! The HTTP API: `/healthz`, `/readyz`, `/metrics`, `/api/v1/state`, `/api/v1/plan`, `/api/v1/fences`,
-//! `/api/v1/audit`, `/api/v1/log-level`.
+//! The HTTP API: `/healthz`, `/readyz`, `/metrics`, `/api/v1/state`, `/api/v1/leader`, `/api/v1/plan`,
+//! `/api/v1/fences`, `/api/v1/audit`, `/api/v1/log-level`.
 //!
 //! Reading needs no token; what changes anything does. Bodies, headers and the number of connections are
 //! bounded, so that a hostile or slow client costs one slot for a few seconds and nothing else.
 
+use super::leader::LeaderNow;
 use super::log::LogControl;
 use super::metrics::Metrics;
 use super::state;
@@ -147,6 +148,7 @@ fn router(api: Api) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/api/v1/state", get(state_json))
+        .route("/api/v1/leader", get(leader))
         .route("/api/v1/plan", get(plan))
         .route("/api/v1/gate", get(gate_picture))
         .route("/api/v1/fences", post(fence))
@@ -156,7 +158,7 @@ fn router(api: Api) -> Router {
         .fallback(|| async {
             problem(
                 StatusCode::NOT_FOUND,
-                "no such path; there are /healthz, /readyz, /metrics, /api/v1/state, /api/v1/plan, /api/v1/gate, /api/v1/fences, /api/v1/audit, /api/v1/log-level",
+                "no such path; there are /healthz, /readyz, /metrics, /api/v1/state, /api/v1/leader, /api/v1/plan, /api/v1/gate, /api/v1/fences, /api/v1/audit, /api/v1/log-level",
             )
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -245,6 +247,14 @@ async fn state_json(State(api): State<Api>) -> Response {
         Some(view) => {
             Json(state::state(&view, &api.clock, asked, state::Observer::Agent(api.policy.fencing))).into_response()
         }
+        None => problem(StatusCode::SERVICE_UNAVAILABLE, STUCK),
+    }
+}
+
+/// Who leads, as it was read last: at once.
+async fn leader(State(api): State<Api>) -> Response {
+    match api.ask(None).await {
+        Some(view) => Json(LeaderNow::of(&view, api.clock.now())).into_response(),
         None => problem(StatusCode::SERVICE_UNAVAILABLE, STUCK),
     }
 }

@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::sync::OnceLock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use warden_core::event::{Event, Role};
+use warden_core::event::{Event, FailoverRequest, Role, Znode};
+use warden_core::fact::Reading;
 
 /// Logging is started once in a process; a second control would be without effect.
 fn log_control() -> LogControl {
@@ -108,10 +109,9 @@ async fn a_path_that_does_not_exist_is_answered_with_those_that_do() {
     let server = Server::start(healthy(), None).await;
     let (status, answer) = server.get("/helthz").await;
     assert_eq!(status, 404);
-    for path in
-        ["/healthz", "/readyz", "/metrics", "/api/v1/state", "/api/v1/plan", "/api/v1/fences", "/api/v1/log-level"]
-    {
-        assert!(answer.contains(path), "{path} is not in {answer}");
+    let api = ["state", "leader", "plan", "fences", "log-level"].map(|path| format!("/api/v1/{path}"));
+    for path in ["/healthz", "/readyz", "/metrics"].map(str::to_owned).into_iter().chain(api) {
+        assert!(answer.contains(&path), "{path} is not in {answer}");
     }
 }
 
@@ -296,10 +296,37 @@ async fn a_loop_that_is_stuck_makes_the_agent_unhealthy() {
     // Questions are taken and never answered.
     let (queries, _asked) = mpsc::channel(8);
     let server = Server::with(queries, None).await;
-    for path in ["/healthz", "/readyz", "/metrics", "/api/v1/state", "/api/v1/plan"] {
+    for path in ["/healthz", "/readyz", "/metrics", "/api/v1/state", "/api/v1/leader", "/api/v1/plan"] {
         let (status, answer) = server.get(path).await;
         assert_eq!(status, 503, "{path}");
         assert!(answer.contains("restart the agent"), "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_leader_is_told_at_once_as_it_was_read_last() {
+    let switchover = |scheduled| {
+        let request = FailoverRequest { leader: Some("a".into()), candidate: None, scheduled };
+        Event::Znode(Znode::Failover(Reading::Present(request)))
+    };
+    let nobody = || leader(Reading::Absent);
+    let cases = [
+        ("nothing is known", vec![], (None, false, false)),
+        ("it was read", vec![leader(key("a", 1))], (Some("a"), true, false)),
+        ("there is none", vec![leader(key("a", 1)), nobody()], (None, true, false)),
+        ("a switchover", vec![leader(key("a", 1)), switchover(false)], (Some("a"), true, true)),
+        ("one for later", vec![leader(key("a", 1)), switchover(true)], (Some("a"), true, false)),
+    ];
+    for (name, events, (holder, known, switchover)) in cases {
+        let mut view = View::new(identity(&["node"]));
+        for event in events {
+            apply(&mut view, 0, event);
+        }
+        let server = Server::start(view, None).await;
+        let (status, answer) = server.get("/api/v1/leader").await;
+        let told: LeaderNow = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        let (told_name, told) = (told.name.clone(), (told.known, told.switchover, told.verified));
+        assert_eq!((status, told_name.as_deref(), told), (200, holder, (known, switchover, false)), "{name}");
     }
 }
 

@@ -55,19 +55,9 @@ pub struct Metrics {
     warnings: IntGaugeVec,
 }
 
-const POSTGRES_ANSWERS: [&str; 5] = ["writable", "in_recovery", "refused", "silent", "unknown"];
+const POSTGRES_ANSWERS: [&str; 6] = ["writable", "in_recovery", "starting", "refused", "silent", "unknown"];
 const PATRONI_ANSWERS: [&str; 5] = ["answering", "refused", "silent", "unusable", "unknown"];
 const LOCK_STATES: [&str; 3] = ["alive", "gone", "unknown"];
-const ROLES: [Role; 8] = [
-    Role::Primary,
-    Role::StandbyLeader,
-    Role::Replica,
-    Role::SyncStandby,
-    Role::QuorumStandby,
-    Role::Demoted,
-    Role::Uninitialized,
-    Role::Unknown,
-];
 
 impl Metrics {
     /// Registers everything. Fails only if two metrics had one name, which a test rules out.
@@ -356,9 +346,9 @@ impl Metrics {
                 &self.patroni,
                 name,
                 &PATRONI_ANSWERS,
-                member.patroni.map_or("unknown", |fact| patroni(&fact.value)),
+                member.patroni.as_ref().map_or("unknown", |fact| patroni(fact.value)),
             );
-            one_of(&self.role, name, &ROLES.map(Role::as_str), member.role.as_str());
+            one_of(&self.role, name, &Role::ALL.map(Role::as_str), member.role.as_str());
             if let Some(lock) = &member.alive_lock {
                 one_of(&self.alive_lock, name, &LOCK_STATES, lock.as_str());
             }

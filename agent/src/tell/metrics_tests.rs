@@ -3,7 +3,7 @@ use crate::tell::fixtures::{
     agent, apply, healthy, identity, key, lost, member, ms, patroni, postgres, servers, session, verified,
 };
 use std::collections::BTreeSet;
-use warden_core::event::{AliveLock, HaproxyAnswer, Rule};
+use warden_core::event::{AliveLock, HaproxyAnswer, Outcome, Rule};
 use warden_core::fact::Reading;
 
 /// The series that a scrape sees, help and types left out.
@@ -184,11 +184,11 @@ fn what_was_done_about_it_is_counted_by_what_came_of_it() {
         Event::Release(ReleaseReport::Done { took: Duration::from_millis(5) }),
         Event::Release(ReleaseReport::Withdrawn("x".to_owned())),
         Event::Release(ReleaseReport::Failed("x".to_owned())),
-        Event::Nudged { outcome: Ok(()) },
-        Event::Nudged { outcome: Ok(()) },
-        Event::Nudged { outcome: Err("x".to_owned()) },
-        Event::Reconnected { outcome: Ok(()) },
-        Event::Reconnected { outcome: Err("x".to_owned()) },
+        Event::Nudged { outcome: Outcome::Done },
+        Event::Nudged { outcome: Outcome::Done },
+        Event::Nudged { outcome: Outcome::Failed("x".to_owned()) },
+        Event::Reconnected { outcome: Outcome::Done },
+        Event::Reconnected { outcome: Outcome::Failed("x".to_owned()) },
     ] {
         metrics.count(&event, ms(1));
     }

@@ -1,6 +1,7 @@
 //! Reports: logs, metrics, the HTTP API, the state as JSON.
 
 pub mod http;
+pub mod leader;
 pub mod log;
 pub mod metrics;
 pub mod narrate;

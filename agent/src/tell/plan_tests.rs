@@ -15,14 +15,20 @@ fn after(events: impl IntoIterator<Item = (u64, Event)>) -> View {
     view
 }
 
-fn policy(fencing: Fencing) -> Policy {
+fn policy(fencing: Mode) -> Policy {
     Policy { fencing, ..Policy::default() }
 }
 
 /// Everything that can be switched on.
 fn all() -> Policy {
     let after = Duration::from_millis(50);
-    let release = ReleasePolicy { enabled: true, handover: true, after, patroni_is_pid_1: true };
+    let release = ReleasePolicy {
+        enabled: true,
+        asynchronous: Some(Duration::ZERO),
+        handover: true,
+        after,
+        patroni_is_pid_1: true,
+    };
     Policy { release, nudge: true, ..Policy::default() }
 }
 
@@ -53,20 +59,18 @@ fn a_fence_is_told_in_the_words_of_what_the_operator_allows() {
         (1060, verified(key("b", 2), 1060)),
     ]);
     let why = "a by rule superseded: b holds the leader key (czxid 0x2), and a takes writes";
-    for (fencing, words) in [
-        (Fencing::Enforce, "fence"),
-        (Fencing::Observe, "would fence (fencing.mode is observe)"),
-        (Fencing::Off, "would fence (fencing.mode is off)"),
-    ] {
+    for (fencing, words) in [(Mode::Enforce, "fence"), (Mode::Observe, "would fence (fencing.mode is observe)")] {
         check(words, &view, &policy(fencing), 1100, &[&format!("{words} {why}")]);
     }
+    let off = "the rules of fencing are not asked: fencing.mode is off";
+    check("off", &view, &policy(Mode::Off), 1100, &[off]);
 }
 
 #[test]
 fn what_is_held_back_is_told_with_all_that_holds_it() {
     let view = after([(1060, verified(key("b", 2), 1060))]);
     let expected = "held back: a fence of a by rule superseded, because its system identifier is not known";
-    check("no system identifier", &view, &policy(Fencing::Enforce), 1100, &[expected]);
+    check("no system identifier", &view, &policy(Mode::Enforce), 1100, &[expected]);
 }
 
 #[test]
@@ -77,7 +81,7 @@ fn a_rule_that_only_waits_for_time_to_pass_is_told_with_the_time() {
     check(
         "",
         &view,
-        &policy(Fencing::Enforce),
+        &policy(Mode::Enforce),
         3101,
         &["the rules of fencing look again in 2.9 s, if nothing happens before"],
     );
@@ -89,7 +93,7 @@ fn a_release_is_told_from_its_first_proof_on_and_only_where_it_is_allowed() {
     let proving = "release: the leader's death is being proved";
     let again = "the rules of fencing look again in 2.9 s, if nothing happens before";
     check("dead", &view, &all(), 1110, &[again, proving]);
-    check("not allowed", &view, &policy(Fencing::Enforce), 1110, &[again]);
+    check("not allowed", &view, &policy(Mode::Enforce), 1110, &[again]);
     for (at, event) in [gone(1120), gone(1180)] {
         apply(&mut view, at, event);
     }
@@ -101,7 +105,7 @@ fn a_release_is_told_from_its_first_proof_on_and_only_where_it_is_allowed() {
 fn a_nudge_is_told_and_so_is_that_the_next_one_has_to_wait() {
     let mut view = after([gone(1050), gone(1100), (1110, patroni("a", Role::Primary))]);
     check("gone", &view, &all(), 1150, &["nudge Patroni: PostgreSQL of a is gone while its Patroni lives"]);
-    check("not allowed", &view, &policy(Fencing::Enforce), 1150, &["nothing: a takes no writes"]);
+    check("not allowed", &view, &policy(Mode::Enforce), 1150, &["nothing: a takes no writes"]);
     apply(&mut view, 1150, Event::Started(Started::Nudge));
     check("nudged", &view, &all(), 1250, &["nudge Patroni again in 0.9 s"]);
 }
@@ -124,14 +128,14 @@ fn what_haproxy_would_be_told_is_in_the_plan() {
     let routing = |routing| Policy { routing, ..all() };
     let well = after([(1050, haproxy(true))]);
     let nothing = ["nothing: a takes writes, and nothing speaks against it"];
-    check("well", &well, &routing(Fencing::Enforce), 1100, &nothing);
+    check("well", &well, &routing(Mode::Enforce), 1100, &nothing);
     let down = after([(1050, haproxy(false))]);
     let told = "tell HAProxy's server writes/pg-a \"up\"";
     let why = "a holds the leader key and takes writes";
     for (mode, line) in [
-        (Fencing::Enforce, format!("{told}: {why}")),
-        (Fencing::Observe, format!("would {told} (haproxy.mode or fencing.mode is observe): {why}")),
-        (Fencing::Off, format!("would {told} (haproxy.mode is off): {why}")),
+        (Mode::Enforce, format!("{told}: {why}")),
+        (Mode::Observe, format!("would {told} (haproxy.mode or fencing.mode is observe): {why}")),
+        (Mode::Off, "the rules of routing are not asked: haproxy.mode is off".to_owned()),
     ] {
         check("down", &down, &routing(mode), 1100, &[&line]);
     }
@@ -145,8 +149,8 @@ fn that_new_connections_are_held_is_in_the_plan() {
     let wait = format!("tell HAProxy's server writes/pg-a \"wait\": {why}");
     let routing = |routing| Policy { routing, ..all() };
     let hold = format!("hold new connections for writes: {why}");
-    check("goes", &view, &routing(Fencing::Enforce), 1070, &[&hold, &wait]);
+    check("goes", &view, &routing(Mode::Enforce), 1070, &[&hold, &wait]);
     apply(&mut view, 1070, Event::Started(Started::Hold { on: true }));
     let held = "go on holding new connections for writes";
-    check("held", &view, &routing(Fencing::Enforce), 1080, &[held, &wait]);
+    check("held", &view, &routing(Mode::Enforce), 1080, &[&wait, held]);
 }

@@ -355,8 +355,8 @@ fn postgres(truth: &MemberTruth<'_>, now: Moment) -> Answer {
 }
 
 fn patroni(truth: &MemberTruth<'_>, now: Moment) -> Answer {
-    let Some(fact) = truth.patroni else { return not_asked() };
-    let (answer, detail, version) = match &fact.value {
+    let Some(fact) = &truth.patroni else { return not_asked() };
+    let (answer, detail, version) = match fact.value {
         PatroniAnswer::Answering(status) => ("answering", None, status.version.clone()),
         PatroniAnswer::Refused(why) => ("refused", Some(why.clone()), None),
         PatroniAnswer::Silent(why) => ("silent", Some(why.clone()), None),

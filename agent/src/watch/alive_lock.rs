@@ -15,14 +15,25 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 use warden_core::event::{AliveLock, Event};
+use warden_core::types::Moment;
 
 /// While nobody holds the lock: how soon it is seen that somebody does again.
 const RECHECK: Duration = Duration::from_millis(200);
 
 /// How often the path is compared with the inode that is being waited on.
 const INODE_CHECK: Duration = Duration::from_secs(1);
+
+/// A volume on which a look at the path takes longer than this hangs.
+const LOOK: Duration = Duration::from_secs(1);
+
+const NO_ANSWER: &str = "its volume has not answered within 1 s";
+
+/// Pause after the lock could not be waited for, with jitter: doubled from the first to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Threads that wait on inodes which the path no longer names cannot be woken; beyond this many we stop.
 const MAX_STRAYS: u64 = 8;
@@ -68,11 +79,29 @@ pub fn look(path: &Path, held: &Held) -> AliveLock {
 
 /// Watches the lock until the agent shuts down.
 pub async fn watch(path: PathBuf, held: Held, events: Events) -> anyhow::Result<()> {
+    watch_by(path, held, events, Kernel { inode: |path| Ok(std::fs::metadata(path)?.ino()), wait: wait_for }).await
+}
+
+/// What is asked of the kernel, and may block in it.
+#[derive(Clone, Copy)]
+struct Kernel {
+    /// The inode that a path names.
+    inode: fn(&Path) -> io::Result<u64>,
+    /// Sleeps until the lock is free, and takes it.
+    wait: fn(&File) -> rustix::io::Result<()>,
+}
+
+fn wait_for(file: &File) -> rustix::io::Result<()> {
+    flock(file, FlockOperation::LockShared)
+}
+
+async fn watch_by(path: PathBuf, held: Held, events: Events, kernel: Kernel) -> anyhow::Result<()> {
     let shared = Arc::new(Shared::default());
     // A former watcher's word is not relied on: what it saw may be long ago.
     *held.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     // When this task is ended the waiter, which nobody can wake, must not go on reporting.
     let _retired_when_dropped = Retire(Arc::clone(&shared));
+    let mut named = Named { path: path.clone(), inode: kernel.inode, under_way: None };
     loop {
         let generation = shared.generation.fetch_add(1, Ordering::SeqCst) + 1;
         let waiter = Waiter {
@@ -81,26 +110,87 @@ pub async fn watch(path: PathBuf, held: Held, events: Events) -> anyhow::Result<
             events: events.clone(),
             shared: Arc::clone(&shared),
             generation,
+            wait: kernel.wait,
         };
         let thread = std::thread::Builder::new().name("alive-lock".to_owned()).spawn(move || waiter.run())?;
-        // The waiter may sleep in the kernel for ever on a file that was replaced under it: notice that here.
-        loop {
-            sleep(INODE_CHECK).await;
-            anyhow::ensure!(!thread.is_finished(), "the thread that waits for {} has ended", path.display());
-            let waited_on = shared.inode.load(Ordering::SeqCst);
-            let named = std::fs::metadata(&path).map_or(0, |metadata| metadata.ino());
-            if waited_on != 0 && named != waited_on {
-                let why = if named == 0 { "is not there any more" } else { "was replaced" };
-                events.send(events.clock.now(), unknown(&path, why)).await?;
-                break;
-            }
-        }
+        let why = replaced(&path, &held, &events, &shared, &thread, &mut named).await?;
+        events.send(events.clock.now(), unknown(&path, why)).await?;
         shared.inode.store(0, Ordering::SeqCst);
         while shared.strays.load(Ordering::SeqCst) >= MAX_STRAYS {
             let why = "was replaced too often; restart this agent, and do not delete the file";
             events.send(events.clock.now(), unknown(&path, why)).await?;
             sleep(INODE_CHECK).await;
         }
+    }
+}
+
+/// Waits until the path names no longer what the waiter waits on, which may sleep in the kernel for ever on a file that
+/// was replaced under it. Returns what has become of it.
+async fn replaced(
+    path: &Path,
+    held: &Held,
+    events: &Events,
+    shared: &Shared,
+    thread: &std::thread::JoinHandle<()>,
+    named: &mut Named,
+) -> anyhow::Result<&'static str> {
+    // Why it is not known what the path names, as it was told.
+    let mut told: Option<String> = None;
+    loop {
+        sleep(INODE_CHECK).await;
+        anyhow::ensure!(!thread.is_finished(), "the thread that waits for {} has ended", path.display());
+        let asked = events.clock.now();
+        let waited_on = shared.inode.load(Ordering::SeqCst);
+        let inode = match named.look().await {
+            Ok(inode) => inode,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && waited_on != 0 => {
+                return Ok("is not there any more");
+            }
+            // The waiter's own look says so.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                let why = format!("cannot be looked at: {error}");
+                if told.as_ref() != Some(&why) {
+                    events.send(asked, unknown(path, &why)).await?;
+                    told = Some(why);
+                }
+                continue;
+            }
+        };
+        if waited_on != 0 && inode != waited_on {
+            return Ok("was replaced");
+        }
+        if told.take().is_some() {
+            // The waiter tells changes only, and nothing may have changed. Its own look counts where it is later.
+            let (at, looked_at, held) = (events.clock.now(), path.to_owned(), held.clone());
+            let state = timeout(LOOK, tokio::task::spawn_blocking(move || look(&looked_at, &held))).await;
+            let no_answer = || AliveLock::Unknown(format!("{} cannot be looked at: {NO_ANSWER}", path.display()));
+            let state = state.unwrap_or_else(|_| Ok(no_answer()))?;
+            told = if let AliveLock::Unknown(why) = &state { Some(why.clone()) } else { None };
+            events.send(at, Event::AliveLock(state)).await?;
+        }
+    }
+}
+
+/// Which inode a path names, asked on a thread that may block: never more than one, however long the volume hangs.
+struct Named {
+    path: PathBuf,
+    inode: fn(&Path) -> io::Result<u64>,
+    under_way: Option<JoinHandle<io::Result<u64>>>,
+}
+
+impl Named {
+    async fn look(&mut self) -> io::Result<u64> {
+        let (path, inode) = (&self.path, self.inode);
+        let under_way = self.under_way.get_or_insert_with(|| {
+            let path = path.clone();
+            tokio::task::spawn_blocking(move || inode(&path))
+        });
+        let Ok(found) = timeout(LOOK, under_way).await else {
+            return Err(io::Error::other(NO_ANSWER));
+        };
+        self.under_way = None;
+        found.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 }
 
@@ -133,28 +223,45 @@ struct Waiter {
     events: Events,
     shared: Arc<Shared>,
     generation: u64,
+    wait: fn(&File) -> rustix::io::Result<()>,
 }
 
 impl Waiter {
     /// Reports until the agent is gone or another waiter has taken over.
     fn run(&self) {
         let mut last: Option<AliveLock> = None;
+        let mut pause = FIRST_PAUSE;
         while self.is_current() {
             let at = self.events.clock.now();
             let state = look(&self.path, &self.held);
-            if last.as_ref() != Some(&state) {
-                last = Some(state.clone());
-                // It may have been retired while it slept.
-                if !self.is_current() || self.events.send_blocking(at, Event::AliveLock(state.clone())).is_err() {
+            let is_held = state == AliveLock::Alive;
+            if !self.tell(&mut last, at, state) {
+                return;
+            }
+            if !is_held {
+                std::thread::sleep(RECHECK);
+            } else if let Err(error) = self.wait_until_free() {
+                // It is held, but that it comes free would go unnoticed.
+                let why = format!("{} is locked, and cannot be waited for: {error}", self.path.display());
+                if !self.tell(&mut last, self.events.clock.now(), AliveLock::Unknown(why)) {
                     return;
                 }
-            }
-            match state {
-                AliveLock::Alive => self.wait_until_free(),
-                AliveLock::Gone => std::thread::sleep(RECHECK),
-                AliveLock::Unknown(_) => std::thread::sleep(RECHECK),
+                std::thread::sleep(pause.mul_f64(rand::random_range(0.5..1.0)));
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            } else {
+                pause = FIRST_PAUSE;
             }
         }
+    }
+
+    /// Reports `state`, looked for at `at`, if it is news. `false` if nobody wants to know any more.
+    fn tell(&self, last: &mut Option<AliveLock>, at: Moment, state: AliveLock) -> bool {
+        if last.as_ref() == Some(&state) {
+            return true;
+        }
+        *last = Some(state.clone());
+        // It may have been retired while it slept.
+        self.is_current() && self.events.send_blocking(at, Event::AliveLock(state)).is_ok()
     }
 
     fn is_current(&self) -> bool {
@@ -162,19 +269,19 @@ impl Waiter {
     }
 
     /// Sleeps in the kernel until nobody holds the lock exclusively.
-    fn wait_until_free(&self) {
-        let Ok(file) = open(&self.path) else { return };
+    fn wait_until_free(&self) -> io::Result<()> {
+        let file = open(&self.path)?;
         let inode = file.metadata().map_or(0, |metadata| metadata.ino());
         self.shared.inode.store(inode, Ordering::SeqCst);
         self.shared.strays.fetch_add(1, Ordering::SeqCst);
-        if flock(&file, FlockOperation::LockShared).is_ok() {
-            // Let go at once: Patroni may be about to start.
-            drop(file);
-        }
+        let waited = (self.wait)(&file);
+        // Let go at once: Patroni may be about to start.
+        drop(file);
         self.shared.strays.fetch_sub(1, Ordering::SeqCst);
         if self.is_current() {
             self.shared.inode.store(0, Ordering::SeqCst);
         }
+        Ok(waited?)
     }
 }
 
@@ -220,102 +327,5 @@ fn must_be_named(file: &File, path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::Clock;
-    use std::process::{Child, Command};
-    use tokio::sync::mpsc;
-    use tokio::time::timeout;
-    use warden_core::event::Observed;
-
-    /// A real process that holds the lock, like Patroni under flock.
-    fn holder(path: &Path) -> Child {
-        Command::new("flock").args(["--no-fork", "--timeout", "5"]).arg(path).args(["sleep", "60"]).spawn().unwrap()
-    }
-
-    async fn next(events: &mut mpsc::Receiver<Observed>) -> AliveLock {
-        let observed = timeout(Duration::from_secs(5), events.recv()).await.expect("no event in 5 s").unwrap();
-        match observed.event {
-            Event::AliveLock(state) => state,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[tokio::test]
-    async fn the_death_of_the_holder_is_learnt_and_so_is_its_return() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("patroni.alive");
-        std::fs::write(&path, "").unwrap();
-        let (sender, mut events) = mpsc::channel(16);
-        let watcher = tokio::spawn(watch(path.clone(), Held::default(), Events::new(sender, Clock::start())));
-        assert!(matches!(next(&mut events).await, AliveLock::Unknown(why) if why.contains("nobody has been seen")));
-        let mut first = holder(&path);
-        assert_eq!(next(&mut events).await, AliveLock::Alive);
-        first.kill().unwrap();
-        first.wait().unwrap();
-        assert_eq!(next(&mut events).await, AliveLock::Gone);
-        let mut second = holder(&path);
-        assert_eq!(next(&mut events).await, AliveLock::Alive);
-        watcher.abort();
-        second.kill().unwrap();
-        second.wait().unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_free_file_in_place_of_the_one_that_was_held_does_not_say_that_its_holder_is_gone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("patroni.alive");
-        std::fs::write(&path, "").unwrap();
-        let mut patroni = holder(&path);
-        let (sender, mut events) = mpsc::channel(64);
-        let watcher = tokio::spawn(watch(path.clone(), Held::default(), Events::new(sender, Clock::start())));
-        while next(&mut events).await != AliveLock::Alive {}
-        std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, "").unwrap();
-        assert!(matches!(next(&mut events).await, AliveLock::Unknown(_)));
-        while let Ok(Some(observed)) = timeout(Duration::from_millis(800), events.recv()).await {
-            assert_ne!(observed.event, Event::AliveLock(AliveLock::Gone), "its holder lives, on the file before it");
-        }
-        watcher.abort();
-        patroni.kill().unwrap();
-        patroni.wait().unwrap();
-    }
-
-    #[tokio::test]
-    async fn what_is_not_a_regular_file_proves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("patroni.alive");
-        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
-        let (sender, mut events) = mpsc::channel(16);
-        let watcher = tokio::spawn(watch(path, Held::default(), Events::new(sender, Clock::start())));
-        assert!(matches!(next(&mut events).await, AliveLock::Unknown(why) if why.contains("regular")));
-        watcher.abort();
-    }
-
-    #[tokio::test]
-    async fn a_file_that_is_not_there_or_was_replaced_proves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("patroni.alive");
-        let (sender, mut events) = mpsc::channel(16);
-        let watcher = tokio::spawn(watch(path.clone(), Held::default(), Events::new(sender, Clock::start())));
-        assert!(matches!(next(&mut events).await, AliveLock::Unknown(why) if why.contains("not there")));
-        let mut first = holder(&path);
-        assert_eq!(next(&mut events).await, AliveLock::Alive);
-        std::fs::remove_file(&path).unwrap();
-        assert!(matches!(next(&mut events).await, AliveLock::Unknown(_)), "the holder of a deleted file is unknown");
-        let mut second = holder(&path);
-        loop {
-            if next(&mut events).await == AliveLock::Alive {
-                break;
-            }
-        }
-        first.kill().unwrap();
-        first.wait().unwrap();
-        let quiet = timeout(Duration::from_millis(500), events.recv()).await;
-        assert!(quiet.is_err(), "the death of the former holder says nothing about the present one: {quiet:?}");
-        second.kill().unwrap();
-        second.wait().unwrap();
-        assert_eq!(next(&mut events).await, AliveLock::Gone);
-        watcher.abort();
-    }
-}
+#[path = "alive_lock_tests.rs"]
+mod tests;

@@ -1,16 +1,12 @@
-//! PostgreSQL's control file, `global/pg_control`: whether a server that is down was shut down cleanly, and with which
-//! record.
+//! PostgreSQL's control file, `global/pg_control`: in which state it says the server is, and with which record a server
+//! that is down was shut down.
 //!
 //! Layout as in `src/include/catalog/pg_control.h`, the same from PostgreSQL 11 to 18 as far as it is read here, in the
 //! byte order of the machine that wrote it, which is ours. Where the checksum is differs between versions: it is found
 //! by being right.
 
 use std::path::Path;
-use std::time::Duration;
-use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 use warden_core::event::ShutdownCheckpoint;
-use warden_core::fact::Reading;
 use warden_core::types::{Lsn, SystemId, Timeline};
 
 /// Below the data directory.
@@ -22,34 +18,69 @@ const SIZE: usize = 8192;
 /// PG_CONTROL_VERSION of PostgreSQL 11: before it, there was another field in front of the checkpoint's copy.
 const OLDEST_VERSION: u32 = 1100;
 
-/// DBState: DB_SHUTDOWNED, a primary that was shut down with a checkpoint.
-const SHUT_DOWN: u32 = 1;
-
 /// The checksum lies at the end of the fields: never before this, and never behind that.
 const CHECKSUM: std::ops::Range<usize> = 128..1024;
 
-/// One read of 8 KiB: what takes longer is not waited for.
-const LIMIT: Duration = Duration::from_millis(200);
-
-/// Reads the control file in `data_directory`. Absent: the server was not shut down cleanly, or it was a standby.
-/// It has to be down: a running server writes the file at any time.
-pub async fn read(data_directory: &Path) -> Reading<ShutdownCheckpoint> {
-    let path = data_directory.join(FILE);
-    let of = path.clone();
-    let reading = spawn_blocking(move || std::fs::read(&path));
-    let why = match timeout(LIMIT, reading).await {
-        Ok(Ok(Ok(bytes))) => match parse(&bytes) {
-            Ok(found) => return found.map_or(Reading::Absent, Reading::Present),
-            Err(why) => why,
-        },
-        Ok(Ok(Err(error))) => error.to_string(),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("not read within {} ms", LIMIT.as_millis()),
-    };
-    Reading::Unreadable(format!("{}: {why}", of.display()))
+/// DBState, in its order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// DB_STARTUP: made by initdb, never started.
+    Startup,
+    /// DB_SHUTDOWNED: a primary that was shut down with a checkpoint.
+    ShutDown,
+    /// DB_SHUTDOWNED_IN_RECOVERY: a standby that was shut down.
+    ShutDownInRecovery,
+    /// DB_SHUTDOWNING: a primary whose shutdown checkpoint is under way.
+    ShuttingDown,
+    /// DB_IN_CRASH_RECOVERY: takes writes when that is over.
+    InCrashRecovery,
+    /// DB_IN_ARCHIVE_RECOVERY: a standby that runs, or was killed.
+    InArchiveRecovery,
+    /// DB_IN_PRODUCTION: a primary that runs, or was killed.
+    InProduction,
 }
 
-fn parse(bytes: &[u8]) -> Result<Option<ShutdownCheckpoint>, String> {
+impl State {
+    const ALL: [Self; 7] = [
+        Self::Startup,
+        Self::ShutDown,
+        Self::ShutDownInRecovery,
+        Self::ShuttingDown,
+        Self::InCrashRecovery,
+        Self::InArchiveRecovery,
+        Self::InProduction,
+    ];
+
+    /// Whether it is a standby's.
+    pub(super) const fn is_standbys(self) -> bool {
+        matches!(self, Self::ShutDownInRecovery | Self::InArchiveRecovery)
+    }
+}
+
+/// What it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ControlFile {
+    pub state: State,
+    /// The last checkpoint; in [`State::ShutDown`] the one of the shutdown.
+    checkpoint: ShutdownCheckpoint,
+}
+
+impl ControlFile {
+    /// The record with which a primary was shut down cleanly.
+    pub(super) fn shutdown(self) -> Option<ShutdownCheckpoint> {
+        (self.state == State::ShutDown).then_some(self.checkpoint)
+    }
+}
+
+/// Reads the control file in `data_directory`. May block. A server that runs writes it at any time, so that it can be
+/// caught half written: then the error is about its checksum.
+pub(super) fn read(data_directory: &Path) -> Result<ControlFile, String> {
+    let path = data_directory.join(FILE);
+    let bytes = std::fs::read(&path).map_err(|error| error.to_string());
+    bytes.and_then(|bytes| parse(&bytes)).map_err(|why| format!("{}: {why}", path.display()))
+}
+
+fn parse(bytes: &[u8]) -> Result<ControlFile, String> {
     if bytes.len() != SIZE {
         return Err(format!("it is {} bytes long and not {SIZE}", bytes.len()));
     }
@@ -61,14 +92,14 @@ fn parse(bytes: &[u8]) -> Result<Option<ShutdownCheckpoint>, String> {
     if !CHECKSUM.step_by(4).any(|end| right(&end)) {
         return Err("its checksum is wrong".to_owned());
     }
-    if u32_at(bytes, 16)? != SHUT_DOWN {
-        return Ok(None);
-    }
-    Ok(Some(ShutdownCheckpoint {
+    let state = u32_at(bytes, 16)?;
+    let known = usize::try_from(state).ok().and_then(|state| State::ALL.get(state));
+    let checkpoint = ShutdownCheckpoint {
         location: Lsn(u64_at(bytes, 32)?),
         timeline: Timeline(u32_at(bytes, 48)?),
         system_id: SystemId(u64_at(bytes, 0)?),
-    }))
+    };
+    Ok(ControlFile { state: *known.ok_or_else(|| format!("its state {state} is not known"))?, checkpoint })
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> Result<u32, String> {
@@ -82,12 +113,17 @@ fn u64_at(bytes: &[u8], offset: usize) -> Result<u64, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// The fields of real files, of PostgreSQL 15; the rest of such a file is zeros.
-    const SHUT_DOWN_FILE: &[u8] = include_bytes!("testdata/pg_control_15_shut_down");
-    const RUNNING_FILE: &[u8] = include_bytes!("testdata/pg_control_15_running");
+    pub(in crate::watch) const SHUT_DOWN: &[u8] = include_bytes!("testdata/pg_control_15_shut_down");
+    pub(in crate::watch) const RUNNING: &[u8] = include_bytes!("testdata/pg_control_15_running");
+    pub(in crate::watch) const IN_CRASH_RECOVERY: &[u8] = include_bytes!("testdata/pg_control_15_in_crash_recovery");
+    pub(in crate::watch) const IN_ARCHIVE_RECOVERY: &[u8] =
+        include_bytes!("testdata/pg_control_15_in_archive_recovery");
+    pub(in crate::watch) const SHUT_DOWN_IN_RECOVERY: &[u8] =
+        include_bytes!("testdata/pg_control_15_shut_down_in_recovery");
 
     fn whole(fields: &[u8]) -> Vec<u8> {
         let mut bytes = fields.to_vec();
@@ -95,8 +131,14 @@ mod tests {
         bytes
     }
 
-    /// What pg_controldata says of it.
-    const EXPECTED: ShutdownCheckpoint = ShutdownCheckpoint {
+    /// Makes a data directory of `directory`, as far as it is read.
+    pub(in crate::watch) fn write(directory: &Path, fields: &[u8]) {
+        std::fs::create_dir_all(directory.join("global")).unwrap();
+        std::fs::write(directory.join(FILE), whole(fields)).unwrap();
+    }
+
+    /// What pg_controldata says of the file of a server that was shut down.
+    pub(in crate::watch) const EXPECTED: ShutdownCheckpoint = ShutdownCheckpoint {
         location: Lsn(0x0150_0790),
         timeline: Timeline(1),
         system_id: SystemId(7_712_415_857_458_671_679),
@@ -104,14 +146,23 @@ mod tests {
 
     #[test]
     fn it_says_what_pg_controldata_says() {
-        assert_eq!(parse(&whole(SHUT_DOWN_FILE)), Ok(Some(EXPECTED)));
-        assert_eq!(parse(&whole(RUNNING_FILE)), Ok(None), "a server that runs, or was killed");
+        for (fields, state, standbys) in [
+            (SHUT_DOWN, State::ShutDown, false),
+            (RUNNING, State::InProduction, false),
+            (IN_CRASH_RECOVERY, State::InCrashRecovery, false),
+            (IN_ARCHIVE_RECOVERY, State::InArchiveRecovery, true),
+            (SHUT_DOWN_IN_RECOVERY, State::ShutDownInRecovery, true),
+        ] {
+            let file = parse(&whole(fields)).unwrap();
+            assert_eq!((file.state, file.state.is_standbys()), (state, standbys));
+            assert_eq!(file.shutdown(), (state == State::ShutDown).then_some(EXPECTED), "{state:?}");
+        }
     }
 
     #[test]
     fn a_damaged_file_is_told_and_never_believed() {
-        let good = whole(SHUT_DOWN_FILE);
-        for bit in 0..SHUT_DOWN_FILE.len() * 8 {
+        let good = whole(SHUT_DOWN);
+        for bit in 0..SHUT_DOWN.len() * 8 {
             let mut bytes = good.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert!(parse(&bytes).is_err(), "bit {bit} is another one");
@@ -124,15 +175,13 @@ mod tests {
         assert!(parse(&old).unwrap_err().contains("version 1002"));
     }
 
-    #[tokio::test]
-    async fn it_is_found_in_the_data_directory() {
-        let directory = tempfile::tempdir().unwrap();
-        let Reading::Unreadable(why) = read(directory.path()).await else { panic!() };
-        assert!(why.contains("global/pg_control: No such file"), "{why}");
-        std::fs::create_dir(directory.path().join("global")).unwrap();
-        std::fs::write(directory.path().join(FILE), whole(SHUT_DOWN_FILE)).unwrap();
-        assert_eq!(read(directory.path()).await, Reading::Present(EXPECTED));
-        std::fs::write(directory.path().join(FILE), whole(RUNNING_FILE)).unwrap();
-        assert_eq!(read(directory.path()).await, Reading::Absent);
+    #[test]
+    fn a_state_of_a_newer_postgresql_is_told() {
+        let mut bytes = whole(SHUT_DOWN);
+        bytes[16..20].copy_from_slice(&7_u32.to_ne_bytes());
+        let end = SHUT_DOWN.len() - 4;
+        let checksum = crc32c::crc32c(&bytes[..end]);
+        bytes[end..end + 4].copy_from_slice(&checksum.to_ne_bytes());
+        assert!(parse(&bytes).unwrap_err().contains("state 7 is not known"));
     }
 }

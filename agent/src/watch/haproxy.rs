@@ -246,7 +246,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_that_two_members_claim_is_neithers() {
-        let target = |port| members::Target { api: None, postgres: Some(("127.0.0.1".to_owned(), port)) };
+        let target = |port| members::Target { postgres: Some(("127.0.0.1".to_owned(), port)), ..Default::default() };
         let mut names = Names::default();
         let mut targets = Targets::from([("a".into(), target(5432)), ("b".into(), target(5433))]);
         names.refresh(&targets).await;

@@ -3,15 +3,17 @@
 //! The loop knows the members from ZooKeeper and publishes them as [`Targets`]; this task starts, replaces
 //! and stops the watchers accordingly.
 
+use super::beside::Beside;
 use super::patroni::{self, PatroniClient};
 use super::postgres::{self, Place};
 use super::{Closed, Events};
-use crate::config::{NodeConfig, Superuser};
+use crate::config::{Config, NodeConfig, Superuser};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch as latest};
 use tokio::task::JoinSet;
-use warden_core::types::MemberName;
+use warden_core::assess;
+use warden_core::types::{MemberName, Moment};
 use warden_core::view::View;
 
 /// More members than this are not asked, loudly: each costs two questions a second.
@@ -24,16 +26,36 @@ pub struct Target {
     pub api: Option<String>,
     /// Its PostgreSQL over TCP.
     pub postgres: Option<(String, u16)>,
+    /// Its own agent tells what its Patroni says, and that is enough here: nothing is asked of it.
+    pub its_agent_tells: bool,
+}
+
+impl Target {
+    /// Whether the watchers of one do for the other.
+    fn is_at_the_same_place(&self, other: &Self) -> bool {
+        let Self { api, postgres, its_agent_tells: _ } = self;
+        (api, postgres) == (&other.api, &other.postgres)
+    }
 }
 
 /// All members, by name.
 pub type Targets = BTreeMap<MemberName, Target>;
 
-/// The members of the view, as they are to be asked.
+/// The members of the view, as they are to be asked now: the Patroni of one whose own agent tells what it says is not.
+pub fn targets_beside_agents(view: &View, now: Moment) -> Targets {
+    let mut targets = targets(view);
+    for (name, target) in &mut targets {
+        target.its_agent_tells = assess::its_agent_tells(view, name, now);
+    }
+    targets
+}
+
+/// The members of the view, as they are to be asked by one that asks all of them.
 pub fn targets(view: &View) -> Targets {
     let known = view.members.iter().filter_map(|(name, member)| {
         let record = member.last_record.as_ref()?;
-        Some((name.clone(), Target { api: record.api.clone(), postgres: record.postgres() }))
+        let (api, postgres) = (record.api.clone(), record.postgres());
+        Some((name.clone(), Target { api, postgres, its_agent_tells: false }))
     });
     known.take(MAX_MEMBERS).collect()
 }
@@ -52,10 +74,45 @@ pub struct Probes {
     pub haproxy: Arc<Notify>,
 }
 
+/// Our neighbour.
+#[derive(Clone, Debug)]
+pub struct Local {
+    /// As the configuration has it.
+    pub node: NodeConfig,
+    /// Where its server can be seen without a session.
+    pub beside: Beside,
+}
+
+impl Local {
+    /// As the configuration has it.
+    pub fn of(config: &Config) -> Option<Self> {
+        let node = config.node.clone()?;
+        let beside = Beside::new(&node, config.release.handover);
+        Some(Self { node, beside })
+    }
+}
+
+/// How to log in to PostgreSQL.
+#[derive(Clone, Debug, Default)]
+pub struct Logins {
+    /// To our neighbour's: the superuser's.
+    pub own: Option<Superuser>,
+    /// To all others: an ordinary role's, where one is configured.
+    pub others: Option<Superuser>,
+}
+
+impl Logins {
+    /// As the configuration has it.
+    pub fn of(config: &Config) -> Self {
+        let own = config.superuser.clone();
+        Self { others: config.watch.clone().or_else(|| own.clone()), own }
+    }
+}
+
 /// Keeps a pair of watchers for each member until the agent shuts down.
 pub async fn watch(
-    local: Option<NodeConfig>,
-    superuser: Option<Superuser>,
+    local: Option<Local>,
+    logins: Logins,
     client: PatroniClient,
     mut targets: latest::Receiver<Targets>,
     probes: Probes,
@@ -64,16 +121,17 @@ pub async fn watch(
     let mut running: BTreeMap<MemberName, Watchers> = BTreeMap::new();
     loop {
         let mut wanted = targets.borrow_and_update().clone();
-        if let Some(node) = &local {
+        if let Some(Local { node, .. }) = &local {
             // The local member is asked where the configuration says, whether ZooKeeper knows it or not.
-            let target = Target { api: Some(node.api.clone()), postgres: Some((node.host.clone(), node.port)) };
+            let postgres = Some((node.host.clone(), node.port));
+            let target = Target { api: Some(node.api.clone()), postgres, its_agent_tells: false };
             wanted.insert(MemberName::from(node.member.as_str()), target);
         }
-        running.retain(|name, (target, _)| wanted.get(name) == Some(target));
+        running.retain(|name, (target, _)| wanted.get(name).is_some_and(|wanted| wanted.is_at_the_same_place(target)));
         for (name, target) in wanted {
             running.entry(name.clone()).or_insert_with(|| {
-                let node = local.as_ref().filter(|node| node.member == name.as_str());
-                let tasks = start(&name, &target, node, superuser.as_ref(), &client, &probes, &events);
+                let local = local.as_ref().filter(|local| local.node.member == name.as_str());
+                let tasks = start(&name, &target, local, &logins, &client, &targets, &probes, &events);
                 (target, tasks)
             });
         }
@@ -85,25 +143,32 @@ pub async fn watch(
     }
 }
 
+#[expect(clippy::too_many_arguments)] // all that two watchers stand on, named once
 fn start(
     name: &MemberName,
     target: &Target,
-    node: Option<&NodeConfig>,
-    superuser: Option<&Superuser>,
+    local: Option<&Local>,
+    logins: &Logins,
     client: &PatroniClient,
+    targets: &latest::Receiver<Targets>,
     probes: &Probes,
     events: &Events,
 ) -> JoinSet<Result<(), Closed>> {
     let mut tasks = JoinSet::new();
     if let Some(api) = &target.api {
-        tasks.spawn(patroni::watch(name.clone(), api.clone(), node.is_some(), client.clone(), events.clone()));
+        let (member, api, targets) = (name.clone(), api.clone(), targets.clone());
+        let watched = patroni::Watched { member, api, is_local: local.is_some(), targets };
+        tasks.spawn(patroni::watch(watched, client.clone(), events.clone()));
     }
-    let place = node.map(Place::beside).or_else(|| target.postgres.clone().map(|(host, port)| Place::Tcp(host, port)));
-    if let (Some(place), Some(superuser)) = (place, superuser) {
-        let tcp = target.postgres.clone();
-        let data_dir = node.and_then(|node| node.data_dir.clone());
-        let probe = Arc::clone(if node.is_some() { &probes.own } else { &probes.others });
-        tasks.spawn(postgres::watch(name.clone(), place, tcp, data_dir, superuser.clone(), probe, events.clone()));
+    let place = match (local, target.postgres.clone()) {
+        (Some(local), _) => Some(Place::beside(&local.node)),
+        (None, postgres) => postgres.map(|(host, port)| Place::Tcp(host, port)),
+    };
+    let login = if local.is_some() { &logins.own } else { &logins.others };
+    if let (Some(place), Some(login)) = (place, login) {
+        let beside = local.map(|local| local.beside.clone());
+        let probe = Arc::clone(if local.is_some() { &probes.own } else { &probes.others });
+        tasks.spawn(postgres::watch(name.clone(), place, beside, login.clone(), probe, events.clone()));
     }
     tasks
 }
@@ -134,5 +199,57 @@ async fn wait(
                 Ok(Some(name))
             }
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::PatroniConfig;
+    use crate::watch::real_postgres::login;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+
+    /// As whom the first client wants in.
+    async fn user(listener: TcpListener) -> String {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let length = client.read_u32().await.unwrap();
+        let mut startup = vec![0; length as usize - 4];
+        client.read_exact(&mut startup).await.unwrap();
+        // Behind the protocol's version: names and values, each with a zero behind it.
+        let fields: Vec<&str> =
+            startup[4..].split(|byte| *byte == 0).map(|text| str::from_utf8(text).unwrap()).collect();
+        fields.chunks(2).find(|pair| pair[0] == "user").unwrap()[1].to_owned()
+    }
+
+    #[tokio::test]
+    async fn our_own_server_is_asked_by_the_superuser_and_the_others_by_the_role_for_that() {
+        let (own, other) =
+            (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let place = |listener: &TcpListener| ("127.0.0.1".to_owned(), listener.local_addr().unwrap().port());
+        let (host, port) = place(&own);
+        let node = NodeConfig {
+            member: "a".to_owned(),
+            api: "http://127.0.0.1:9".to_owned(),
+            host,
+            port,
+            socket_dir: None,
+            data_dir: None,
+            alive_lock: None,
+        };
+        let local = Local { beside: Beside::new(&node, false), node };
+        let logins = Logins { own: Some(login("super", "postgres")), others: Some(login("plain", "postgres")) };
+        let target = Target { api: None, postgres: Some(place(&other)) };
+        let (_targets, targets) = latest::channel(Targets::from([("b".into(), target)]));
+        let (sender, _events) = mpsc::channel(64);
+        let events = Events::new(sender, Clock::start());
+        let client = PatroniClient::new(&PatroniConfig::default(), "s").unwrap();
+        let watching = tokio::spawn(watch(Some(local), logins, client, targets, Probes::default(), events));
+        let asked =
+            tokio::time::timeout(std::time::Duration::from_secs(10), async { tokio::join!(user(own), user(other)) });
+        assert_eq!(asked.await.unwrap(), ("super".to_owned(), "plain".to_owned()));
+        watching.abort();
     }
 }

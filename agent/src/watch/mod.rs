@@ -4,13 +4,20 @@
 //! answer is as old as its question. Nothing in here decides anything.
 
 pub mod alive_lock;
-pub mod control_file;
+pub mod beside;
+mod control_file;
+pub mod data_dir;
 pub mod gate_check;
 pub mod haproxy;
+mod heartbeat;
 pub mod members;
 mod names;
 pub mod patroni;
 pub mod postgres;
+mod question;
+#[cfg(test)]
+mod real_postgres;
+mod session;
 pub mod tls;
 pub mod znodes;
 pub mod zookeeper;

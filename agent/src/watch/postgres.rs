@@ -6,19 +6,23 @@
 //! A lost connection is tried again at once, because how the next attempt fails is what tells a crash
 //! (refused) from a hang (silent).
 
-use super::{Closed, Events, control_file, io_cause, root_cause, tls};
+use super::beside::{Beside, Port};
+use super::heartbeat::Heartbeat;
+use super::question::{no_way_back, question, read_answer};
+pub(crate) use super::session::{Driver, client_config, connect};
+use super::{Closed, Events, io_cause, root_cause};
 use crate::config::{NodeConfig, SslMode, Superuser};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow};
-use warden_core::event::{Archiver, Event, PostgresAnswer, Server, Starting};
+use tokio_postgres::{Client, Config};
+use warden_core::event::{Event, PostgresAnswer, Starting};
 use warden_core::fact::{Reading, Source};
-use warden_core::types::{Lsn, MemberName, SystemId, Timeline};
+use warden_core::types::{MemberName, Moment};
 
 /// A question every second, and as long for an answer.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -36,21 +40,6 @@ const TRANSITION: Duration = Duration::from_millis(40);
 
 /// so that it does not go on for longer than a transition usually takes.
 const TRANSITION_LIMIT: Duration = Duration::from_secs(30);
-
-/// One row with everything we want to know. Written so that it works from PostgreSQL 13 on, in and out of
-/// recovery, and reads no user table.
-const QUESTION: &str = "\
-SELECT r AS in_recovery,
-       CASE WHEN r THEN COALESCE((SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver),
-                                 (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()))::text
-            ELSE substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END AS timeline,
-       CASE WHEN r THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END AS lsn,
-       (SELECT system_identifier FROM pg_catalog.pg_control_system()) AS system_id,
-       pg_catalog.current_setting('archive_mode') AS archive_mode,
-       CASE WHEN r THEN EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver) END AS receives,
-       a.archived_count, a.failed_count,
-       CASE WHEN a.last_failed_time > COALESCE(a.last_archived_time, '-infinity') THEN a.last_failed_wal END AS failing
-  FROM pg_catalog.pg_is_in_recovery() AS r, pg_catalog.pg_stat_archiver AS a";
 
 /// The `application_name` of an agent's sessions, but for those that it keeps for a fence.
 pub(crate) const SESSIONS: &str = "warden";
@@ -89,22 +78,24 @@ impl Place {
     }
 }
 
-/// Watches one member's PostgreSQL until the agent shuts down.
-///
-/// `tcp` is where else the server listens, should `place` be its socket; `data_dir` where its control file is to be
-/// read once it is gone. `probe` asks out of turn.
+/// The path of a server's unix socket.
+pub fn socket_path(directory: &Path, port: u16) -> PathBuf {
+    directory.join(format!(".s.PGSQL.{port}"))
+}
+
+/// Watches one member's PostgreSQL until the agent shuts down. `probe` asks out of turn.
 pub async fn watch(
     member: MemberName,
     place: Place,
-    tcp: Option<(String, u16)>,
-    data_dir: Option<PathBuf>,
+    beside: Option<Beside>,
     login: Superuser,
     probe: Arc<Notify>,
     events: Events,
 ) -> Result<(), Closed> {
-    let (via, sslmode) = (place.source(), place.sslmode(&login));
+    let sslmode = place.sslmode(&login);
     let config = client_config(&place, &login);
-    let mut watcher = Watcher { member, via, config, sslmode, tcp, data_dir, had_session: false, probe, events };
+    let heartbeat = Heartbeat::default();
+    let mut watcher = Watcher { member, place, config, sslmode, beside, had_session: false, heartbeat, probe, events };
     // Since when it has refused sessions.
     let mut refusing: Option<Instant> = None;
     loop {
@@ -129,9 +120,10 @@ pub async fn watch(
             }
             Ok(Err(error)) => {
                 let answer = watcher.answer_of_failure(&error).await;
-                if let (PostgresAnswer::Gone(_), Some(data_dir)) = (&answer, &watcher.data_dir) {
+                let data_dir = watcher.beside.as_ref().and_then(Beside::shutdown);
+                if let (PostgresAnswer::Gone(_), Some(data_dir)) = (&answer, data_dir) {
                     // Behind the look at the socket: a server that runs is none of this.
-                    let shut_down = Event::ShutDown(control_file::read(data_dir).await);
+                    let shut_down = Event::ShutDown(data_dir.shutdown().await);
                     watcher.events.send(at, shut_down).await?;
                 }
                 let refuses =
@@ -142,7 +134,8 @@ pub async fn watch(
             Err(_) => watcher.tell(at, PostgresAnswer::Silent("no session within 1 s".to_owned())).await?,
         }
         // Jitter, so that agents which lost the same server do not come back in step.
-        let hurry = via == Source::Socket && refusing.is_some_and(|since| since.elapsed() < TRANSITION_LIMIT);
+        let hurry = watcher.place.source() == Source::Socket
+            && refusing.is_some_and(|since| since.elapsed() < TRANSITION_LIMIT);
         let pause = if hurry { TRANSITION } else { RECONNECT };
         let turn = sleep_until(asked + pause.mul_f64(rand::random_range(0.75..1.25)));
         tokio::select! {
@@ -154,15 +147,15 @@ pub async fn watch(
 
 struct Watcher {
     member: MemberName,
-    via: Source,
+    place: Place,
     config: Config,
     sslmode: SslMode,
-    /// Where the server listens besides its socket.
-    tcp: Option<(String, u16)>,
-    /// Where its control file is.
-    data_dir: Option<PathBuf>,
+    /// More of it, where it is beside us.
+    beside: Option<Beside>,
     /// Whether this place ever let us in: only then does a socket that is not there mean a server that is not.
     had_session: bool,
+    /// When its Patroni's HA loop turned.
+    heartbeat: Heartbeat,
     /// Somebody wants to know now.
     probe: Arc<Notify>,
     events: Events,
@@ -170,56 +163,84 @@ struct Watcher {
 
 impl Watcher {
     /// What a failed attempt to connect says about the server.
-    ///
-    /// A socket that was never there may only be looked for in the wrong place (another directory, a volume that
-    /// is not shared), and a server must not be taken for dead by that: its port has to refuse as well.
     async fn answer_of_failure(&self, error: &tokio_postgres::Error) -> PostgresAnswer {
-        let kind = io_cause(error).map(io::Error::kind);
-        let nobody = matches!(kind, Some(io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound));
-        if self.via == Source::Socket && self.had_session && nobody {
-            return PostgresAnswer::Gone("nobody listens on its socket".to_owned());
-        }
-        if kind != Some(io::ErrorKind::NotFound) {
-            return answer_of_error(error);
-        }
-        let directory = "there is no socket in the directory that Warden looks in (node.socket_dir)";
-        let Some((host, port)) = &self.tcp else { return PostgresAnswer::Unknown(directory.to_owned()) };
-        match timeout(PERIOD / 2, tokio::net::TcpStream::connect((host.as_str(), *port))).await {
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                PostgresAnswer::Refused("there is no socket and nobody listens on its port".to_owned())
+        match (io_cause(error).map(io::Error::kind), &self.place) {
+            (Some(io::ErrorKind::ConnectionRefused), Place::Socket(..)) if self.had_session => {
+                PostgresAnswer::Gone("nobody listens on its socket".to_owned())
             }
-            Ok(Ok(_)) => PostgresAnswer::Unknown(format!("its port answers, but {directory}")),
-            _ => PostgresAnswer::Unknown(format!("{directory}, and its port does not answer")),
+            (Some(io::ErrorKind::NotFound), Place::Socket(directory, port)) => {
+                self.answer_without_socket(&socket_path(directory, *port)).await
+            }
+            _ => self.with_role(answer_of_error(error)).await,
         }
     }
 
-    /// That its control file cannot be read is told as long as the server runs, and not first when it is needed.
-    async fn can_control_file_be_read(&self) -> Result<(), Closed> {
-        let Some(data_dir) = &self.data_dir else { return Ok(()) };
-        let at = self.events.clock.now();
-        let mut reading = control_file::read(data_dir).await;
-        if matches!(reading, Reading::Unreadable(_)) {
-            // The server may have been in the middle of writing it.
-            sleep(TRANSITION).await;
-            reading = control_file::read(data_dir).await;
+    /// What it says that its socket file is missing: alone nothing ([`super::beside`]).
+    ///
+    /// A socket that never let us in may only be looked for in the wrong place (another directory, a volume that is not
+    /// shared). Then the server is not gone, and it refuses only where its port does.
+    async fn answer_without_socket(&self, path: &Path) -> PostgresAnswer {
+        let remedy =
+            "let node.socket_dir be PostgreSQL's socket directory, and restart PostgreSQL if the file was removed";
+        let path = path.display();
+        let unknown = |why| PostgresAnswer::Unknown(format!("there is no socket {path}, but {why}: {remedy}"));
+        let Some(beside) = &self.beside else { return unknown("that proves nothing".to_owned()) };
+        if self.had_session {
+            return match beside.has_ended().await {
+                Ok(proof) => PostgresAnswer::Gone(format!("there is no socket, and {proof}")),
+                Err(why) => unknown(why),
+            };
         }
+        match beside.port().await {
+            Port::Refuses => PostgresAnswer::Refused("there is no socket and nobody listens on its port".to_owned()),
+            Port::Answers => unknown("its port answers".to_owned()),
+            Port::Unknown(why) => unknown(why),
+        }
+    }
+
+    /// Where the server beside us starts, and does not say itself that it is a standby, its data directory does.
+    async fn with_role(&self, mut answer: PostgresAnswer) -> PostgresAnswer {
+        if let PostgresAnswer::Starting(Starting { standby: standby @ None, .. }) = &mut answer
+            && let Some(data_dir) = self.beside.as_ref().and_then(|beside| beside.data_dir.as_ref())
+        {
+            match data_dir.is_standby().await {
+                Ok(found) => *standby = Some(found),
+                Err(why) => tracing::debug!(member = %self.member, why, "it starts, and its role cannot be seen"),
+            }
+        }
+        answer
+    }
+
+    /// Remembers what can be seen of a server that has let us in, and tells whether its control file can be read as long
+    /// as it runs, and not first when it is needed.
+    async fn look_beside(&self) -> Result<(), Closed> {
+        let Some(beside) = &self.beside else { return Ok(()) };
+        if let Place::Socket(..) = self.place {
+            beside.remember().await;
+        }
+        let Some(data_dir) = beside.shutdown() else { return Ok(()) };
+        let at = self.events.clock.now();
         // Whatever it names is of a shutdown before this one started.
-        let reading = if let Reading::Present(_) = reading { Reading::Absent } else { reading };
+        let reading = match data_dir.shutdown().await {
+            Reading::Present(_) => Reading::Absent,
+            reading => reading,
+        };
         self.events.send(at, Event::ShutDown(reading)).await
     }
 
-    async fn tell(&mut self, at: warden_core::types::Moment, answer: PostgresAnswer) -> Result<(), Closed> {
-        self.events.send(at, Event::Postgres { member: self.member.clone(), via: self.via, answer }).await
+    async fn tell(&mut self, at: Moment, answer: PostgresAnswer) -> Result<(), Closed> {
+        self.events.send(at, Event::Postgres { member: self.member.clone(), via: self.place.source(), answer }).await
     }
 
     /// Asks every second; returns when the connection is of no use any more.
     async fn ask_for_ever(&mut self, client: Client) -> Result<(), Closed> {
+        let text = question(self.beside.is_some());
         let mut timeline = None;
         let mut answered = false;
         loop {
             let asked = Instant::now();
             let at = self.events.clock.now();
-            let question = client.simple_query(QUESTION);
+            let question = client.simple_query(&text);
             tokio::pin!(question);
             let answer = loop {
                 match timeout(PERIOD, &mut question).await {
@@ -234,11 +255,13 @@ impl Watcher {
             };
             match answer {
                 Ok(messages) => {
+                    // No query of Patroni's that it shows began later than its age before the question.
+                    let answer = read_answer(&messages, |shown| self.heartbeat.look(shown, at));
                     // An answer that took long says how things are now, not how they were when it was asked.
                     let at = if asked.elapsed() > PERIOD { self.events.clock.now() } else { at };
-                    self.tell(at, no_way_back(read_answer(&messages), &mut timeline)).await?;
+                    self.tell(at, no_way_back(answer, &mut timeline)).await?;
                     if !std::mem::replace(&mut answered, true) {
-                        self.can_control_file_be_read().await?;
+                        self.look_beside().await?;
                     }
                 }
                 Err(error) if error.is_closed() || io_cause(&error).is_some() => return Ok(()),
@@ -252,45 +275,6 @@ impl Watcher {
             }
         }
     }
-}
-
-/// How to log in at `place`.
-pub(crate) fn client_config(place: &Place, login: &Superuser) -> Config {
-    let mut config = Config::new();
-    match place {
-        Place::Socket(directory, port) => config.host_path(directory).port(*port),
-        Place::Tcp(host, port) => config.host(host).port(*port),
-    };
-    config
-        .user(&login.username)
-        .dbname(&login.database)
-        .application_name(SESSIONS)
-        .connect_timeout(PERIOD)
-        // Should the agent die in the middle of a question, the server shall not keep it.
-        .options("-c statement_timeout=5s -c idle_in_transaction_session_timeout=5s")
-        .ssl_mode(match place.sslmode(login) {
-            SslMode::Disable => tokio_postgres::config::SslMode::Disable,
-            SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
-            SslMode::Require => tokio_postgres::config::SslMode::Require,
-        });
-    if let Some(password) = &login.password {
-        config.password(password.reveal());
-    }
-    config
-}
-
-pub(crate) type Driver = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// A session, and the future that moves its bytes.
-pub(crate) async fn connect(config: &Config, sslmode: SslMode) -> Result<(Client, Driver), tokio_postgres::Error> {
-    if sslmode != SslMode::Disable
-        && let Ok(tls) = tls::unverified()
-    {
-        let (client, connection) = config.connect(tls).await?;
-        return Ok((client, Box::pin(async move { drop(connection.await) })));
-    }
-    let (client, connection) = config.connect(NoTls).await?;
-    Ok((client, Box::pin(async move { drop(connection.await) })))
 }
 
 /// Whether an attempt to connect was accepted and broken off, as by a server that ends in this very moment.
@@ -331,70 +315,13 @@ pub(crate) fn answer_of_error(error: &tokio_postgres::Error) -> PostgresAnswer {
     }
 }
 
-/// Reads the row that [`QUESTION`] answers with.
-fn read_answer(messages: &[SimpleQueryMessage]) -> PostgresAnswer {
-    let row = messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
-    });
-    match row {
-        Some(row) => read_row(|column| text(row, column)),
-        None => PostgresAnswer::Unknown("the server answered without a row".to_owned()),
-    }
-}
-
-/// A standby that does not stream tells the timeline of its last restartpoint, which can be an hour old and older than
-/// what it has replayed. No server goes back to an older timeline while it runs, and so within one session: `known` is
-/// the newest that it told. What a primary tells stays as it is: a rule stands on that.
-fn no_way_back(mut answer: PostgresAnswer, known: &mut Option<Timeline>) -> PostgresAnswer {
-    if let PostgresAnswer::InRecovery(server) = &mut answer {
-        *known = server.timeline.max(*known);
-        server.timeline = *known;
-    }
-    answer
-}
-
-fn text<'a>(row: &'a SimpleQueryRow, column: &str) -> Option<&'a str> {
-    row.try_get(column).ok().flatten()
-}
-
-fn read_row<'a>(get: impl Fn(&str) -> Option<&'a str>) -> PostgresAnswer {
-    let in_recovery = match get("in_recovery") {
-        Some("t") => true,
-        Some("f") => false,
-        other => return PostgresAnswer::Unknown(format!("pg_is_in_recovery() is {other:?}")),
-    };
-    // In recovery a decimal number, otherwise the first eight digits of a segment's name.
-    let radix = if in_recovery { 10 } else { 16 };
-    let timeline = get("timeline").and_then(|text| u32::from_str_radix(text, radix).ok());
-    let count = |column| get(column).and_then(|text| text.parse().ok()).unwrap_or(0);
-    let archiver = get("archive_mode").filter(|mode| *mode != "off").map(|_| Archiver {
-        archived: count("archived_count"),
-        failed: count("failed_count"),
-        failing: get("failing").map(str::to_owned),
-    });
-    let server = Server {
-        timeline: timeline.filter(|timeline| *timeline > 0).map(Timeline),
-        lsn: get("lsn").and_then(|text| text.parse::<Lsn>().ok()),
-        // PostgreSQL shows this unsigned number as a signed one.
-        system_id: get("system_id").and_then(|text| text.parse::<i64>().ok()).map(|id| SystemId(id.cast_unsigned())),
-        archiver,
-        receives: get("receives").map(|text| text == "t"),
-        heartbeat: None,
-    };
-    if in_recovery { PostgresAnswer::InRecovery(server) } else { PostgresAnswer::Writable(server) }
-}
+#[cfg(test)]
+#[path = "postgres_tests.rs"]
+mod on_a_server;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
-
-    fn read(columns: &[(&str, &str)]) -> PostgresAnswer {
-        let columns: BTreeMap<String, String> =
-            columns.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        read_row(|column| columns.get(column).map(String::as_str))
-    }
 
     #[test]
     fn a_server_that_is_shutting_down_has_not_stopped_and_one_that_lets_nobody_in_yet_is_no_primary() {
@@ -409,50 +336,5 @@ mod tests {
         ] {
             assert_eq!(matches!(refusal(text), PostgresAnswer::Stopping(_)), stopping, "{text}");
         }
-    }
-
-    #[test]
-    fn a_primary_tells_its_timeline_in_hexadecimal() {
-        let answer = read(&[
-            ("in_recovery", "f"),
-            ("timeline", "0000001A"),
-            ("lsn", "0/30000C0"),
-            ("system_id", "-1"),
-            ("archive_mode", "always"),
-            ("archived_count", "7"),
-            ("failing", "000000010000000000000003"),
-        ]);
-        let PostgresAnswer::Writable(server) = answer else { panic!("{answer:?}") };
-        assert_eq!(server.timeline, Some(Timeline(26)));
-        assert_eq!(server.lsn, Some(Lsn(0x30000C0)));
-        assert_eq!(server.system_id, Some(SystemId(u64::MAX)));
-        assert_eq!(server.archiver.unwrap().failing.as_deref(), Some("000000010000000000000003"));
-    }
-
-    #[test]
-    fn a_standby_tells_its_timeline_in_decimal_and_may_not_know_the_rest() {
-        let answer = read(&[("in_recovery", "t"), ("timeline", "26"), ("archive_mode", "off")]);
-        let PostgresAnswer::InRecovery(server) = answer else { panic!("{answer:?}") };
-        assert_eq!(server, Server { timeline: Some(Timeline(26)), ..Server::default() });
-    }
-
-    #[test]
-    fn a_standby_that_streams_no_more_stays_on_the_timeline_that_it_received() {
-        let told = |timeline: &str| read(&[("in_recovery", "t"), ("timeline", timeline)]);
-        let mut known = None;
-        // Its last restartpoint; what it receives; the restartpoint again, because there is no other word; a failover.
-        for (says, is) in [("1", 1), ("2", 2), ("1", 2), ("", 2), ("3", 3)] {
-            let answer = no_way_back(told(says), &mut known);
-            assert_eq!(answer.server().unwrap().timeline, Some(Timeline(is)), "{says}");
-        }
-        let promoted = no_way_back(read(&[("in_recovery", "f")]), &mut known);
-        assert_eq!(promoted.server().unwrap().timeline, None, "of a primary nothing is made up");
-        // Asked anew, it may have been rewound, or be another server.
-        assert_eq!(no_way_back(told("1"), &mut None).server().unwrap().timeline, Some(Timeline(1)));
-    }
-
-    #[test]
-    fn an_answer_that_does_not_say_whether_it_is_in_recovery_says_nothing() {
-        assert!(matches!(read(&[("timeline", "1")]), PostgresAnswer::Unknown(_)));
     }
 }

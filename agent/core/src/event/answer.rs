@@ -25,6 +25,18 @@ pub enum Role {
 }
 
 impl Role {
+    /// Every role, so that text can be looked up.
+    pub const ALL: [Self; 8] = [
+        Self::Primary,
+        Self::StandbyLeader,
+        Self::Replica,
+        Self::SyncStandby,
+        Self::QuorumStandby,
+        Self::Demoted,
+        Self::Uninitialized,
+        Self::Unknown,
+    ];
+
     /// The name shown to people and in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -140,7 +152,7 @@ pub enum PatroniAnswer {
     Unusable(String),
 }
 
-/// What `GET /patroni` said.
+/// What `GET /health` said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatroniStatus {
     /// PostgreSQL's state.
@@ -300,6 +312,17 @@ pub struct Server {
     /// When Patroni's session `Patroni heartbeat` last began a query, which it does in each round of its HA loop, also
     /// while ZooKeeper is away. `None` where that cannot be seen. Agents do not tell each other.
     pub heartbeat: Option<Moment>,
+    /// The connections that it keeps for superusers; `None` where it did not say. Agents do not tell each other.
+    pub superuser_slots: Option<SuperuserSlots>,
+}
+
+/// The connections that a server keeps for superusers, and how many agents elsewhere need one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SuperuserSlots {
+    /// `superuser_reserved_connections`.
+    pub reserved: u32,
+    /// Agents elsewhere that have a superuser's session with it now.
+    pub agents: u32,
 }
 
 /// `pg_stat_archiver`.

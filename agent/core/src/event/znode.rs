@@ -1,8 +1,9 @@
 //! What stands in ZooKeeper: Patroni's znodes, and those of the agents.
 
-use super::{AliveLock, HaproxyAnswer, PostgresAnswer, Role, State};
+use super::{AliveLock, HaproxyAnswer, PatroniAnswer, PostgresAnswer, Role, State};
 use crate::fact::Reading;
 use crate::types::{Lsn, MemberName, Moment, SessionId, SystemId, Timeline, UnixMillis, Zxid};
+use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -173,6 +174,9 @@ pub struct AgentRecord {
     pub leader: Option<MemberName>,
     /// Its neighbour's PostgreSQL, and how old that was when it wrote it.
     pub postgres: Option<(PostgresAnswer, Duration)>,
+    /// Its neighbour's Patroni, and how old that was when it wrote it; `None` from agents that do not say it. Without
+    /// the member's name and the contact with ZooKeeper, which are not carried.
+    pub patroni: Option<(Box<PatroniAnswer>, Duration)>,
     /// Its neighbour's alive lock.
     pub alive_lock: Option<AliveLock>,
     /// Its neighbour's HAProxy, and how old that was when it wrote it.

@@ -6,8 +6,8 @@
 
 use crate::event::{ClusterConfig, FenceOutcome, LeaderKey, PostgresAnswer, Rule, Server};
 use crate::evidence::{
-    Away, MARGIN, Standing, contact, heartbeat_can_be_had, heartbeat_is_stale, lock_proves_death, out_of_contact_at,
-    patroni_away, patroni_away_for_lease, presumed_writable, standing, starts_as_primary, verified,
+    Away, Ground, MARGIN, Standing, contact, heartbeat_can_be_had, heartbeat_is_stale_in_failsafe, lock_proves_death,
+    out_of_contact_at, patroni_away, patroni_away_for_lease, presumed_writable, standing, starts_as_primary, verified,
 };
 use crate::fact::Reading;
 use crate::limits::{AGENT_LIMIT, BARRIER_LIMIT, PROBE_LIMIT};
@@ -177,7 +177,7 @@ fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
         }
         return;
     };
-    let (away, answered) = patroni_away_for_lease(view, own, config, now);
+    let (away, ground) = patroni_away_for_lease(view, own, config, now);
     let why = match away {
         Away::No => return,
         Away::Soon(at) => return verdict.again(at),
@@ -193,8 +193,8 @@ fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
         return verdict.again(deadline);
     }
     let mut obstacles = obstacles(view, own, reading, now);
-    obstacles.extend(failsafe_may_be_active(view, own, config, answered, now));
-    let guard = Guard::NoContact(guard::Away { contact: memory.contact(), answered });
+    obstacles.extend(failsafe_may_be_active(view, own, config, ground, now));
+    let guard = Guard::NoContact(guard::Away { contact: memory.contact(), ground });
     let mut order = Order::new(own, Rule::Lease, guard);
     let late = seconds(now.since(deadline));
     order.reason = format!("ZooKeeper cannot be reached and {why}: its lease is over (less {MARGIN:?}) for {late}");
@@ -209,10 +209,13 @@ fn failsafe_may_be_active(
     view: &View,
     own: &MemberName,
     config: &ClusterConfig,
-    answered: bool,
+    ground: Ground,
     now: Moment,
 ) -> Option<String> {
-    if !config.failsafe_mode || answered || lock_proves_death(view, own, now) || heartbeat_is_stale(view, config, now) {
+    let proved = ground == Ground::OwnWord
+        || lock_proves_death(view, own, now)
+        || heartbeat_is_stale_in_failsafe(view, config, now);
+    if !config.failsafe_mode || proved {
         return None;
     }
     let last = view.leadership.failsafe.as_ref().filter(|fact| !fact.value);

@@ -27,6 +27,7 @@ pub(super) fn agent_of_b(at_version: &str) -> Event {
             member: Some("b".into()),
             leader: None,
             postgres: None,
+            patroni: None,
             alive_lock: None,
             haproxy: None,
         }),
@@ -200,7 +201,7 @@ fn an_order_carries_the_guard_of_its_rule_and_says_why() {
     assert_eq!(order.guard, Guard::Key(not_ours));
     assert!(order.reason.contains("alive lock"), "{}", order.reason);
     let order = first(&frozen_and_cut(), 34_100);
-    let away = guard::Away { contact: Some(ms(9000)), answered: false };
+    let away = guard::Away { contact: Some(ms(9000)), ground: crate::evidence::Ground::Silence };
     assert_eq!(order.guard, Guard::NoContact(away));
     assert!(order.reason.contains("lease"), "{}", order.reason);
     let order = first(&an_old_primary(), 20_050);

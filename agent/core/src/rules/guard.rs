@@ -5,6 +5,7 @@
 //! The rule `lease` exists because there is no such read; its condition is [`Away`].
 
 use crate::event::{Barrier, ClusterConfig, LeaderKey, PatroniAnswer, SyncState};
+use crate::evidence::Ground;
 use crate::fact::Reading;
 use crate::types::{MemberName, Moment, SessionId, Zxid};
 use alloc::collections::BTreeSet;
@@ -130,8 +131,8 @@ pub fn not_paused(config: &Reading<ClusterConfig>) -> Result<(), String> {
 pub struct Away {
     /// The newest contact of Patroni with ZooKeeper that was known; `None` where none was.
     pub contact: Option<Moment>,
-    /// Patroni answered, and its answers showed that it had lost contact. Otherwise it did not answer.
-    pub answered: bool,
+    /// How it was known that Patroni is away.
+    pub ground: Ground,
 }
 
 impl Away {
@@ -143,8 +144,9 @@ impl Away {
         }
         match patroni {
             PatroniAnswer::Silent(_) | PatroniAnswer::Refused(_) => Ok(()),
+            PatroniAnswer::Unusable(_) if self.ground == Ground::Heartbeat => Ok(()),
             PatroniAnswer::Unusable(why) => Err(format!("its Patroni answers something: {why}")),
-            PatroniAnswer::Answering(_) if !self.answered => Err("its Patroni answers".to_string()),
+            PatroniAnswer::Answering(_) if self.ground != Ground::OwnWord => Err("its Patroni answers".to_string()),
             PatroniAnswer::Answering(status) if status.failsafe_active => {
                 Err("its Patroni says that failsafe mode is active".to_string())
             }

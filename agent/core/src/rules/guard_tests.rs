@@ -127,8 +127,9 @@ fn answering(seen: u64, failsafe_active: bool) -> PatroniAnswer {
 /// Columns: what was known when the fence by lease was ordered, what Patroni says now, what that is against it.
 #[test]
 fn a_fence_by_lease_is_withdrawn_by_something_new_and_never_by_time() {
-    let silent = Away { contact: Some(ms(9000)), answered: false };
-    let stuck = Away { contact: Some(ms(9000)), answered: true };
+    let silent = Away { contact: Some(ms(9000)), ground: Ground::Silence };
+    let stuck = Away { contact: Some(ms(9000)), ground: Ground::OwnWord };
+    let standing_still = Away { contact: Some(ms(9000)), ground: Ground::Heartbeat };
     let late = || Barrier::Unknown("late".to_string());
     for (away, answer, words) in [
         (silent, PatroniAnswer::Silent("x".to_string()), None),
@@ -137,6 +138,9 @@ fn a_fence_by_lease_is_withdrawn_by_something_new_and_never_by_time() {
         (silent, answering(9000, false), Some("answers")),
         (stuck, PatroniAnswer::Silent("x".to_string()), None),
         (stuck, answering(9000, false), None),
+        (standing_still, PatroniAnswer::Silent("x".to_string()), None),
+        (standing_still, PatroniAnswer::Unusable("x".to_string()), None),
+        (standing_still, answering(9000, false), Some("answers")),
         // The same second, reckoned a moment later.
         (stuck, answering(9400, false), None),
         (stuck, answering(10_000, false), Some("contact")),

@@ -1,8 +1,9 @@
 //! When Patroni is woken before its next round, for something that this round would do anyway.
 //!
-//! A nudge is a `PATCH /config` with a value that is already there: Patroni writes nothing and wakes up. It is made at
+//! A nudge is a `PATCH /config` that changes nothing: Patroni writes nothing and wakes up. It is made at
 //! most once a second and a bounded number of times for one reason, and never in maintenance mode.
 
+use crate::assess;
 use crate::event::{AliveLock, PatroniAnswer, Role, Rule, State};
 use crate::leadership::EPISODE;
 use crate::limits::PROBE_LIMIT;
@@ -74,13 +75,13 @@ fn reason(view: &View, now: Moment) -> Option<String> {
 
 /// A member that streams, and could be synchronous.
 fn streaming<'a>(view: &'a View, own: &MemberName, now: Moment) -> Option<&'a MemberName> {
-    let streams = |(name, member): &(&MemberName, &crate::view::Member)| {
-        let answer = member.patroni.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT));
+    let streams = |name: &&MemberName| {
+        let answer = assess::patroni_of(view, name, now).map(|fact| fact.value);
         *name != own
             && matches!(answer, Some(PatroniAnswer::Answering(status))
                 if status.state == State::Streaming && status.role == Role::Replica && !status.nosync)
     };
-    view.members.iter().find(streams).map(|(name, _)| name)
+    view.members.keys().find(streams)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::assess::tests::{patroni, probe, status};
+use crate::assess::tests::{agent_on_patroni, patroni, probe, status};
 use crate::event::{Event, FailoverRequest, PatroniStatus, PostgresAnswer, Started, SyncState, Znode};
 use crate::fact::Reading;
 use crate::rules::fence::tests::{Scene, answers, config_znode, fence_record, leading, paused_config, takes_writes};
@@ -44,6 +44,15 @@ fn check(name: &str, scene: &Scene, now: u64, reason: Option<&str>) {
         (due, None) => assert_eq!(due, Due::NoReason, "{name}"),
         (due, Some(_)) => panic!("{name}: {due:?}"),
     }
+}
+
+#[test]
+fn a_standby_that_streams_by_its_agents_word_is_a_reason_as_well() {
+    let mut streams = status(Role::Replica, Some(false));
+    streams.state = State::Streaming;
+    let by_agent = agent_on_patroni("b", PatroniAnswer::Answering(streams), 500);
+    let scene = leading().with("sync", 8, sync(&[])).with("standby", 10_000, by_agent);
+    check("by its agent", &scene, 10_300, Some("streams and is not synchronous yet"));
 }
 
 #[test]

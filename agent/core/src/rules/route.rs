@@ -255,8 +255,8 @@ fn without_zookeeper(
 fn only_primary(view: &View, now: Moment) -> Option<&MemberName> {
     let mut primaries = view.members.keys().filter(|member| word(view, member, now).is_some_and(|word| word.writable));
     let (Some(only), None) = (primaries.next(), primaries.next()) else { return None };
-    let patroni = view.members.get(only)?.patroni.as_ref()?.fresh(now, PROBE_LIMIT)?;
-    matches!(patroni, PatroniAnswer::Answering(status) if status.role == Role::Primary).then_some(only)
+    let patroni = assess::patroni_of(view, only, now)?;
+    matches!(patroni.value, PatroniAnswer::Answering(status) if status.role == Role::Primary).then_some(only)
 }
 
 /// What a server for reads is to be told, if anything.
@@ -302,7 +302,7 @@ fn word(view: &View, member: &MemberName, now: Moment) -> Option<Word> {
     if let Some(at) = broke.filter(|at| answer.is_none_or(|answer| answer.at < at.plus(SIGN))) {
         return Some(Word { writable: false, at: *at, why: "our session with it broke off".to_string() });
     }
-    // A server that is slow is not gone: as long as its Patroni answers, new connections are not kept from it.
+    // A server that is slow is not gone: as long as its Patroni answers us, new connections are not kept from it.
     let answers = known
         .and_then(|known| known.patroni.as_ref())
         .is_some_and(|fact| matches!(fact.value, PatroniAnswer::Answering(_)) && fact.age(now) <= PROBE_LIMIT);

@@ -28,6 +28,7 @@ pub(super) fn each(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>]
 pub(super) fn our_own(view: &View, now: Moment, list: &mut List) {
     not_streaming(view, now, list);
     control_file(view, list);
+    superuser_slots(view, now, list);
 }
 
 fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, list: &mut List) {
@@ -70,9 +71,11 @@ fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, list: 
 
 fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) {
     let name = member.name;
-    let away = view.members.get(name).and_then(|member| member.patroni_away_since);
+    // Since when its agent has heard nothing, it does not say.
+    let ours = member.patroni.as_ref().is_some_and(|fact| fact.source == Source::Patroni);
+    let away = view.members.get(name).and_then(|member| member.patroni_away_since).filter(|_| ours);
     let lasting = away.map_or_else(String::new, |since| format!(" for {}", seconds(now.since(since))));
-    match member.patroni.map(|fact| &fact.value) {
+    match member.patroni.as_ref().map(|fact| fact.value) {
         Some(PatroniAnswer::Silent(why)) => {
             list.about("patroni_silent", name, format!("Patroni of {name} has been silent{lasting}: {why}"));
         }
@@ -195,6 +198,36 @@ fn control_file(view: &View, list: &mut List) {
             ),
         );
     }
+}
+
+/// Patroni's sessions: its HA loop's, its REST API's, and one to spare.
+const PATRONIS_SLOTS: u32 = 3;
+
+/// Those of the agent beside it: its watch's and its fence's.
+const OWN_SLOTS: u32 = 2;
+
+/// In a storm of connections Warden is faster than Patroni, and takes what is kept for superusers before it.
+fn superuser_slots(view: &View, now: Moment, list: &mut List) {
+    let Some(member) = &view.identity.member else { return };
+    let answer = view.members.get(member).and_then(|member| member.postgres.as_ref()?.fresh(now, PROBE_LIMIT));
+    let Some(slots) = answer.and_then(|answer| answer.server()?.superuser_slots) else { return };
+    let needed = PATRONIS_SLOTS.saturating_add(OWN_SLOTS).saturating_add(slots.agents);
+    if slots.reserved >= needed {
+        return;
+    }
+    let elsewhere = match slots.agents {
+        0 => String::new(),
+        agents => format!(", {agents} for agents elsewhere that log in as a superuser (watch.username)"),
+    };
+    list.about(
+        "reserved_connections_low",
+        member,
+        format!(
+            "{member} keeps {} connections for superusers, and {needed} are needed ({PATRONIS_SLOTS} for Patroni, \
+             {OWN_SLOTS} for the agent beside it{elsewhere}): set superuser_reserved_connections to {needed}",
+            slots.reserved
+        ),
+    );
 }
 
 /// Why a member's PostgreSQL does not let us, or its own agent, in.

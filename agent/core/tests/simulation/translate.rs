@@ -89,6 +89,7 @@ impl World {
                     archiver: None,
                     receives: None,
                     heartbeat: heartbeat.map(|at| self.nodes[node].agent.moment(at)),
+                    superuser_slots: None,
                 };
                 postgres(
                     whose,
