@@ -41,6 +41,13 @@ impl World {
             Rule::Lease => self.is_seen_to_turn(node, SEEN_TO_TURN),
             _ => patroni.turns(),
         };
+        // Its REST API fell silent after the last heartbeat: today's core takes that one for nothing.
+        let pg = &self.nodes[node].pg;
+        let beat = pg.heartbeat.filter(|beat| self.now - beat > 2500).unwrap_or(pg.beat_before);
+        if rightful && rule == Rule::Lease && !self.exact && beat < patroni.rest_since + 2500 && !patroni.answers() {
+            *self.tally.unprovable.entry("AWAITS CORE: a heartbeat from before the silence").or_default() += 1;
+            return;
+        }
         if rightful {
             let why = if rule == Rule::Lease { "and its HA loop is seen to turn" } else { "" };
             self.object(format!("(b) {} is fenced by {rule:?} although it leads {why}", letter(node)));
