@@ -18,6 +18,7 @@ const AWAITS_CORE: &[&str] = &[
     "a_patroni_frozen_inside_get_cluster_proves_no_contact_when_it_thaws",
     "a_heartbeat_of_a_patroni_frozen_inside_get_cluster_proves_no_contact",
     "a_rest_api_that_falls_silent_while_zookeeper_is_away_fences_no_leader",
+    "a_patroni_that_answers_liveness_alone_is_not_away",
 ];
 
 /// Each history is lived through with so many seeds.
@@ -169,6 +170,10 @@ histories! {
     a_rest_api_that_falls_silent_while_zookeeper_is_away_fences_no_leader {
         times: [20, 10, 5],
         faults: &[(60_000, What::ZooKeeperDown, A, 11_000), (60_200, What::HungRest, A, 40_000)],
+    }
+    a_patroni_that_answers_liveness_alone_is_not_away {
+        faults: &[(5000, What::OnlyLiveness, A, ALWAYS), (60_000, What::CutAgent, A, 60_000)],
+        never_fenced: &[A], leads: Some(A),
     }
     a_rest_api_that_never_spoke_never_fences_the_rightful_leader {
         faults: &[

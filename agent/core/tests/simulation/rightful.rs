@@ -2,6 +2,7 @@
 
 use crate::checks::HEARTBEAT;
 use crate::gate::{GATE_WAIT, Hook, holds_key};
+use crate::patroni::Rest;
 use crate::postgres::State;
 use crate::world::{World, letter, tell};
 use std::time::Duration;
@@ -44,8 +45,14 @@ impl World {
         // Its REST API fell silent after the last heartbeat: today's core takes that one for nothing.
         let pg = &self.nodes[node].pg;
         let beat = pg.heartbeat.filter(|beat| self.now - beat > 2500).unwrap_or(pg.beat_before);
-        if rightful && rule == Rule::Lease && !self.exact && beat < patroni.rest_since + 2500 && !patroni.answers() {
-            *self.tally.unprovable.entry("AWAITS CORE: a heartbeat from before the silence").or_default() += 1;
+        let awaits = match patroni.rest {
+            // Each answer begins the silence anew, and with it the doubt of the heartbeat before.
+            Rest::OnlyLiveness => Some("AWAITS CORE: an answer to /liveness begins the silence anew"),
+            _ if patroni.answers() || beat >= patroni.rest_since + 2500 => None,
+            _ => Some("AWAITS CORE: a heartbeat from before the silence"),
+        };
+        if let Some(awaits) = awaits.filter(|_| rightful && rule == Rule::Lease && !self.exact) {
+            *self.tally.unprovable.entry(awaits).or_default() += 1;
             return;
         }
         if rightful {
@@ -96,7 +103,7 @@ impl World {
             let heard = known.agent.failsafe_heard.is_some_and(|heard| self.now - heard < 19_000);
             // Where the heartbeat cannot be had, only an answer from before the outage tells.
             let inactive = known.agent.inactive_heard.unwrap_or(0) + patroni.known.ttl >= known.agent.reach_since;
-            if heard || self.is_seen_to_turn(node, SEEN_TO_TURN) || !inactive {
+            if heard || (rule == Rule::Lease && (self.is_seen_to_turn(node, SEEN_TO_TURN) || !inactive)) {
                 return Some("in failsafe mode");
             }
         }
