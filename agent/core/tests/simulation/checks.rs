@@ -53,7 +53,7 @@ const UNLICENSED: u64 = 3600;
 const NEXT_CYCLE: u64 = 8000 + 5000;
 
 /// Patroni is not away as long as its heartbeat is no older than this beside `loop_wait` and `retry_timeout`.
-const HEARTBEAT: u64 = 5000;
+pub const HEARTBEAT: u64 = 5000;
 
 /// What happened, over many histories.
 #[derive(Default, Clone, Debug)]
@@ -133,7 +133,8 @@ impl World {
         let known = &self.nodes[node];
         // Where no other can take over, an orphan may go on.
         let candidate = self.nodes.iter().enumerate().any(|(other, known)| {
-            other != node && known.patroni.turns() && matches!(known.pg.state, State::Follows | State::TakesWrites)
+            let seen = self.reaches(node, other) && !known.pg.locked && !known.pg.paused;
+            other != node && seen && known.patroni.turns() && known.pg.state == State::Follows
         });
         let away = candidate && !known.patroni.turns() && self.now - known.patroni.since > 7000;
         if excuse.is_some()
@@ -178,9 +179,9 @@ impl World {
             return Some("its agent has just begun");
         }
         let seen = match known.pg.seen {
-            // The gate waits for it, and fences it.
+            // Its agent, or the gate, looks at it all the time (that the gate waits is `histories.rs`'s to check).
             None if known.pg.recovered && !recently(known.pg.unpaused_at, UNSEEN) => {
-                !self.setting.gate && recently(known.pg.since, RECOVERED)
+                recently(known.pg.since, RECOVERED)
             }
             None => recently(known.pg.since.max(known.pg.unpaused_at), UNSEEN),
             Some(seen) => recently(seen, REACTION),
@@ -200,6 +201,10 @@ impl World {
         }
         if agent.cut_in_pause {
             return Some("its agent was cut off in maintenance mode");
+        }
+        // Seed 11292: the guard takes a stamp that does not count for a new contact, again and again.
+        if agent.misled.is_some_and(|at| recently(at, 1000)) {
+            return Some("AWAITS CORE: an old stamp withdraws the fence by lease");
         }
         if self.now < known.patroni.failsafe_until {
             return Some("failsafe mode: its Patroni goes on");

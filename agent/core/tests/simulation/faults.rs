@@ -63,11 +63,6 @@ pub struct Fault {
     pub until: u64,
 }
 
-/// Faults that today's core does not bear yet: they strike only where that is asked for (`histories.rs`).
-pub const fn awaits_core(what: What) -> bool {
-    matches!(what, What::HungRest | What::OnlyLiveness | What::FreezeReading | What::StuckLoop | What::CrashPostgres(_))
-}
-
 /// Faults that only together try what the contract "proof and silence" says.
 const PROOF_AND_SILENCE: &[What] = &[
     What::HungRest,
@@ -96,7 +91,7 @@ const PROOF_AND_SILENCE: &[What] = &[
 impl World {
     /// A few faults, most of them on one node, some close to each other, as trouble comes.
     pub fn plan_faults(&mut self) {
-        self.focused = self.awaited && self.chance.percent(40);
+        self.focused = self.chance.percent(40);
         let count = 1 + self.chance.below(if self.focused { 6 } else { 5 });
         let unlucky = if self.chance.percent(80) { 0 } else { self.chance.below(self.setting.nodes) };
         let mut at = self.chance.between(2500, 15_000);
@@ -133,11 +128,6 @@ impl World {
         if self.focused {
             return PROOF_AND_SILENCE[self.chance.below(PROOF_AND_SILENCE.len())];
         }
-        let what = self.one_of_all();
-        if awaits_core(what) && !self.awaited { What::FreezePatroni } else { what }
-    }
-
-    fn one_of_all(&mut self) -> What {
         match self.chance.below(124) {
             0..18 => What::FreezePatroni,
             18..28 => What::KillPatroni,

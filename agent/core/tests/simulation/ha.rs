@@ -17,6 +17,14 @@ impl World {
         if patroni.stuck || patroni.trying {
             return;
         }
+        if patroni.starting {
+            if !self.reaches_zookeeper(Client::Patroni(node)) {
+                return self.wake_patroni(node, 2000);
+            }
+            let patroni = &mut self.nodes[node].patroni;
+            (patroni.starting, patroni.since, patroni.loop_since) = (false, self.now, self.now);
+        }
+        let patroni = &mut self.nodes[node].patroni;
         if patroni.demoting {
             // The loop waits for the server to stop, however long that takes.
             patroni.demoting = !down;
@@ -30,6 +38,8 @@ impl World {
             let patroni = &mut self.nodes[node].patroni;
             if std::mem::take(&mut patroni.to_freeze) {
                 patroni.reading = true;
+                // The request is a sign of life, too.
+                self.touch_session(node);
                 return self.freeze_patroni(node);
             }
             return self.cycle(node);

@@ -3,8 +3,7 @@
 //! Everything that is not `warden_core` is a model: ZooKeeper with its sessions, Patroni's HA loop, PostgreSQL, the
 //! agents' senses and hands. Faults strike by chance; a seed gives the same history each time. The histories are
 //! checked for what must never be (`checks.rs`). `WARDEN_SIM_HISTORIES` says how many are lived through, from seed
-//! `WARDEN_SIM_FROM` on; `WARDEN_SIM_SEED` which single one is told. With `WARDEN_SIM_ALL` those faults strike, too,
-//! that wait for the core to be mended (`faults::awaits_core`).
+//! `WARDEN_SIM_FROM` on; `WARDEN_SIM_SEED` which single one is told.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // a test from end to end
 #![allow(clippy::cast_possible_wrap)]
 
@@ -44,8 +43,8 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// The history of `seed` in words, to the violation.
-fn tell(seed: u64, mutation: Mutation, palette: &'static [What], all: bool) -> String {
-    let mut world = World::new(seed, mutation, palette, all, true);
+fn tell(seed: u64, mutation: Mutation, palette: &'static [What]) -> String {
+    let mut world = World::new(seed, mutation, palette, true);
     world.run();
     let log = world.log.take().unwrap();
     let from = log.len().saturating_sub(LINES);
@@ -58,7 +57,7 @@ fn tell(seed: u64, mutation: Mutation, palette: &'static [What], all: bool) -> S
 
 /// Lives through the histories of these seeds on two threads; the first seed whose history went wrong, and what
 /// happened in all.
-fn live(seeds: Range<u64>, mutation: Mutation, palette: &'static [What], all: bool) -> (Option<(u64, String)>, Tally) {
+fn live(seeds: Range<u64>, mutation: Mutation, palette: &'static [What]) -> (Option<(u64, String)>, Tally) {
     let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
     let found: Mutex<(Option<(u64, String)>, Tally)> = Mutex::new((None, Tally::default()));
     std::thread::scope(|scope| {
@@ -70,7 +69,7 @@ fn live(seeds: Range<u64>, mutation: Mutation, palette: &'static [What], all: bo
                     if seed >= seeds.end {
                         break;
                     }
-                    let mut world = World::new(seed, mutation, palette, all, false);
+                    let mut world = World::new(seed, mutation, palette, false);
                     world.run();
                     tally.add(&world.tally);
                     if let Some(what) = world.violation {
@@ -90,9 +89,8 @@ fn live(seeds: Range<u64>, mutation: Mutation, palette: &'static [What], all: bo
 
 #[test]
 fn nothing_happens_that_must_never_be() {
-    let all = std::env::var_os("WARDEN_SIM_ALL").is_some();
     if let Some(seed) = number("WARDEN_SIM_SEED") {
-        let told = tell(seed, Mutation::Sound, &[], all);
+        let told = tell(seed, Mutation::Sound, &[]);
         println!("{told}");
         assert!(!told.contains("VIOLATION"));
         return;
@@ -100,34 +98,12 @@ fn nothing_happens_that_must_never_be() {
     let histories = number("WARDEN_SIM_HISTORIES").unwrap_or(20_000);
     let from = number("WARDEN_SIM_FROM").unwrap_or(0);
     let began = Instant::now();
-    let (violation, tally) = live(from..from + histories, Mutation::Sound, &[], all);
+    let (violation, tally) = live(from..from + histories, Mutation::Sound, &[]);
     if let Some((seed, what)) = violation {
-        panic!("{what}\n{}", tell(seed, Mutation::Sound, &[], all));
+        panic!("{what}\n{}", tell(seed, Mutation::Sound, &[]));
     }
     let rate = histories as f64 / began.elapsed().as_secs_f64();
     println!("{histories} histories, {rate:.0} a second\n{tally:#?}");
-}
-
-/// So many histories with the faults that today's core does not bear are lived through, to see what comes of them.
-const AWAITED: u64 = 1000;
-
-/// Prints what goes wrong, how often and with which seed first; `WARDEN_SIM_ALL=1 WARDEN_SIM_SEED=...` tells it.
-#[test]
-fn what_awaits_the_core_is_told() {
-    let mut kinds: std::collections::BTreeMap<String, (u64, u64)> = std::collections::BTreeMap::new();
-    for seed in 0..AWAITED {
-        let mut world = World::new(seed, Mutation::Sound, &[], true, false);
-        world.run();
-        if let Some(what) = world.violation {
-            kinds.entry(what).or_insert((seed, 0)).1 += 1;
-        }
-    }
-    for (what, (seed, count)) in &kinds {
-        println!("AWAITS CORE {count} of {AWAITED} histories, seed {seed} first: {what}");
-    }
-    if kinds.is_empty() {
-        println!("no history of {AWAITED} goes wrong: empty faults::awaits_core");
-    }
 }
 
 /// In so many histories each bug has to be found. One takes three faults in the right order (`ForgetsOldTtl`).
@@ -139,15 +115,11 @@ fn each_bug_that_is_put_in_is_found() {
     // One of them alone: `WARDEN_SIM_MUTATION=NoMargin`.
     let only = std::env::var("WARDEN_SIM_MUTATION").unwrap_or_default();
     for (mutation, palette) in MUTATIONS.iter().filter(|(mutation, _)| format!("{mutation:?}").contains(&only)) {
-        if palette.iter().copied().any(faults::awaits_core) {
-            println!("{mutation:?}: its faults wait for the core to be mended");
-            continue;
-        }
-        let (sound, _) = live(0..BOUND, Mutation::Sound, palette, false);
+        let (sound, _) = live(0..BOUND, Mutation::Sound, palette);
         if let Some((seed, what)) = sound {
-            panic!("without {mutation:?}: {what}\n{}", tell(seed, Mutation::Sound, palette, false));
+            panic!("without {mutation:?}: {what}\n{}", tell(seed, Mutation::Sound, palette));
         }
-        match live(0..BOUND, *mutation, palette, false) {
+        match live(0..BOUND, *mutation, palette) {
             (Some((seed, what)), _) => println!("{mutation:?}: seed {seed}, {what}"),
             (None, _) => missed.push(mutation),
         }

@@ -70,6 +70,8 @@ pub struct Patroni {
     pub to_freeze: bool,
     /// It is, there.
     pub reading: bool,
+    /// It was started, and cannot reach ZooKeeper: it does nothing before it can (measured: it exits, and is started again).
+    pub starting: bool,
     /// When the last HA cycle began.
     pub cycle: u64,
     /// It is inside `get_cluster()`, and ZooKeeper does not answer.
@@ -114,6 +116,7 @@ impl Patroni {
             to_freeze: false,
             to_pause: false,
             reading: false,
+            starting: false,
             cycle: 0,
             trying: false,
             demoting: false,
@@ -135,7 +138,7 @@ impl Patroni {
 
     /// It can do something.
     pub fn turns(&self) -> bool {
-        self.alive && !self.frozen
+        self.alive && !self.frozen && !self.starting
     }
 
     /// Its HA loop turns.
@@ -156,6 +159,7 @@ impl Patroni {
     /// A process begins or ends: what it was in the middle of is over.
     fn forget(&mut self) {
         (self.stuck, self.trying, self.reading, self.to_freeze) = (false, false, false, false);
+        self.starting = false;
         (self.demoting, self.switching, self.said_no, self.hook) = (false, false, false, None);
         self.deferred.clear();
     }
@@ -175,6 +179,8 @@ impl World {
             let session = self.open_session(Client::Patroni(node), known.ttl);
             self.nodes[node].patroni.session = Some(session);
             self.note_seen(node);
+        } else {
+            self.nodes[node].patroni.starting = true;
         }
         let first = self.chance.between(1, 10_000);
         self.after(first, Happening::Patroni(node, life, PatroniEvent::Ping));
@@ -258,8 +264,12 @@ impl World {
 
     /// Its session `Patroni heartbeat` begins a query, as in each HA cycle.
     pub fn heartbeat(&mut self, node: usize) {
+        let limit = self.progress_limit(node);
         let pg = &mut self.nodes[node].pg;
         if pg.takes_sessions() {
+            if pg.heartbeat.is_none_or(|last| last + limit < self.now) {
+                pg.beats_since = self.now;
+            }
             pg.heartbeat = Some(self.now);
         }
     }

@@ -49,6 +49,8 @@ pub struct Postgres {
     pub unpaused_at: u64,
     /// When Patroni's session `Patroni heartbeat` last began a query, while there is one.
     pub heartbeat: Option<u64>,
+    /// Since when that has never been too long ago.
+    pub beats_since: u64,
     /// It lets no session in from other nodes (pg_hba).
     pub locked: bool,
     /// Since when that is so, or is not.
@@ -76,6 +78,7 @@ impl Postgres {
             seen: None,
             unpaused_at: 0,
             heartbeat: None,
+            beats_since: 0,
             locked: false,
             locked_since: 0,
             stopping: false,

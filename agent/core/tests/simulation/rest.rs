@@ -18,7 +18,9 @@ impl World {
                 takes if takes < 1000 => (self.patroni_says(node), takes),
                 _ => (Heard::PatroniSilent, 1000),
             },
-            (false, _) if !patroni.alive => (Heard::PatroniRefuses, self.chance.between(1, 5)),
+            (false, _) if !patroni.alive || (patroni.starting && !patroni.frozen) => {
+                (Heard::PatroniRefuses, self.chance.between(1, 5))
+            }
             _ => (Heard::PatroniSilent, 1000),
         };
         self.nodes[node].agent.question = matches!(heard, Heard::PatroniSilent).then_some(self.now);

@@ -1,10 +1,12 @@
 //! Whether what is done is right: a fence, a release, a promotion that is refused or let pass.
 
+use crate::checks::HEARTBEAT;
 use crate::gate::{GATE_WAIT, Hook, holds_key};
 use crate::postgres::State;
 use crate::world::{World, letter, tell};
+use std::time::Duration;
 use warden_core::event::Rule;
-use warden_core::rules::gate::{Key, LEASE_IS_OVER, Picture, Verdict};
+use warden_core::rules::gate::{LEASE_IS_OVER, Picture, Verdict};
 
 /// After a thaw a cycle begins within a second, and is seen within another; an order is under way for 2 s.
 const SEEN_TO_TURN: u64 = 4500;
@@ -52,9 +54,29 @@ impl World {
         let known = &self.nodes[node];
         let patroni = &known.patroni;
         let settled = self.now - patroni.since.max(patroni.loop_since) > after;
-        let heartbeat = self.setting.heartbeat && known.pg.heartbeat.is_some() && !known.pg.paused;
-        let answers = patroni.answers() && self.now - patroni.rest_since > 2500;
-        settled && patroni.loop_turns() && (heartbeat || answers)
+        let age = known.pg.heartbeat.map(|began| self.now - began).filter(|_| self.setting.heartbeat);
+        // TODO: a new heartbeat has to withdraw an order that is under way (`guard::Away`); until then it gets 2.5 s.
+        let heartbeat = age.is_some_and(|age| age <= self.progress_limit(node))
+            && self.now - known.pg.beats_since > 2500
+            && !known.pg.paused;
+        let answers = patroni.answers()
+            && self.now - patroni.rest_since > 2500
+            && self.word_of_contact(node) < self.progress_limit(node);
+        // One that its Patroni stops itself loses nothing.
+        settled && patroni.loop_turns() && !patroni.demoting && (heartbeat || answers)
+    }
+
+    /// So old its contact is by its own word, in whole seconds of a clock that may have been set, at most.
+    fn word_of_contact(&self, node: usize) -> u64 {
+        let patroni = &self.nodes[node].patroni;
+        self.now - patroni.seen + 1000 + patroni.clock.unsigned_abs()
+    }
+
+    /// A cycle of the HA loop that takes longer counts as hung.
+    pub fn progress_limit(&self, node: usize) -> u64 {
+        // Its agent may know a newer configuration than Patroni itself.
+        let limit = |config: crate::zookeeper::Config| config.loop_wait + config.retry_timeout + HEARTBEAT;
+        limit(self.nodes[node].patroni.known).min(limit(self.zk.config))
     }
 
     /// Why this server goes on for good reason, as its agent can know.
@@ -72,7 +94,9 @@ impl World {
             }
         }
         let settled = self.now - patroni.since.max(patroni.rest_since).max(patroni.loop_since) > 2500;
-        let answers = patroni.loop_turns() && settled && patroni.answers();
+        // By its own word it lost contact: its cycle takes longer than it may, as where packets vanish.
+        let lost = rule == Rule::Lease && self.word_of_contact(node) >= self.progress_limit(node);
+        let answers = patroni.loop_turns() && settled && patroni.answers() && !lost && !patroni.demoting;
         (matches!(rule, Rule::Orphaned | Rule::Lease) && answers).then_some("although its Patroni answers")
     }
 
@@ -103,9 +127,10 @@ impl World {
 
     /// Who may still take writes has to have had its time, or to be proved stopped.
     fn check_passing(&mut self, node: usize, picture: &Picture) {
-        let Key::Own(age) = picture.key else {
+        if !holds_key(picture) {
             return self.object(format!("(e) the gate of {} lets it pass without the key", letter(node)));
-        };
+        }
+        let age = Duration::from_millis(self.zk.key.map_or(0, |key| self.now - key.at + 100)); // what is read is as old as its question
         let held_last = self.zk.holder_before();
         for other in (0..self.setting.nodes).filter(|other| *other != node && Some(*other) == held_last) {
             let pg = &self.nodes[other].pg;
@@ -144,7 +169,7 @@ impl World {
             pg.state == State::Follows || self.now - pg.since < SAID
         };
         let synchronous = self.zk.sync.leader == Some(node) && self.zk.sync.standby.is_some_and(follows);
-        if !handover && !synchronous && self.awaited {
+        if !handover && !synchronous {
             self.object(format!("(c) the key of {} is released although no standby is synchronous", letter(node)));
         }
         if handover && self.zk.failover.is_none_or(|(from, _)| from != node) {

@@ -88,8 +88,6 @@ pub struct World {
     pub tally: crate::checks::Tally,
     /// When all faults were over.
     pub healed: Option<u64>,
-    /// Faults strike that wait for the core to be mended.
-    pub awaited: bool,
     /// Faults are those of the contract "proof and silence".
     pub focused: bool,
     pub over: bool,
@@ -118,7 +116,7 @@ pub fn letter(node: usize) -> &'static str {
 }
 
 impl World {
-    pub fn new(seed: u64, mutation: Mutation, palette: &'static [What], awaited: bool, told: bool) -> Self {
+    pub fn new(seed: u64, mutation: Mutation, palette: &'static [What], told: bool) -> Self {
         let mut chance = Chance::new(seed);
         let mut setting = Setting::by(&mut chance);
         if !palette.is_empty() {
@@ -127,7 +125,6 @@ impl World {
         }
         let zk = ZooKeeper::new(&mut chance);
         let mut world = Self::begin(chance, setting, zk, mutation, palette, told);
-        world.awaited = awaited;
         world.plan_faults();
         world.at(world.setting.length, Happening::Healed);
         world
@@ -153,7 +150,6 @@ impl World {
             log: told.then(Vec::new),
             tally: crate::checks::Tally::default(),
             healed: None,
-            awaited: false,
             focused: false,
             over: false,
             fenced: [0; 3],
