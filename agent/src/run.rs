@@ -356,6 +356,7 @@ fn keep_actors(
         let local = local.clone();
         let fencer = Arc::new(act::fence::Fencer {
             local,
+            beside: proof.beside.clone(),
             login: config.superuser.clone(),
             zookeeper: zookeeper.clone(),
             client: client.clone(),

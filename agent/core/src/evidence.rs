@@ -187,13 +187,13 @@ pub fn patroni_away_for_lease(view: &View, own: &MemberName, config: &ClusterCon
     if lock_proves_death(view, own, now) {
         return (dead(), Ground::Silence);
     }
-    if let Some(began) = beats_through_silence(view) {
+    let Some(member) = view.members.get(own) else { return (Away::No, Ground::Silence) };
+    if let Some(began) = witness(view, member, now) {
         let late = began.plus(progress_limit(config)).plus(Duration::from_millis(1));
         if now < late {
             return (Away::Soon(late), Ground::Heartbeat);
         }
     }
-    let Some(member) = view.members.get(own) else { return (Away::No, Ground::Silence) };
     if let Some(status) = fresh_status(member, now) {
         return (answering_away(view, member, status, config, now), Ground::OwnWord);
     }
@@ -204,11 +204,16 @@ pub fn patroni_away_for_lease(view: &View, own: &MemberName, config: &ClusterCon
     (silent(view, own, now), Ground::Silence)
 }
 
-/// When Patroni's heartbeat last began a query, if that is later than the first question that it did not answer: a beat
-/// from before a freeze, or a death, speaks for nothing after it (simulation: frozen inside `get_cluster`, thawed, killed).
-fn beats_through_silence(view: &View) -> Option<Moment> {
+/// When Patroni's heartbeat last began a query, if that speaks for it still. A beat from before its port began to refuse does
+/// not: the process that beat has ended (simulation: frozen inside `get_cluster`, thawed, killed, and no alive lock).
+fn witness(view: &View, member: &Member, now: Moment) -> Option<Moment> {
     let began = view.leadership.heartbeat?.began;
-    view.leadership.silence.is_none_or(|silence| began > silence.known).then_some(began)
+    let refuses = matches!(
+        member.patroni.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT)),
+        Some(PatroniAnswer::Refused(_))
+    );
+    let ended = refuses && view.leadership.silence.is_some_and(|silence| began <= silence.known);
+    (!ended).then_some(began)
 }
 
 /// How long Patroni's HA loop may take for a round before it counts as stuck.

@@ -145,11 +145,9 @@ pub struct Leadership {
     /// The transaction from which on we have been connected without a break; `None` until a first linearizable read.
     pub connected_from: Option<Zxid>,
     /// When the local Patroni was last known to be in contact with ZooKeeper, by what it tells (`dcs_last_seen`) and by
-    /// what only it writes.
+    /// what only it writes. Its heartbeat proves that its loop turns, and no contact: it beats without ZooKeeper, too, and a
+    /// key that is still there may be that of a session that is about to expire (simulation: frozen inside `get_cluster`).
     pub patroni_contact: Option<Moment>,
-    /// When the heartbeat of the Patroni that took the key last began a query: a contact as far as the key was then read
-    /// as its own.
-    pub heartbeat_contact: Option<Moment>,
     /// The local Patroni's heartbeat session, as far as it can be looked at.
     pub heartbeat: Option<Heartbeat>,
     /// Patroni has answered: in this agent's life, or in this term by what was kept on disk.
@@ -231,7 +229,6 @@ impl Leadership {
             Event::Liveness { member, .. } if Some(member) == own => self.silence = None,
             Event::Remembered(memory) => {
                 self.remembered = Some(memory.clone());
-                self.recall();
             }
             Event::Postgres { member, answer, .. } if Some(member) == own => self.note_postgres(answer, at),
             Event::ShutDown(reading) => self.shutdown = Some(Fact::new(reading.clone(), Source::Own, at)),
@@ -296,9 +293,10 @@ impl Leadership {
         match answer {
             PatroniAnswer::Answering(status) => {
                 self.has_answered = true;
-                self.silence = None;
-                let gap = self.answered_at.is_none_or(|last| at.since(last) > ANSWER_GAP);
-                let since = if gap { at } else { self.answering_since.unwrap_or(at) };
+                let silent = self.silence.take().is_some();
+                let gap = silent || self.answered_at.is_none_or(|last| at.since(last) > ANSWER_GAP);
+                // The first one is as old as it came: one that waited in front of a frozen Patroni was given when it thawed.
+                let since = if gap { now } else { self.answering_since.unwrap_or(now) };
                 (self.answering_since, self.answered_at) =
                     (Some(since), Some(self.answered_at.map_or(at, |last| last.max(at))));
                 // A Patroni that thaws stamps a contact that it had before: only one later than an answer counts.
@@ -318,14 +316,15 @@ impl Leadership {
         }
     }
 
-    /// What was kept on disk counts in the term that it was kept of.
-    fn recall(&mut self) {
-        let (Some(memory), Some(reign)) = (&self.remembered, &mut self.reign) else { return };
-        if memory.czxid == reign.czxid {
-            self.has_answered |= memory.answered;
+    /// What was kept on disk counts until our member holds a key of another term. `None`: it holds none.
+    fn recall(&mut self, term: Option<Zxid>) {
+        let Some(memory) = self.remembered.take_if(|memory| term.is_none_or(|term| term == memory.czxid)) else {
+            return;
+        };
+        self.has_answered |= memory.answered;
+        self.lock_was_ever_held |= memory.lock_was_held;
+        if let Some(reign) = &mut self.reign {
             reign.lock_was_held |= memory.lock_was_held;
-            self.lock_was_ever_held |= memory.lock_was_held;
-            self.remembered = None;
         }
     }
 
@@ -336,19 +335,9 @@ impl Leadership {
         (memory.answered || memory.lock_was_held).then_some(memory)
     }
 
-    /// When the local Patroni was last known to be in contact with ZooKeeper.
-    pub fn contact(&self) -> Option<Moment> {
-        // That its loop turned is a contact only as far as the key was still read as its own.
-        let heartbeat = self.heartbeat_contact.zip(self.mine_at).map(|(began, mine)| began.min(mine));
-        self.patroni_contact.max(heartbeat)
-    }
-
     fn note_heartbeat(&mut self, began: Moment, looked: Moment) {
         let began = self.heartbeat.map_or(began, |known| known.began.max(began));
         self.heartbeat = Some(Heartbeat { began, looked });
-        if self.reign.as_ref().is_none_or(|reign| !reign.outlived) {
-            self.heartbeat_contact = self.heartbeat_contact.max(Some(began));
-        }
     }
 
     fn note_contact(&mut self, at: Option<Moment>) {
@@ -380,7 +369,7 @@ impl Leadership {
     }
 
     fn shortest(&self, ttl: Duration) -> Duration {
-        let before = self.timeout_before.filter(|(_, raised)| self.contact().is_none_or(|seen| seen <= *raised));
+        let before = self.timeout_before.filter(|(_, raised)| self.patroni_contact.is_none_or(|seen| seen <= *raised));
         let granted = self.session_timeout.map_or(ttl, |granted| granted.min(ttl));
         before.map_or(granted, |(before, _)| before.min(granted))
     }
@@ -434,10 +423,13 @@ impl Leadership {
                 if !same {
                     let (czxid, owner) = (key.czxid, key.owner);
                     self.reign = Some(Reign { czxid, owner, since: at, lock_was_held: false, outlived: false });
-                    self.recall();
                 }
+                self.recall(Some(key.czxid));
             }
-            Reading::Present(_) | Reading::Absent => self.reign = None,
+            Reading::Present(_) | Reading::Absent => {
+                self.reign = None;
+                self.recall(None);
+            }
             // It says nothing, so it ends nothing.
             Reading::Unreadable(_) => {}
         }

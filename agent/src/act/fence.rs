@@ -10,6 +10,7 @@ use super::records::Records;
 use super::warm::{NotReady, Warm};
 use crate::audit::Entry;
 use crate::config::Superuser;
+use crate::watch::beside::Beside;
 use crate::watch::members::Targets;
 use crate::watch::patroni::PatroniClient;
 use crate::watch::postgres::Place;
@@ -49,6 +50,8 @@ const SAID_AGAIN: Duration = Duration::from_secs(10);
 pub struct Fencer {
     /// The local server, if there is one; the warm session is with it.
     pub local: Option<(MemberName, Place)>,
+    /// What else can be seen of it.
+    pub beside: Option<Beside>,
     /// Superuser.
     pub login: Option<Superuser>,
     /// For the look right before acting.
@@ -361,7 +364,9 @@ impl Fencer {
             Guard::KeyAndTimeline(_, older_than) => Some(older_than),
             _ => None,
         };
-        let server = Server { older_than, starting: order.starting, session_ended, ..Server::at(&place, login) };
+        let beside = local.and(self.beside.as_ref());
+        let server =
+            Server { older_than, starting: order.starting, session_ended, beside, ..Server::at(&place, login) };
         let (outcome, session) = ladder::climb(&server, session).await;
         let outcome = match outcome {
             FenceOutcome::Confirmed { by, .. } => FenceOutcome::Confirmed { by, took: started.elapsed() },

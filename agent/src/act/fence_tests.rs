@@ -103,6 +103,7 @@ fn fencer(api: SocketAddr) -> (Fencer, mpsc::Receiver<Observed>) {
     let settings = crate::watch::zookeeper::Settings::nowhere();
     let fencer = Fencer {
         local: Some(("a".into(), Place::Tcp("127.0.0.1".to_owned(), 1))),
+        beside: None,
         login: None,
         zookeeper: crate::watch::zookeeper::spawn(settings, updates),
         client: PatroniClient::new(&PatroniConfig::default(), "s").unwrap(),

@@ -12,8 +12,11 @@
 use super::postmaster::Postmaster;
 use super::warm::{CONNECT, EXPIRED, GLANCE, NOT_THE_ONE, NotReady, Warm};
 use crate::config::{SslMode, Superuser};
+use crate::watch::beside::Beside;
+use crate::watch::io_cause;
 use crate::watch::postgres::{self, Place};
 use rustix::process::Signal;
+use std::io;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -65,12 +68,14 @@ pub struct Server<'a> {
     /// A session that we had with it has ended by itself, and there has been none since: a fast shutdown ends every
     /// session, a smart one none.
     pub session_ended: bool,
+    /// What else can be seen of it, where it is beside us.
+    pub beside: Option<&'a Beside>,
 }
 
 impl<'a> Server<'a> {
     /// A server of which nothing more is known.
     pub const fn at(place: &'a Place, login: &'a Superuser) -> Self {
-        Self { place, login, older_than: None, starting: false, session_ended: false }
+        Self { place, login, older_than: None, starting: false, session_ended: false, beside: None }
     }
 }
 
@@ -97,6 +102,8 @@ enum Door {
 enum Shut {
     /// Nobody listens.
     Nobody,
+    /// Its socket file is missing, which alone proves nothing: a cleaner of temporary files may have removed it.
+    NoSocket,
     /// It is starting or recovering. `Some(true)`: by its own words it is in archive recovery.
     NotOpen(Option<bool>),
     /// It is shutting down. In a smart shutdown open sessions go on for as long as they like.
@@ -113,6 +120,9 @@ async fn knock(place: &Place, login: &Superuser, limit: Duration) -> Result<Sess
     };
     if postgres::broke_off(&error) {
         return Err(Door::Broken);
+    }
+    if io_cause(&error).map(io::Error::kind) == Some(io::ErrorKind::NotFound) {
+        return Err(Door::Shut(Shut::NoSocket));
     }
     Err(match postgres::answer_of_error(&error) {
         PostgresAnswer::Starting(starting) => Door::Shut(Shut::NotOpen(starting.standby)),
@@ -233,6 +243,17 @@ async fn settled(
     match seen {
         Verified::InRecovery => Ok(confirmed("recovery")),
         Verified::Refused(Shut::Nobody) => Ok(confirmed(by)),
+        Verified::Refused(Shut::NoSocket) => {
+            let ended = match session {
+                Some(session) => session.ends_within(STEP).await,
+                None => server.session_ended,
+            };
+            match server.beside {
+                _ if ended => Ok(confirmed(by)),
+                Some(beside) => beside.has_ended().await.map(|_| confirmed(by)),
+                None => Err(format!("{by}: its socket file is missing, which proves nothing alone")),
+            }
+        }
         Verified::Refused(Shut::NotOpen(_)) => Err(format!("{by}: it is starting again")),
         Verified::Refused(Shut::Stopping) => {
             // Open sessions of a server that is shutting down can go on; that ours does not shows that none does.
@@ -366,6 +387,10 @@ impl Climb<'_> {
                     return Ok(None);
                 }
                 Err(Door::Shut(Shut::Nobody)) => return Ok(Some(confirmed("refused already"))),
+                Err(Door::Shut(Shut::NoSocket)) => {
+                    let seen = Verified::Refused(Shut::NoSocket);
+                    return settled(self.server, seen, "refused already", self.started, &mut None).await.map(Some);
+                }
                 // Its first session is ours: it is the first thing that is known of it.
                 Err(Door::Shut(Shut::NotOpen(_))) if self.started.elapsed() < START => slot_pause().await,
                 Err(Door::Shut(Shut::NotOpen(_))) => return Ok(Some(FenceOutcome::Waiting)),
@@ -439,7 +464,7 @@ pub async fn ask_old_primary(
     and_fence: bool,
 ) -> (Found, bool) {
     let found = match knock(place, login, CONNECT).await {
-        Err(Door::Shut(Shut::Nobody)) => Found::Harmless("no process listens there".to_owned()),
+        Err(Door::Shut(Shut::Nobody | Shut::NoSocket)) => Found::Harmless("no process listens there".to_owned()),
         Err(Door::Shut(Shut::NotOpen(standby))) => Found::Starting(standby),
         Err(Door::Shut(Shut::Stopping)) => Found::Stopping,
         Err(Door::Silent | Door::Broken) => Found::Silent,

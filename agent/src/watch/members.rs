@@ -241,7 +241,7 @@ mod tests {
         };
         let local = Local { beside: Beside::new(&node, false), node };
         let logins = Logins { own: Some(login("super", "postgres")), others: Some(login("plain", "postgres")) };
-        let target = Target { api: None, postgres: Some(place(&other)) };
+        let target = Target { api: None, postgres: Some(place(&other)), its_agent_tells: false };
         let (_targets, targets) = latest::channel(Targets::from([("b".into(), target)]));
         let (sender, _events) = mpsc::channel(64);
         let events = Events::new(sender, Clock::start());

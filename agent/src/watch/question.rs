@@ -27,7 +27,7 @@ SELECT r AS in_recovery,
 ///
 /// A session that does not report its query (`track_activities = off`) is a `pid` alone. So is each session of another
 /// role where ours is neither a superuser nor a member of `pg_read_all_stats`. One that has begun no query yet counts
-/// from its own beginning.
+/// from its own beginning. Only superusers' sessions count: any role can give its session Patroni's name.
 const LOCAL_COLUMNS: &str = ",
        s.heartbeat, s.agents, pg_catalog.current_setting('superuser_reserved_connections') AS reserved";
 
@@ -39,10 +39,11 @@ fn sessions() -> String {
         ",
        (SELECT COALESCE(pg_catalog.string_agg(pg_catalog.concat_ws(' ', pid, EXTRACT(epoch FROM began),
                                   EXTRACT(epoch FROM pg_catalog.clock_timestamp() - began)), ',')
-                          FILTER (WHERE application_name = 'Patroni heartbeat'), '') AS heartbeat,
+                          FILTER (WHERE super AND application_name = 'Patroni heartbeat'), '') AS heartbeat,
                count(*) FILTER (WHERE application_name = '{SESSIONS}' AND pid <> pg_catalog.pg_backend_pid()
-                                  AND EXISTS (SELECT FROM pg_catalog.pg_roles WHERE oid = usesysid AND rolsuper)) AS agents
-          FROM (SELECT pid, usesysid, application_name,
+                                  AND super) AS agents
+          FROM (SELECT pid, application_name,
+                       EXISTS (SELECT FROM pg_catalog.pg_roles WHERE oid = usesysid AND rolsuper) AS super,
                        CASE WHEN state IS DISTINCT FROM 'disabled' THEN COALESCE(query_start, backend_start) END AS began
                   FROM pg_catalog.pg_stat_get_activity(NULL)
                  WHERE application_name IN ('Patroni heartbeat', '{SESSIONS}')) AS all_sessions) AS s"

@@ -6,8 +6,9 @@
 
 use crate::event::{ClusterConfig, FenceOutcome, LeaderKey, PostgresAnswer, Rule, Server};
 use crate::evidence::{
-    Away, Ground, MARGIN, Standing, contact, heartbeat_can_be_had, heartbeat_is_stale_in_failsafe, lock_proves_death,
-    out_of_contact_at, patroni_away, patroni_away_for_lease, presumed_writable, standing, starts_as_primary, verified,
+    Away, Ground, MARGIN, Standing, contact, heartbeat_can_be_had, heartbeat_is_stale, heartbeat_is_stale_in_failsafe,
+    lock_proves_death, out_of_contact_at, patroni_away, patroni_away_for_lease, presumed_writable, standing,
+    starts_as_primary, verified,
 };
 use crate::fact::Reading;
 use crate::limits::{AGENT_LIMIT, BARRIER_LIMIT, PROBE_LIMIT};
@@ -185,7 +186,7 @@ fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
     };
     let memory = &view.leadership;
     let lives =
-        memory.contact().zip(memory.patroni_timeout(config.ttl)).map(|(contact, timeout)| contact.plus(timeout));
+        memory.patroni_contact.zip(memory.patroni_timeout(config.ttl)).map(|(contact, timeout)| contact.plus(timeout));
     let Some(deadline) = memory.mine_at.max(lives).map(|end| end.minus(MARGIN)) else {
         return hold("it is not known until when the leader key is certain to be its own", verdict);
     };
@@ -194,7 +195,7 @@ fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
     }
     let mut obstacles = obstacles(view, own, reading, now);
     obstacles.extend(failsafe_may_be_active(view, own, config, ground, now));
-    let guard = Guard::NoContact(guard::Away { contact: memory.contact(), ground });
+    let guard = Guard::NoContact(guard::Away { contact: memory.patroni_contact, ground });
     let mut order = Order::new(own, Rule::Lease, guard);
     let late = seconds(now.since(deadline));
     order.reason = format!("ZooKeeper cannot be reached and {why}: its lease is over (less {MARGIN:?}) for {late}");
@@ -203,8 +204,9 @@ fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
 }
 
 /// In failsafe mode a leader goes on without ZooKeeper, and only its own Patroni says so. A Patroni that answers nothing
-/// has to be proved dead or stuck; where its heartbeat cannot be looked at, its last answer has to have been "not active",
-/// no older than ttl when ZooKeeper was last reached from here. No time that passes makes that any truer.
+/// has to be proved dead, or its loop stuck: for longer, where it may have entered failsafe mode since its last answer.
+/// Where its heartbeat cannot be looked at, its last answer has to have been "not active", no older than ttl when ZooKeeper
+/// was last reached from here. No time that passes makes that any truer.
 fn failsafe_may_be_active(
     view: &View,
     own: &MemberName,
@@ -212,16 +214,17 @@ fn failsafe_may_be_active(
     ground: Ground,
     now: Moment,
 ) -> Option<String> {
-    let proved = ground == Ground::OwnWord
-        || lock_proves_death(view, own, now)
-        || heartbeat_is_stale_in_failsafe(view, config, now);
-    if !config.failsafe_mode || proved {
+    if !config.failsafe_mode || ground == Ground::OwnWord || lock_proves_death(view, own, now) {
         return None;
     }
     let last = view.leadership.failsafe.as_ref().filter(|fact| !fact.value);
-    let recent = last.zip(view.leadership.read_at).is_some_and(|(last, read)| read.since(last.at) <= config.ttl);
-    let blind = !heartbeat_can_be_had(view, now);
-    (!(blind && recent)).then(|| "failsafe mode may be active: its Patroni has not said that it is not".to_string())
+    let denied = last.zip(view.leadership.read_at).is_some_and(|(last, read)| read.since(last.at) <= config.ttl);
+    let stuck = match (heartbeat_can_be_had(view, now), denied) {
+        (true, true) => heartbeat_is_stale(view, config, now),
+        (true, false) => heartbeat_is_stale_in_failsafe(view, config, now),
+        (false, denied) => denied,
+    };
+    (!stuck).then(|| "failsafe mode may be active: its Patroni has not said that it is not".to_string())
 }
 
 /// While we lead: old primaries that still take writes, and nobody beside them to stop them.

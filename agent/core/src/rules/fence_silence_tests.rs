@@ -70,14 +70,16 @@ fn a_loop_that_turns_holds_the_lease_whatever_the_rest_api_does() {
 }
 
 #[test]
-fn a_heartbeat_is_a_contact_only_as_far_as_the_key_was_read_as_ours() {
-    // It beat at 30 s, but ZooKeeper has been away since 20 s: its last contact was at 19 s, and the lease is good until 49 s.
-    let scene = cut().with("silence", 10_500, silent()).with("still silent", 59_900, silent());
-    let scene = scene.with("postgres", 30_500, beats(30_000)).with("postgres 2", 59_900, beats(30_000));
-    check("19 s + 30 s - 5 s, and the loop stands still since", &scene, 60_000, &Fences("a", Rule::Lease));
-    assert_eq!(scene.view().leadership.contact(), Some(ms(19_000)));
-    let before = cut().with("postgres", 18_500, beats(18_000));
-    assert_eq!(before.view().leadership.contact(), Some(ms(18_000)));
+fn a_heartbeat_is_no_contact_and_one_from_before_the_port_refused_is_no_witness() {
+    let scene = cut().with("postgres", 30_500, beats(30_000));
+    assert_eq!(scene.view().leadership.patroni_contact, Some(ms(9_000)), "it beats without ZooKeeper, too");
+    let refused = || patroni("a", PatroniAnswer::Refused("nobody listens".to_string()));
+    let killed = cut().with("beat", 30_000, beats(29_000)).with("killed", 30_500, refused());
+    let killed = killed.with("still", 39_900, refused()).with("postgres", 39_900, beats(29_000));
+    check("it was killed after its last beat", &killed, 40_000, &Fences("a", Rule::Lease));
+    let silent = cut().with("beat", 30_000, beats(29_000)).with("silence", 30_500, silent());
+    let silent = silent.with("still", 39_900, super::silent()).with("postgres", 39_900, beats(29_000));
+    check("it may be its API alone that hangs", &silent, 40_000, &Waits(54_001));
 }
 
 #[test]
@@ -144,7 +146,7 @@ fn a_thawed_patroni_does_not_prolong_its_lease_by_a_late_stamp() {
         for (name, (at, event)) in ["1", "2", "3"].into_iter().zip(events.iter().cloned()) {
             scene = scene.with(name, at, event);
         }
-        scene.view().leadership.contact()
+        scene.view().leadership.patroni_contact
     };
     // Frozen inside of get_cluster from 10.5 s to 25 s: it stamps 25 s when it thaws, before its first answer.
     let thawed = [(12_000, silent()), told(25_600, 25_000), told(26_600, 25_000)];

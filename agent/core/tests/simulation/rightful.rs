@@ -103,7 +103,9 @@ impl World {
             let heard = known.agent.failsafe_heard.is_some_and(|heard| self.now - heard < 19_000);
             // Where the heartbeat cannot be had, only an answer from before the outage tells.
             let inactive = known.agent.inactive_heard.unwrap_or(0) + patroni.known.ttl >= known.agent.reach_since;
-            if heard || (rule == Rule::Lease && (self.is_seen_to_turn(node, SEEN_TO_TURN) || !inactive)) {
+            // Where another holds the key, by a linearizable read, only its own word keeps it.
+            let seen = rule == Rule::Lease && (self.is_seen_to_turn(node, SEEN_TO_TURN) || !inactive);
+            if heard || seen {
                 return Some("in failsafe mode");
             }
         }
