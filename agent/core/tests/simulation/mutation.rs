@@ -101,7 +101,6 @@ impl Mutation {
         match self {
             Self::NoMargin => {
                 memory.patroni_contact = later(memory.patroni_contact);
-                memory.heartbeat_contact = later(memory.heartbeat_contact);
                 memory.mine_at = later(memory.mine_at);
             }
             Self::NoAway => {
