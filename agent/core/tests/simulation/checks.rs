@@ -136,7 +136,9 @@ impl World {
             let seen = self.reaches(node, other) && !known.pg.locked && !known.pg.paused;
             other != node && seen && known.patroni.turns() && known.pg.state == State::Follows
         });
-        let away = candidate && !known.patroni.turns() && self.now - known.patroni.since > 7000;
+        // An agent that was started since, and sees no heartbeat, cannot know that its Patroni ever answered.
+        let knows = self.setting.heartbeat || known.agent.born <= known.patroni.since;
+        let away = candidate && knows && !known.patroni.turns() && self.now - known.patroni.since > 7000;
         if excuse.is_some()
             || !away
             || !known.agent.reaches
@@ -216,7 +218,7 @@ impl World {
             return Some("its agent is cut off and its Patroni turns: that one's next cycle");
         }
         if !agent.reaches && self.lease_is_uncovered(node) {
-            return Some("the lease does not cover a ttl this small, or above 20 ticks");
+            return Some("the lease does not cover a ttl this small, or above 20 ticks, or so small in failsafe mode");
         }
         let stalled = if agent.stalled >= agent.reach_since { STALL } else { 0 };
         if recently(agent.reach_since, CUT + stalled) {
@@ -261,7 +263,10 @@ impl World {
     /// Patroni's HA loop counts as turning for longer than its session lives.
     fn lease_is_uncovered(&self, node: usize) -> bool {
         let patroni = &self.nodes[node].patroni;
-        let bound = patroni.known.loop_wait + patroni.known.retry_timeout + HEARTBEAT;
+        let known = patroni.known;
+        // In failsafe mode vanished packets are borne for another 8 s.
+        let vanished = if known.failsafe { 8000 } else { 0 };
+        let bound = known.loop_wait + known.retry_timeout + HEARTBEAT + vanished;
         let timeout = patroni.ttl.min(40_000);
         // Cut off or frozen, it goes on with its cycle at most.
         let since = patroni.cycle.max(patroni.seen);

@@ -65,7 +65,7 @@ pub const MUTATIONS: &[(Mutation, &[What])] = &[
     (Mutation::Unguarded, &[What::KillPatroni, What::FreezePatroni, What::Lag(1200), What::KillNode]),
     (Mutation::PlainForBarrier, &[What::KillPatroni, What::FreezePatroni, What::Lag(1200), What::Switchover]),
     (Mutation::NoMargin, &[What::KillPatroni, What::CutAgent, What::DrowsyAgent]),
-    (Mutation::NoAway, &[What::SlowRest, What::Ttl(20_000), What::Ttl(30_000), What::Ttl(40_000)]),
+    (Mutation::NoAway, &[What::SlowRest, What::CutPatroni]),
     (Mutation::LockNeedNotBeHeld, &[What::WithoutFlock, What::Ttl(20_000), What::Ttl(30_000), What::Ttl(40_000)]),
     (Mutation::LockBelievedForEver, &[What::KillPatroni, What::PauseAgent, What::RestartPatroni, What::CutAgent]),
     (Mutation::IgnoresFailsafe, &[What::Failsafe, What::ZooKeeperDown, What::HungRest]),
