@@ -66,7 +66,8 @@ pub fn was_writable(member: &Member) -> bool {
     member.last_word.is_some_and(|(_, writes)| writes)
 }
 
-/// A server that lets no session in yet, was last seen writable, and of which nothing says that it is a standby.
+/// A server that lets no session in yet, and takes writes when it does: it was last seen writable, or nothing was heard of it
+/// and its own agent has found a primary's data directory; and nothing since says that it is a standby.
 pub fn starts_as_primary<'a>(
     view: &'a View,
     name: &MemberName,
@@ -80,7 +81,11 @@ pub fn starts_as_primary<'a>(
         _ => return None,
     };
     let follows = fresh_status(member, now).is_some_and(|status| status.role.follows());
-    (starting.standby != Some(true) && !follows && was_writable(member)).then_some(starting)
+    let primary = match (starting.standby, member.last_word) {
+        (Some(true), _) | (_, Some((_, false))) | (None, None) => false,
+        (Some(false), None) | (_, Some((_, true))) => true,
+    };
+    (primary && !follows).then_some(starting)
 }
 
 /// What is known of a member's server without asking it now.
@@ -208,12 +213,14 @@ pub fn patroni_away_for_lease(view: &View, own: &MemberName, config: &ClusterCon
 /// not: the process that beat has ended (simulation: frozen inside `get_cluster`, thawed, killed, and no alive lock).
 fn witness(view: &View, member: &Member, now: Moment) -> Option<Moment> {
     let began = view.leadership.heartbeat?.began;
-    let refuses = matches!(
-        member.patroni.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT)),
-        Some(PatroniAnswer::Refused(_))
-    );
-    let ended = refuses && view.leadership.silence.is_some_and(|silence| began <= silence.known);
+    let ended = refuses(member, now) && view.leadership.silence.is_some_and(|silence| began <= silence.known);
     (!ended).then_some(began)
+}
+
+/// No process listens on the port of a member's Patroni: a living one always does.
+pub fn refuses(member: &Member, now: Moment) -> bool {
+    let answer = member.patroni.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT));
+    matches!(answer, Some(PatroniAnswer::Refused(_)))
 }
 
 /// How long Patroni's HA loop may take for a round before it counts as stuck.

@@ -173,6 +173,8 @@ pub struct Leadership {
     pub timeout_before: Option<(Duration, Moment)>,
     /// Whether failsafe mode was active when the local Patroni last answered.
     pub failsafe: Option<Fact<bool>>,
+    /// The contact with ZooKeeper that it told in that answer.
+    pub told_contact: Option<Moment>,
     /// What the local Patroni calls its member.
     pub patroni_name: Option<MemberName>,
     /// The local postmaster is proved gone.
@@ -302,6 +304,7 @@ impl Leadership {
                 // A Patroni that thaws stamps a contact that it had before: only one later than an answer counts.
                 self.note_contact(status.dcs_last_seen.filter(|seen| *seen > since));
                 self.failsafe = Some(Fact::new(status.failsafe_active, Source::Patroni, at));
+                self.told_contact = status.dcs_last_seen;
                 self.patroni_name = status.name.clone().or_else(|| self.patroni_name.take());
             }
             PatroniAnswer::Silent(_) | PatroniAnswer::Refused(_) => {

@@ -7,7 +7,7 @@
 use crate::event::{ClusterConfig, FenceOutcome, LeaderKey, PostgresAnswer, Rule, Server};
 use crate::evidence::{
     Away, Ground, MARGIN, Standing, contact, heartbeat_can_be_had, heartbeat_is_stale, heartbeat_is_stale_in_failsafe,
-    lock_proves_death, out_of_contact_at, patroni_away, patroni_away_for_lease, presumed_writable, standing,
+    lock_proves_death, out_of_contact_at, patroni_away, patroni_away_for_lease, presumed_writable, refuses, standing,
     starts_as_primary, verified,
 };
 use crate::fact::Reading;
@@ -22,6 +22,9 @@ use core::time::Duration;
 /// The members race for a key that is absent. A Patroni that holds its alive lock and answers nothing may only have a stuck
 /// API: it takes its key again within this.
 pub const ABSENT: Duration = Duration::from_secs(1);
+
+/// Patroni tells its last contact in whole seconds, and a cycle takes its time.
+const STAMP_LAG: Duration = Duration::from_secs(2);
 
 /// A member's own agent has this long to fence it before the new leader's agent does.
 pub const PEER_LATE: Duration = Duration::from_secs(3);
@@ -195,7 +198,9 @@ fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
     }
     let mut obstacles = obstacles(view, own, reading, now);
     obstacles.extend(failsafe_may_be_active(view, own, config, ground, now));
-    let guard = Guard::NoContact(guard::Away { contact: memory.patroni_contact, ground });
+    // What it told last is no news right before acting, whether it counted or not.
+    let contact = memory.patroni_contact.max(memory.told_contact);
+    let guard = Guard::NoContact(guard::Away { contact, ground });
     let mut order = Order::new(own, Rule::Lease, guard);
     let late = seconds(now.since(deadline));
     order.reason = format!("ZooKeeper cannot be reached and {why}: its lease is over (less {MARGIN:?}) for {late}");
@@ -205,8 +210,8 @@ fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
 
 /// In failsafe mode a leader goes on without ZooKeeper, and only its own Patroni says so. A Patroni that answers nothing
 /// has to be proved dead, or its loop stuck: for longer, where it may have entered failsafe mode since its last answer.
-/// Where its heartbeat cannot be looked at, its last answer has to have been "not active", no older than ttl when ZooKeeper
-/// was last reached from here. No time that passes makes that any truer.
+/// Where its heartbeat cannot be looked at, its last answer has to have been "not active", by a Patroni that was in contact
+/// with ZooKeeper, and no older than ttl when ZooKeeper was last reached from here. No time that passes makes that any truer.
 fn failsafe_may_be_active(
     view: &View,
     own: &MemberName,
@@ -214,11 +219,17 @@ fn failsafe_may_be_active(
     ground: Ground,
     now: Moment,
 ) -> Option<String> {
-    if !config.failsafe_mode || ground == Ground::OwnWord || lock_proves_death(view, own, now) {
+    let dead = lock_proves_death(view, own, now) || view.members.get(own).is_some_and(|member| refuses(member, now));
+    if !config.failsafe_mode || ground == Ground::OwnWord || dead {
         return None;
     }
-    let last = view.leadership.failsafe.as_ref().filter(|fact| !fact.value);
-    let denied = last.zip(view.leadership.read_at).is_some_and(|(last, read)| read.since(last.at) <= config.ttl);
+    let memory = &view.leadership;
+    let last = memory.failsafe.as_ref().filter(|fact| !fact.value);
+    let denied = last.zip(memory.read_at).is_some_and(|(last, read)| {
+        let cycle = config.loop_wait.saturating_add(STAMP_LAG);
+        let in_contact = memory.told_contact.is_none_or(|seen| last.at.since(seen) <= cycle);
+        in_contact && read.since(last.at) <= config.ttl
+    });
     let stuck = match (heartbeat_can_be_had(view, now), denied) {
         (true, true) => heartbeat_is_stale(view, config, now),
         (true, false) => heartbeat_is_stale_in_failsafe(view, config, now),
