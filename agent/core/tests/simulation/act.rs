@@ -57,9 +57,6 @@ impl World {
             Err(why) => {
                 tell!(self, "agent of {}: no fence by lease, {why}", letter(node));
                 self.nodes[node].agent.acts[act] = None;
-                if !self.nodes[node].patroni.loop_turns() {
-                    self.nodes[node].agent.misled = Some(self.now);
-                }
                 self.agent_after(node, 0, AgentEvent::Hear(self.now, heard));
                 self.report_fence(node, 0, number(&order.member), order.rule, FenceSaid::Withdrawn);
             }

@@ -103,8 +103,6 @@ pub struct Agent {
     pub failsafe_heard: Option<u64>,
     /// When it last told that it is not.
     pub inactive_heard: Option<u64>,
-    /// When it last withdrew a fence by lease although the HA loop does not turn.
-    pub misled: Option<u64>,
     /// What it keeps on disk of its member's term.
     pub disk: Option<TermMemory>,
     /// Since when it runs and is not paused, or is not.
@@ -165,7 +163,6 @@ impl Agent {
             stalled: 0,
             failsafe_heard: None,
             inactive_heard: None,
-            misled: None,
             disk: None,
             since: born,
             question: None,

@@ -204,10 +204,6 @@ impl World {
         if agent.cut_in_pause {
             return Some("its agent was cut off in maintenance mode");
         }
-        // Seed 11292: the guard takes a stamp that does not count for a new contact, again and again.
-        if agent.misled.is_some_and(|at| recently(at, 1000)) {
-            return Some("AWAITS CORE: an old stamp withdraws the fence by lease");
-        }
         if self.now < known.patroni.failsafe_until {
             return Some("failsafe mode: its Patroni goes on");
         }

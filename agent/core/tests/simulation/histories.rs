@@ -87,7 +87,6 @@ impl History {
             idle: chance.percent(50),
         };
         let mut world = World::begin(chance, setting, zk, Mutation::Sound, &[], told);
-        world.exact = true;
         for (number, (at, what, node, lasts)) in self.faults.iter().copied().enumerate() {
             world.faults.push(Fault { what, node, lasts, until: at + lasts });
             world.at(at, Happening::Fault(number));

@@ -271,9 +271,6 @@ impl World {
             if pg.heartbeat.is_none_or(|last| last + limit < self.now) {
                 pg.beats_since = self.now;
             }
-            if pg.heartbeat.is_some_and(|last| last + 2500 < self.now) {
-                pg.beat_before = pg.heartbeat.unwrap_or(0);
-            }
             pg.heartbeat = Some(self.now);
         }
     }

@@ -49,8 +49,6 @@ pub struct Postgres {
     pub unpaused_at: u64,
     /// When Patroni's session `Patroni heartbeat` last began a query, while there is one.
     pub heartbeat: Option<u64>,
-    /// And the time before.
-    pub beat_before: u64,
     /// Since when that has never been too long ago.
     pub beats_since: u64,
     /// It lets no session in from other nodes (pg_hba).
@@ -80,7 +78,6 @@ impl Postgres {
             seen: None,
             unpaused_at: 0,
             heartbeat: None,
-            beat_before: 0,
             beats_since: 0,
             locked: false,
             locked_since: 0,

@@ -2,7 +2,6 @@
 
 use crate::checks::HEARTBEAT;
 use crate::gate::{GATE_WAIT, Hook, holds_key};
-use crate::patroni::Rest;
 use crate::postgres::State;
 use crate::world::{World, letter, tell};
 use std::time::Duration;
@@ -42,19 +41,6 @@ impl World {
             Rule::Lease => self.is_seen_to_turn(node, SEEN_TO_TURN),
             _ => patroni.turns(),
         };
-        // Its REST API fell silent after the last heartbeat: today's core takes that one for nothing.
-        let pg = &self.nodes[node].pg;
-        let beat = pg.heartbeat.filter(|beat| self.now - beat > 2500).unwrap_or(pg.beat_before);
-        let awaits = match patroni.rest {
-            // Each answer begins the silence anew, and with it the doubt of the heartbeat before.
-            Rest::OnlyLiveness => Some("AWAITS CORE: an answer to /liveness begins the silence anew"),
-            _ if patroni.answers() || beat >= patroni.rest_since + 2500 => None,
-            _ => Some("AWAITS CORE: a heartbeat from before the silence"),
-        };
-        if let Some(awaits) = awaits.filter(|_| rightful && rule == Rule::Lease && !self.exact) {
-            *self.tally.unprovable.entry(awaits).or_default() += 1;
-            return;
-        }
         if rightful {
             let why = if rule == Rule::Lease { "and its HA loop is seen to turn" } else { "" };
             self.object(format!("(b) {} is fenced by {rule:?} although it leads {why}", letter(node)));

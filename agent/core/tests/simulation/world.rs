@@ -86,8 +86,6 @@ pub struct World {
     /// Told only when a history is looked at again.
     pub log: Option<Vec<String>>,
     pub tally: crate::checks::Tally,
-    /// Told to the millisecond (`histories.rs`): nothing that awaits the core is passed over.
-    pub exact: bool,
     /// When all faults were over.
     pub healed: Option<u64>,
     /// Faults are those of the contract "proof and silence".
@@ -155,7 +153,6 @@ impl World {
             violation: None,
             log: told.then(Vec::new),
             tally: crate::checks::Tally::default(),
-            exact: false,
             healed: None,
             focused: false,
             over: false,
