@@ -33,7 +33,7 @@ pub enum Mutation {
     LockNeedNotBeHeld,
     /// A lock that was found free is believed for ever: asleep or not, whatever Patroni answers.
     LockBelievedForEver,
-    /// That failsafe mode was active is forgotten.
+    /// Nothing is known of failsafe mode.
     IgnoresFailsafe,
     /// A server that is silent is taken to be stopped.
     SilenceIsProof,
@@ -65,12 +65,12 @@ pub const MUTATIONS: &[(Mutation, &[What])] = &[
     (Mutation::Unguarded, &[What::KillPatroni, What::FreezePatroni, What::Lag(1200), What::KillNode]),
     (Mutation::PlainForBarrier, &[What::KillPatroni, What::FreezePatroni, What::Lag(1200), What::Switchover]),
     (Mutation::NoMargin, &[What::KillPatroni, What::CutAgent, What::DrowsyAgent]),
-    (Mutation::NoAway, &[What::SlowRest, What::CutPatroni]),
+    (Mutation::NoAway, &[What::SlowRest, What::StuckLoop, What::CutPatroni]),
     (Mutation::LockNeedNotBeHeld, &[What::WithoutFlock, What::Ttl(20_000), What::Ttl(30_000), What::Ttl(40_000)]),
     (Mutation::LockBelievedForEver, &[What::KillPatroni, What::PauseAgent, What::RestartPatroni, What::CutAgent]),
     (Mutation::IgnoresFailsafe, &[What::Failsafe, What::ZooKeeperDown, What::HungRest]),
     (Mutation::SilenceIsProof, &[What::PauseNode]),
-    (Mutation::ForgetsOldTtl, &[What::Ttl(40_000), What::KillPatroni, What::CutAgent]),
+    (Mutation::ForgetsOldTtl, &[What::Ttl(40_000), What::KillPatroni, What::FreezePatroni, What::CutAgent]),
     (Mutation::LeaseForEver, &[What::KillPatroni, What::FreezePatroni, What::CutAgent]),
     (Mutation::ReleaseWithoutSocket, &[What::KillPatroni, What::KillPostmaster]),
     (Mutation::ReleaseWithoutLock, &[What::KillPatroni, What::KillPostmaster]),
@@ -83,7 +83,7 @@ pub const MUTATIONS: &[(Mutation, &[What])] = &[
 impl Mutation {
     /// The hands do not look again before a fence: where a wrong belief has to show, the look behind it must not hide it.
     pub fn is_rash(self) -> bool {
-        matches!(self, Self::Unguarded | Self::LockBelievedForEver)
+        matches!(self, Self::Unguarded | Self::LockBelievedForEver | Self::IgnoresFailsafe)
     }
 
     /// The hands trust the plan: they do not look at lock and socket again.
@@ -122,7 +122,15 @@ impl Mutation {
                     member.patroni = Some(Fact::new(refused, Source::Patroni, now));
                 }
             }
-            Self::IgnoresFailsafe => memory.failsafe = None,
+            Self::IgnoresFailsafe => {
+                memory.failsafe = None;
+                if let Some(Fact { value: Reading::Present(config), .. }) = &mut view.cluster.config {
+                    config.failsafe_mode = false;
+                }
+                if let Some(Fact { value: PatroniAnswer::Answering(status), .. }) = &mut member.patroni {
+                    status.failsafe_active = false;
+                }
+            }
             Self::SilenceIsProof => {
                 if matches!(member.postgres.as_ref()?.value, PostgresAnswer::Silent(_)) {
                     member.writable_since = None;

@@ -112,7 +112,9 @@ impl World {
         let settled = self.now - patroni.since.max(patroni.rest_since).max(patroni.loop_since) > 2500;
         // By its own word it lost contact: its cycle takes longer than it may, as where packets vanish.
         let lost = rule == Rule::Lease && self.word_of_contact(node) >= self.progress_limit(node);
-        let answers = patroni.loop_turns() && settled && patroni.answers() && !lost && !patroni.demoting;
+        // While ZooKeeper answers, a loop that is stuck is no reason.
+        let turns = rule == Rule::Orphaned || patroni.loop_turns();
+        let answers = turns && settled && patroni.answers() && !lost && !patroni.demoting;
         (matches!(rule, Rule::Orphaned | Rule::Lease) && answers).then_some("although its Patroni answers")
     }
 

@@ -125,7 +125,11 @@ impl World {
             // The gate hides many a bug of the agents.
             setting.gate = chance.percent(25);
         }
-        let zk = ZooKeeper::new(&mut chance);
+        let mut zk = ZooKeeper::new(&mut chance);
+        if !palette.is_empty() {
+            // The lease has to cover it, or the excuse hides what is looked for.
+            (zk.config.ttl, zk.config.loop_wait, zk.config.retry_timeout) = (30_000, 10_000, 5000);
+        }
         let mut world = Self::begin(chance, setting, zk, mutation, palette, told);
         world.plan_faults();
         world.at(world.setting.length, Happening::Healed);
