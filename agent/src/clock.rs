@@ -39,12 +39,12 @@ impl Clock {
         Timestamp::from_microsecond(micros).unwrap_or(self.start_wall)
     }
 
-    /// The moment of another process's wall-clock time, in seconds since 1970, as its age by the wall clock of now.
-    /// Never in the future, so that a clock that was turned back makes nothing last longer than from now.
+    /// The moment of another process's wall-clock time, in whole seconds since 1970, as its age by the wall clock of now:
+    /// the beginning of that second, because what happened in it is not known to be later. Never in the future, so
+    /// that a clock that was turned back makes nothing last longer than from now.
     pub fn moment_of_wall(&self, unix_seconds: i64) -> Moment {
-        let age = Timestamp::now().as_second().saturating_sub(unix_seconds);
-        let age = Duration::from_secs(u64::try_from(age).unwrap_or(0));
-        self.now().minus(age)
+        let age = Timestamp::now().as_millisecond().saturating_sub(unix_seconds.saturating_mul(1000));
+        self.now().minus(Duration::from_millis(u64::try_from(age).unwrap_or(0)))
     }
 
     /// How long the agent has been running.

@@ -84,7 +84,7 @@ pub fn deeds(lines: &[Line]) -> Vec<String> {
         "act::fence: fenced",
         "leader key released",
         "Patroni nudged",
-        "the server is silent",
+        "the server takes no session now",
         "would be fenced",
         "the leader key would be released",
         "Patroni would be nudged",

@@ -237,7 +237,7 @@ fn steps(outcome: &Outcome, reigns: &[Reign], turn: &Turn, synchronous: Option<I
         ("fenced", "act::fence: fenced"),
         ("the key is released", "leader key released"),
         ("Patroni is nudged", "Patroni nudged"),
-        ("the fence waits for the server to wake", "the server is silent"),
+        ("the fence waits for the server to wake", "the server takes no session now"),
     ];
     let since = |at: SystemTime| between(outcome.struck_at, at);
     let mut steps: Vec<(&str, f64)> = Vec::new();

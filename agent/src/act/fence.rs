@@ -424,7 +424,7 @@ fn say(order: &Order, outcome: &FenceOutcome, times: u32) {
             tracing::warn!(member, rule, reason, by, took_ms = took.as_millis(), "fenced");
         }
         FenceOutcome::Waiting => {
-            let words = "the server is silent; the fence is the first thing it does when it wakes";
+            let words = "the server takes no session now; the fence is the first that it takes";
             tracing::warn!(member, rule, reason, times, "{words}");
         }
         FenceOutcome::Observed => {
