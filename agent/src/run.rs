@@ -13,7 +13,7 @@
 //! | haproxy       | the local HAProxy's servers                            | targets              | events            |
 //! | gate-check    | tries the logins that the gate would need              | targets              | events            |
 //! | upkeep        | verifies, announces, keeps the term's memory on disk   | steps                | events            |
-//! | fence         | stops servers, a task for each; keeps a session warm   | steps                | events, records   |
+//! | fence         | stops servers, a task for each; keeps a session warm   | steps, heartbeat     | events, records   |
 //! | lead          | releases the leader key, nudges Patroni                | steps                | events, records   |
 //! | route         | tells HAProxy which servers take connections           | steps                | events            |
 //! | layout        | writes HAProxy's configuration and has it reloaded     | steps                | events            |
@@ -24,7 +24,7 @@
 //! Channels, all bounded: `events` (watchers wait while it is full), `updates` (the ZooKeeper client's),
 //! `queries` (HTTP waits, with a limit), `steps` (one for each actor; the loop drops a step that does not fit: the
 //! next decision makes it again), `records` (one record for each member, the newest, and 64 entries of the audit trail;
-//! nobody waits for it), `targets` (latest value only). Within the ZooKeeper client: `requests` (16), the
+//! nobody waits for it), `targets` and `heartbeat` (the loop's; latest value only). Within the ZooKeeper client: `requests` (16), the
 //! present epoch, what is to be published and the session timeout (latest value only), and the states that its
 //! library goes through, which end the epoch at the first that is not `Connected`.
 //!
@@ -60,7 +60,7 @@ use warden_core::event::{Event, Observed};
 use warden_core::plan::{Policy, Step};
 use warden_core::rules::release::ReleasePolicy;
 use warden_core::rules::route::RoutePolicy;
-use warden_core::types::{AgentName, MemberName, Mode};
+use warden_core::types::{AgentName, MemberName, Mode, Moment};
 use warden_core::view::{Identity, View};
 
 /// Enough for one whole read of a large tree (256 members and agents) and some seconds of everything else.
@@ -127,6 +127,7 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let probes = Probes::default();
     let (actors, steps) = queues(&config.name, &probes);
     let (targets_in, targets) = latest::channel(Targets::new());
+    let (heartbeat_in, heartbeat) = latest::channel(None);
     let events_in = Events::new(events_in, clock);
 
     let identity = identity(&config);
@@ -181,7 +182,19 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
         alive_lock: config.node.as_ref().and_then(|node| node.alive_lock.clone()),
         held,
     };
-    keep_actors(&tasks, &config, steps, &actors.records, proof, &zookeeper, &client, &targets, &probes, &events_in);
+    keep_actors(
+        &tasks,
+        &config,
+        steps,
+        &actors.records,
+        proof,
+        &zookeeper,
+        &client,
+        &targets,
+        heartbeat,
+        &probes,
+        &events_in,
+    );
     {
         let api = Api {
             queries: queries_in,
@@ -208,6 +221,7 @@ pub async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
         narrator: Narrator::default(),
         actors,
         targets: targets_in,
+        heartbeat: heartbeat_in,
     };
     tokio::select! {
         () = agent.turn(events, queries) => {}
@@ -311,6 +325,7 @@ fn keep_actors(
     zookeeper: &zookeeper::Handle,
     client: &PatroniClient,
     targets: &latest::Receiver<Targets>,
+    heartbeat: latest::Receiver<Option<Moment>>,
     probes: &Probes,
     events: &Events,
 ) {
@@ -363,6 +378,7 @@ fn keep_actors(
             api: config.node.as_ref().map(|node| node.api.clone()),
             records: records.clone(),
             targets: targets.clone(),
+            heartbeat,
             events: events.clone(),
             agent: config.name.clone(),
         });
@@ -434,6 +450,7 @@ struct Loop {
     actors: Actors,
     /// To the members' watchers.
     targets: latest::Sender<Targets>,
+    heartbeat: latest::Sender<Option<Moment>>,
 }
 
 impl Loop {
@@ -472,6 +489,8 @@ impl Loop {
         if let Some(holder) = self.narrator.view(&self.view) {
             self.metrics.count_leader_change(&holder);
         }
+        let beat = self.view.leadership.heartbeat.map(|heartbeat| heartbeat.began);
+        self.heartbeat.send_if_modified(|known| std::mem::replace(known, beat) != beat);
         if !may_change_targets {
             return;
         }

@@ -59,6 +59,10 @@ async fn in_mode(stack: &Stack, fault: Fault, synchronous: bool) -> anyhow::Resu
     match fault {
         Fault::Pause => few_on_waking(&outcome),
         // A primary that dies takes with it what only it had: that is what asynchronous means.
+        // One that comes back before its key is over has lost nothing: nobody may take it away before.
+        Fault::Restart if !synchronous && outcome.led == outcome.leader.member => {
+            outcome.report.nothing_lost_and_no_two_primaries()
+        }
         Fault::Crash | Fault::Restart if !synchronous => outcome.report.no_two_primaries(),
         _ => outcome.report.nothing_lost_and_no_two_primaries(),
     }?;

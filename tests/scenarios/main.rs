@@ -11,6 +11,7 @@
 mod agents;
 mod failover;
 mod fencing;
+mod gate;
 mod long;
 mod never;
 mod pool;
@@ -73,6 +74,8 @@ fn main() -> std::process::ExitCode {
         scenario!(Single, fencing::frozen_in_a_storm_of_connections),
         scenario!(Single, never::zookeeper_is_away_in_failsafe_mode),
         scenario!(Single, fencing::patroni_is_frozen),
+        scenario!(Single, never::rest_is_silent_and_zookeeper_away),
+        scenario!(Single, gate::logins_between_nodes_are_refused),
         scenario!(Single, reloads::a_third_node_joins_and_leaves),
         scenario!(Single, reloads::the_nodes_swap_their_addresses),
         scenario!(Single, reloads::a_second_haproxy_with_a_template_of_its_own),
@@ -93,6 +96,7 @@ fn main() -> std::process::ExitCode {
         scenario!(Single, fencing::the_primary_is_killed),
         scenario!(Single, fencing::patroni_and_postgres_are_killed),
         scenario!(Single, fencing::the_postmaster_is_killed),
+        scenario!(Single, gate::a_gate_that_is_killed_costs_no_promotion),
         scenario!(Single, fencing::fenced_by_hand),
         scenario!(Single, failover::switchover_there_and_back),
         scenario!(Single, failover::switchover_there_and_back_asynchronously),

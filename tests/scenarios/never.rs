@@ -1,16 +1,16 @@
 //! What must never fence a leader: ZooKeeper restarted, away, electing; sessions lost; ttl changed; maintenance mode;
 //! switchovers.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use warden_e2e::fences;
+use warden_e2e::faults::Leader;
 use warden_e2e::promise::kept;
-use warden_e2e::stack::Stack;
+use warden_e2e::stack::{AGENTS, Stack};
 use warden_e2e::trial::Observed;
-use warden_e2e::wait;
 use warden_e2e::writers::Commit;
+use warden_e2e::{fences, truth, wait};
 
 /// Nobody may be fenced by what `fault` does, and nothing be lost.
 async fn nobody_is_fenced<F>(stack: &Stack, fault: impl FnOnce() -> F) -> anyhow::Result<()>
@@ -88,6 +88,36 @@ pub(crate) async fn a_rolling_restart_of_the_ensemble(stack: &Stack) -> anyhow::
         Ok(())
     })
     .await
+}
+
+/// Patroni's REST API answers no agent for longer than the lease, and then ZooKeeper is away for less than Patroni bears;
+/// nobody writes, so that nothing else tells of Patroni's contact. Its HA loop has turned all the time.
+pub(crate) async fn rest_is_silent_and_zookeeper_away(stack: &Stack) -> anyhow::Result<()> {
+    let leader = Leader::find(stack).await?;
+    let begin = SystemTime::now();
+    let mut agents = Vec::new();
+    for agent in AGENTS {
+        agents.push(stack.container(agent).ip_in("default").await?);
+    }
+    leader.node.close(8008, &agents).await?;
+    let outcome = async {
+        sleep(Duration::from_secs(45)).await;
+        let state = stack.status(&format!("warden-{}", leader.service), &[]).await?;
+        let members = state["members"].as_array().context("no members[]")?;
+        let own = members.iter().find(|one| one["name"] == leader.member).context("the leader is not shown")?;
+        ensure!(own["patroni"]["answer"] == "silent", "Patroni is not silent: {}", own["patroni"]);
+        stack.container("zoo").pause().await?;
+        sleep(Duration::from_secs(8)).await;
+        stack.container("zoo").unpause().await
+    }
+    .await;
+    leader.node.open(8008, &agents).await?;
+    outcome?;
+    truth::all_well(stack).await?;
+    ensure!(leader.leads(stack).await?, "{} leads no more", leader.member);
+    let lines = fences::lines_since(stack, begin).await?;
+    let fences = fences::carried_out(&lines);
+    kept(fences.is_empty(), || format!("somebody was fenced: {fences:#?}"))
 }
 
 /// ZooKeeper away for longer than ttl in failsafe mode: Patroni goes on as long as every member agrees.

@@ -166,6 +166,25 @@ impl Container {
         call("-D").await.map(drop)
     }
 
+    /// Drops what `peers` send to one of its ports.
+    pub async fn close(&self, port: u16, peers: &[IpAddr]) -> anyhow::Result<()> {
+        self.filter_port("-I", port, peers).await
+    }
+
+    /// Undoes [`Container::close`].
+    pub async fn open(&self, port: u16, peers: &[IpAddr]) -> anyhow::Result<()> {
+        self.filter_port("-D", port, peers).await
+    }
+
+    async fn filter_port(&self, what: &str, port: u16, peers: &[IpAddr]) -> anyhow::Result<()> {
+        let (pid, port) = (self.pid().await?.to_string(), port.to_string());
+        for peer in peers.iter().map(IpAddr::to_string) {
+            let rule = ["INPUT", "-s", &peer, "-p", "tcp", "--dport", &port, "-j", "DROP"];
+            run("nsenter", &[&["-t", &pid, "-n", "iptables", "-w", what], rule.as_slice()].concat()).await?;
+        }
+        Ok(())
+    }
+
     async fn filter(&self, what: &str, peers: &[IpAddr]) -> anyhow::Result<()> {
         let pid = self.pid().await?.to_string();
         for peer in peers.iter().map(IpAddr::to_string) {

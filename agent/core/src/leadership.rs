@@ -28,6 +28,8 @@ pub struct Reign {
     pub owner: SessionId,
     /// When we first read it.
     pub since: Moment,
+    /// Our server was seen to take writes since: it was promoted under this very key, and passed the gate for that.
+    pub wrote: bool,
     /// The alive lock was seen held while Patroni answered, in this reign: only then does it prove anything to
     /// find it free.
     pub lock_was_held: bool,
@@ -425,7 +427,8 @@ impl Leadership {
                     self.reign.as_ref().is_some_and(|reign| (reign.czxid, reign.owner) == (key.czxid, key.owner));
                 if !same {
                     let (czxid, owner) = (key.czxid, key.owner);
-                    self.reign = Some(Reign { czxid, owner, since: at, lock_was_held: false, outlived: false });
+                    self.reign =
+                        Some(Reign { czxid, owner, since: at, wrote: false, lock_was_held: false, outlived: false });
                 }
                 self.recall(Some(key.czxid));
             }
@@ -439,6 +442,9 @@ impl Leadership {
     }
 
     fn note_postgres(&mut self, answer: &PostgresAnswer, at: Moment) {
+        if let (PostgresAnswer::Writable(_), Some(reign)) = (answer, &mut self.reign) {
+            reign.wrote |= at >= reign.since;
+        }
         // The death of a server that lived is a reason of its own; one that dies again and again is not.
         let lived = self.answers_since.is_some_and(|since| at.since(since) >= LIVED);
         if self.gone.is_none() && matches!(answer, PostgresAnswer::Gone(_)) && lived {

@@ -27,7 +27,7 @@ use tokio::time::sleep;
 use warden_core::event::{Barrier, Event, FenceOutcome, FenceRecord, FenceReport, FenceSession, PatroniAnswer, Rule};
 use warden_core::plan::{Action, Step};
 use warden_core::rules::fence::{Guard, Order};
-use warden_core::types::{MemberName, UnixMillis};
+use warden_core::types::{MemberName, Moment, UnixMillis};
 
 /// The look right before acting. A healthy ZooKeeper answers within milliseconds; one that is slow must not keep a fence
 /// from being carried out for ever.
@@ -64,6 +64,8 @@ pub struct Fencer {
     pub records: Records,
     /// Where the other members are.
     pub targets: latest::Receiver<Targets>,
+    /// When the local Patroni's HA loop last turned, as the view has it.
+    pub heartbeat: latest::Receiver<Option<Moment>>,
     /// For what came of it.
     pub events: Events,
     /// Our own name, for the record.
@@ -384,10 +386,9 @@ impl Fencer {
         };
         // Side by side: what cannot be reached is waited for once.
         let (read, answer) = tokio::join!(self.read(), self.ask_patroni());
-        match answer {
-            Some(answer) => away.check(&read, &answer),
-            None => away.check(&read, &PatroniAnswer::Silent("there is no local Patroni".to_owned())),
-        }
+        let beat = *self.heartbeat.borrow();
+        let answer = answer.unwrap_or_else(|| PatroniAnswer::Silent("there is no local Patroni".to_owned()));
+        away.check(&read, &answer, beat)
     }
 
     async fn read(&self) -> Barrier {

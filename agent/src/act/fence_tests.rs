@@ -8,7 +8,8 @@ use warden_core::event::Observed;
 use warden_core::rules::guard::Away;
 
 /// Patroni answered nothing when the fence was ordered.
-const AWAY: Guard = Guard::NoContact(Away { contact: None, ground: warden_core::evidence::Ground::Silence });
+const AWAY: Guard =
+    Guard::NoContact(Away { contact: None, beat: None, ground: warden_core::evidence::Ground::Silence });
 
 #[test]
 fn what_is_tried_again_and_again_is_one_entry_of_the_trail_and_each_confirmation_one_of_its_own() {
@@ -110,6 +111,7 @@ fn fencer(api: SocketAddr) -> (Fencer, mpsc::Receiver<Observed>) {
         api: Some(format!("http://{api}")),
         records: Records::default(),
         targets: latest::channel(Targets::new()).1,
+        heartbeat: latest::channel(None).1,
         events: Events::new(sender, Clock::start()),
         agent: "a".to_owned(),
     };

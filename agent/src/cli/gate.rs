@@ -299,7 +299,8 @@ impl Gate<'_> {
             Found::NoLogin(why) => (
                 false,
                 format!(
-                    "{standing}; the gate could not ask it: {why} (pg_hba.conf has to let {} in from this node, and the                      gate needs the password: WARDEN_SUPERUSER_PASSWORD)",
+                    "{standing}; the gate could not ask it: {why} (pg_hba.conf has to let {} in from this node, and the \
+                     gate needs the password: WARDEN_SUPERUSER_PASSWORD)",
                     self.login.username
                 ),
             ),

@@ -200,7 +200,8 @@ fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
     obstacles.extend(failsafe_may_be_active(view, own, config, ground, now));
     // What it told last is no news right before acting, whether it counted or not.
     let contact = memory.patroni_contact.max(memory.told_contact);
-    let guard = Guard::NoContact(guard::Away { contact, ground });
+    let guard =
+        Guard::NoContact(guard::Away { contact, beat: memory.heartbeat.map(|heartbeat| heartbeat.began), ground });
     let mut order = Order::new(own, Rule::Lease, guard);
     let late = seconds(now.since(deadline));
     order.reason = format!("ZooKeeper cannot be reached and {why}: its lease is over (less {MARGIN:?}) for {late}");

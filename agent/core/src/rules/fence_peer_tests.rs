@@ -201,7 +201,7 @@ fn an_order_carries_the_guard_of_its_rule_and_says_why() {
     assert_eq!(order.guard, Guard::Key(not_ours));
     assert!(order.reason.contains("alive lock"), "{}", order.reason);
     let order = first(&frozen_and_cut(), 34_100);
-    let away = guard::Away { contact: Some(ms(9000)), ground: crate::evidence::Ground::Silence };
+    let away = guard::Away { contact: Some(ms(9000)), beat: None, ground: crate::evidence::Ground::Silence };
     assert_eq!(order.guard, Guard::NoContact(away));
     assert!(order.reason.contains("lease"), "{}", order.reason);
     let order = first(&an_old_primary(), 20_050);

@@ -6,7 +6,7 @@
 //! whole ttl. So the gate refuses only for a server that answers as writable to the end, and for a lost key.
 
 use crate::assess::agent_of;
-use crate::event::{FenceRecord, Rule};
+use crate::event::{FenceRecord, LeaderKey, Rule};
 use crate::evidence::{MARGIN, Standing, standing};
 use crate::fact::Reading;
 use crate::types::{MemberName, Mode, Moment, SystemId};
@@ -63,7 +63,7 @@ pub struct Other {
     pub place: Option<(String, u16)>,
     /// What its own agent, its Patroni or our own session says of it.
     pub standing: Standing,
-    /// It held the leader key before the candidate; `None` where that is not known.
+    /// It held the leader key before the candidate's server was promoted; `None` where that is not known.
     pub last_holder: Option<bool>,
     /// A record that counts: its fence, or the release of its key, came after every read in which it held the key.
     pub recorded: bool,
@@ -250,11 +250,22 @@ pub fn picture(view: &View, own: &MemberName, asked: Moment, now: Moment) -> Opt
         name: name.clone(),
         place: member.last_record.as_ref().and_then(crate::event::MemberRecord::postgres),
         standing: standing(view, name, now),
-        last_holder: view.leadership.previous_holder.as_ref().map(|last| last == name),
+        last_holder: last_holder(view, name, &known.leader),
         recorded: recorded(view, name),
     });
     let system_id = view.cluster.initialize.as_ref().and_then(|fact| fact.value.present()).copied();
     Some(Picture { key, paused, fenced_by_operator, system_id, others: others.collect(), own })
+}
+
+/// Whether a member held the leader key before the candidate's server was last promoted; `None` where that is not known.
+fn last_holder(view: &View, name: &MemberName, leader: &Reading<LeaderKey>) -> Option<bool> {
+    let reign = view.leadership.reign.as_ref();
+    // A primary that crashed and keeps its key: the gate has let it pass under this key before.
+    let promoted = reign.zip(leader.present()).is_some_and(|(reign, key)| reign.wrote && reign.czxid == key.czxid);
+    if promoted {
+        return Some(false);
+    }
+    view.leadership.previous_holder.as_ref().map(|last| last == name)
 }
 
 /// Whether there is a record of a member's fence, or of the release of its key, that counts: written later than every

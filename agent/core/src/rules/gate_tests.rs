@@ -222,6 +222,17 @@ fn the_picture_is_drawn_by_a_linearizable_read_made_for_it() {
     assert_eq!(names, ["a", "c"]);
     let last: Vec<Option<bool>> = picture.others.iter().map(|other| other.last_holder).collect();
     assert_eq!(last, [Some(true), Some(false)]);
+    // A primary that crashed under its key passed the gate before: what nobody saw of the holder before it is over.
+    let restarted =
+        || candidate().without("a wrote").without("b leads").with("a led", 9_000, verified(key("a", 1), 1, 9_001));
+    let others = |scene: Scene| {
+        let picture = super::picture(&scene.view(), &"a".into(), ms(9_000), ms(11_500)).unwrap();
+        picture.others.into_iter().map(|other| other.last_holder).collect::<Vec<_>>()
+    };
+    assert_eq!(others(restarted()), [None, None]);
+    let writes = || probe("a", PostgresAnswer::Writable(Server::default()));
+    assert_eq!(others(restarted().with("a wrote", 9_100, writes())), [Some(false), Some(false)]);
+    assert_eq!(others(restarted().with("a wrote", 8_900, writes())), [None, None], "before it held this key");
     let anothers = candidate().with("b leads", 9_000, verified(key("c", 9_000), 1, 9_001));
     assert_eq!(drawn(&anothers).unwrap().key, Key::Anothers("c".into()));
     let nobody = candidate().with("b leads", 9_000, verified(Reading::Absent, 1, 9_001));

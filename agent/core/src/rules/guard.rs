@@ -131,16 +131,21 @@ pub fn not_paused(config: &Reading<ClusterConfig>) -> Result<(), String> {
 pub struct Away {
     /// The newest contact of Patroni with ZooKeeper that was known; `None` where none was.
     pub contact: Option<Moment>,
+    /// When the newest beat of its heartbeat began that was known; `None` where none was.
+    pub beat: Option<Moment>,
     /// How it was known that Patroni is away.
     pub ground: Ground,
 }
 
 impl Away {
-    /// Whether it is still right to fence, after one more read of ZooKeeper and one more question to Patroni. Only
-    /// something new withdraws the fence, never time that passes.
-    pub fn check(&self, read: &Barrier, patroni: &PatroniAnswer) -> Result<(), String> {
+    /// Whether it is still right to fence, after one more read of ZooKeeper, one more question to Patroni, and with the
+    /// newest `beat` of its heartbeat. Only something new withdraws the fence, never time that passes.
+    pub fn check(&self, read: &Barrier, patroni: &PatroniAnswer, beat: Option<Moment>) -> Result<(), String> {
         if matches!(read, Barrier::Verified { .. }) {
             return Err("ZooKeeper is there again: what it says is to be judged first".to_string());
+        }
+        if beat > self.beat {
+            return Err("its Patroni's HA loop has turned since (its heartbeat session)".to_string());
         }
         match patroni {
             PatroniAnswer::Silent(_) | PatroniAnswer::Refused(_) => Ok(()),

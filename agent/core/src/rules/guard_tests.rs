@@ -127,9 +127,9 @@ fn answering(seen: u64, failsafe_active: bool) -> PatroniAnswer {
 /// Columns: what was known when the fence by lease was ordered, what Patroni says now, what that is against it.
 #[test]
 fn a_fence_by_lease_is_withdrawn_by_something_new_and_never_by_time() {
-    let silent = Away { contact: Some(ms(9000)), ground: Ground::Silence };
-    let stuck = Away { contact: Some(ms(9000)), ground: Ground::OwnWord };
-    let standing_still = Away { contact: Some(ms(9000)), ground: Ground::Heartbeat };
+    let silent = Away { contact: Some(ms(9000)), beat: Some(ms(8000)), ground: Ground::Silence };
+    let stuck = Away { contact: Some(ms(9000)), beat: Some(ms(8000)), ground: Ground::OwnWord };
+    let standing_still = Away { contact: Some(ms(9000)), beat: Some(ms(8000)), ground: Ground::Heartbeat };
     let late = || Barrier::Unknown("late".to_string());
     for (away, answer, words) in [
         (silent, PatroniAnswer::Silent("x".to_string()), None),
@@ -146,12 +146,14 @@ fn a_fence_by_lease_is_withdrawn_by_something_new_and_never_by_time() {
         (stuck, answering(10_000, false), Some("contact")),
         (stuck, answering(9000, true), Some("failsafe")),
     ] {
-        match (away.check(&late(), &answer), words) {
+        match (away.check(&late(), &answer, Some(ms(8000))), words) {
             (Ok(()), None) => {}
             (Err(why), Some(words)) if why.contains(words) => {}
             (verdict, _) => panic!("{away:?}, {answer:?}: {verdict:?}"),
         }
-        let why = away.check(&read(key("a", 5)), &answer).expect_err("ZooKeeper is there again");
+        let why = away.check(&late(), &answer, Some(ms(9500))).expect_err("its HA loop has turned");
+        assert!(why.contains("turned"), "{why}");
+        let why = away.check(&read(key("a", 5)), &answer, None).expect_err("ZooKeeper is there again");
         assert!(why.contains("there again"), "{why}");
     }
 }

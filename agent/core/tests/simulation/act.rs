@@ -8,7 +8,7 @@ use crate::world::{Happening, World, letter, tell};
 use crate::zookeeper::{Answer, Client, Record};
 use warden_core::event::{Barrier, Event, PatroniAnswer, Rule};
 use warden_core::rules::fence::{Guard, Order};
-use warden_core::types::MemberName;
+use warden_core::types::{MemberName, Moment};
 
 /// What was read for an act is good for so long: an agent that was paused in between must not act on it.
 const GUARD_LIMIT: u64 = 500;
@@ -52,7 +52,7 @@ impl World {
         let Guard::NoContact(away) = &order.guard else { return };
         let heard = if self.nodes[node].patroni.answers() { self.patroni_says(node) } else { Heard::PatroniSilent };
         let Event::Patroni { answer, .. } = self.event(node, heard) else { return };
-        match away.check(&Barrier::Unknown(String::new()), &answer) {
+        match away.check(&Barrier::Unknown(String::new()), &answer, self.beat(node)) {
             Ok(()) => self.act_fence(node, act, None),
             Err(why) => {
                 tell!(self, "agent of {}: no fence by lease, {why}", letter(node));
@@ -61,6 +61,11 @@ impl World {
                 self.report_fence(node, 0, number(&order.member), order.rule, FenceSaid::Withdrawn);
             }
         }
+    }
+
+    /// When its Patroni's HA loop last turned, as the agent of `node` knows it.
+    fn beat(&self, node: usize) -> Option<Moment> {
+        self.nodes[node].agent.view.leadership.heartbeat.map(|heartbeat| heartbeat.began)
     }
 
     /// A barrier read for an act has been answered.
@@ -75,7 +80,7 @@ impl World {
                     Guard::Key(condition) | Guard::KeyAndTimeline(condition, _) => condition.check(&read),
                     // Patroni is asked beside it; what it said is not known here.
                     Guard::NoContact(_) if answer.is_none() => return,
-                    Guard::NoContact(away) => away.check(&read, &PatroniAnswer::Silent(String::new())),
+                    Guard::NoContact(away) => away.check(&read, &PatroniAnswer::Silent(String::new()), self.beat(node)),
                     Guard::Asked { .. } => Ok(()),
                 };
                 match checked {

@@ -55,9 +55,9 @@ impl World {
         let patroni = &known.patroni;
         let settled = self.now - patroni.since.max(patroni.loop_since) > after;
         let age = known.pg.heartbeat.map(|began| self.now - began).filter(|_| self.setting.heartbeat);
-        // TODO: a new heartbeat has to withdraw an order that is under way (`guard::Away`); until then it gets 2.5 s.
+        // The agent looks once a second, and again until the server has it stopped.
         let heartbeat = age.is_some_and(|age| age <= self.progress_limit(node))
-            && self.now - known.pg.beats_since > 2500
+            && self.now - known.pg.beats_since > 1500
             && !known.pg.paused;
         let answers = patroni.answers()
             && self.now - patroni.rest_since > 2500

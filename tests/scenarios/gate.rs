@@ -1,0 +1,84 @@
+//! The gate where it cannot see everything, and where it dies.
+
+use anyhow::{Context, ensure};
+use std::fmt::Write;
+use std::time::Duration;
+use warden_e2e::docker::{Container, docker, run_with};
+use warden_e2e::faults::{Fault, Leader};
+use warden_e2e::stack::{AGENTS, Stack, other};
+use warden_e2e::trial::{self, Observed};
+use warden_e2e::writers::Commit;
+use warden_e2e::{history, truth, wait};
+
+/// A program in place of `warden` that is killed where it is the gate, as by the container's memory limit.
+const DIES: &str = r#"mv /usr/local/bin/warden /usr/local/bin/warden.real
+printf '#!/bin/sh\nif [ "$1" = gate ]; then kill -9 $$; fi\nexec /usr/local/bin/warden.real "$@"\n' >/usr/local/bin/warden
+chmod 755 /usr/local/bin/warden"#;
+
+const LIVES: &str = "mv -f /usr/local/bin/warden.real /usr/local/bin/warden";
+
+async fn as_root(container: &Container, script: &str) -> anyhow::Result<()> {
+    docker(&["exec", "-u", "0", &container.0, "sh", "-ec", script]).await.map(drop)
+}
+
+/// A gate that is killed is a yes: the candidate is promoted at the first attempt, and nobody waits for a ttl.
+pub(crate) async fn a_gate_that_is_killed_costs_no_promotion(stack: &Stack) -> anyhow::Result<()> {
+    let leader = Leader::find(stack).await?;
+    let candidate = stack.node_of(other(&leader.member))?;
+    let zoo = stack.zookeepers().into_iter().next().context("no ZooKeeper")?;
+    let before = history::reigns(&zoo).await?.len();
+    let observed = Observed::start(stack, Commit::Synchronous).await?;
+    as_root(&candidate, DIES).await?;
+    let outcome = trial::with(stack, Fault::Switchover, leader, observed).await;
+    as_root(&candidate, LIVES).await?;
+    let outcome = outcome?;
+    eprintln!("      {}", outcome.report);
+    outcome.report.nothing_lost_and_no_two_primaries()?;
+    // A candidate that is refused gives the key back, and somebody takes it again.
+    let reigns = history::reigns(&zoo).await?;
+    let since = reigns.get(before..).unwrap_or_default();
+    ensure!(since.len() == 1 && outcome.led != outcome.leader.member, "not one change of the leader, but {since:#?}");
+    Ok(())
+}
+
+/// Superusers may not log in from other nodes: the gate says so beforehand, and neither refuses the candidate nor lets
+/// two nodes take writes.
+pub(crate) async fn logins_between_nodes_are_refused(stack: &Stack) -> anyhow::Result<()> {
+    let leader = Leader::find(stack).await?;
+    let candidate = stack.node_of(other(&leader.member))?;
+    let observed = Observed::start(stack, Commit::Local).await?;
+    let mut rules = String::new();
+    let beside = AGENTS.iter().filter(|agent| stack.container(agent).0 != leader.agent.0);
+    for container in beside.map(|agent| stack.container(agent)).chain([candidate.clone()]) {
+        write!(rules, "host all postgres {}/32 reject\\n", container.ip_in("default").await?)?;
+    }
+    // Patroni writes the file anew when it starts its server again. Sessions that are open already are ended.
+    let script = format!(
+        "dir=$(dirname /var/lib/postgresql/data/*/postmaster.pid); sed -i '1i {rules}' $dir/pg_hba.conf
+         kill -HUP $(head -n1 $dir/postmaster.pid); sleep 1
+         PGPASSWORD=$PATRONI_SUPERUSER_PASSWORD psql -qAt -h /var/run/postgresql -U postgres -c \
+           \"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'warden' AND client_addr IS NOT NULL\""
+    );
+    leader.node.exec(&["sh", "-ec", &script]).await?;
+    let (status, said) = check(&candidate).await?;
+    ensure!(status == 1 && said.contains(&leader.member), "warden gate --check ended with {status}: {said}");
+    let outcome = trial::with(stack, Fault::Freeze, leader, observed).await?;
+    eprintln!("      {}", outcome.report);
+    outcome.report.nothing_lost_and_no_two_primaries()?;
+    outcome.somebody_fenced(stack).await?;
+    // The one that was frozen has started its server again, with Patroni's own rules.
+    wait::until("the login is let in again", Duration::from_secs(180), || async {
+        truth::all_well(stack).await?;
+        let (status, said) = check(&candidate).await?;
+        ensure!(status == 0, "warden gate --check ends with {status}: {said}");
+        Ok(())
+    })
+    .await
+}
+
+/// `warden gate --check` in a node's container: its exit code, and what it said.
+async fn check(node: &Container) -> anyhow::Result<(i32, String)> {
+    let args = ["exec", node.0.as_str(), "warden", "gate", "--check"];
+    let (status, said, wrong) = run_with("docker", &args, &[], Duration::from_secs(120)).await?;
+    Ok((status, said + &wrong))
+}
