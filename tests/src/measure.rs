@@ -1,15 +1,17 @@
 //! What a trial amounts to in figures, and how many of them meet their aims.
 
+use crate::docker::Container;
 use crate::faults::Fault;
 use crate::history::Reign;
 use crate::stack::{self, NODES};
 use crate::trial::Outcome;
 use crate::writers::{Ack, Route};
+use anyhow::Context;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What has been measured: a line of JSON for each run, written as soon as it is done.
 #[derive(Debug)]
@@ -91,7 +93,7 @@ pub struct Figure {
 
 /// All of them. A row comes every 20 ms and each writer's commit takes some, so a figure between two writes is good to
 /// about that.
-pub const FIGURES: [Figure; 8] = [
+pub const FIGURES: [Figure; 10] = [
     Figure {
         key: "decision_to_refused_ms",
         fault: Fault::Freeze,
@@ -133,6 +135,20 @@ pub const FIGURES: [Figure; 8] = [
         what: "switchover: last write on the old -> synchronous standby again",
         unit: "s",
         aims: &[(0.5, 8.0)],
+    },
+    Figure {
+        key: "shut_down_to_key_gone_ms",
+        fault: Fault::Switchover,
+        what: "switchover: PostgreSQL logs that it is shut down -> leader key gone",
+        unit: "ms",
+        aims: &[(0.5, 25.0)],
+    },
+    Figure {
+        key: "gate_ms",
+        fault: Fault::Switchover,
+        what: "warden gate with nothing to wait for, the median of nine",
+        unit: "ms",
+        aims: &[(0.5, 15.0)],
     },
     Figure {
         key: "postmaster_to_first_write_s",
@@ -203,6 +219,36 @@ pub fn figures(outcome: &Outcome, fault: Fault, reigns: &[Reign], synchronous: O
     })
 }
 
+/// When the server in `node` last logged that it is shut down, since `since`.
+pub async fn shut_down(node: &Container, since: SystemTime) -> anyhow::Result<Option<SystemTime>> {
+    let logs = node.logs().await?;
+    let ends = logs.lines().filter(|line| line.ends_with("LOG:  database system is shut down"));
+    // 2026-11-29 22:00:01.123 UTC [57] LOG: ...
+    let mut at = ends.filter_map(|line| {
+        let mut words = line.split(' ');
+        let (day, time) = (words.next()?, words.next()?);
+        let at: jiff::Timestamp = format!("{day}T{time}Z").parse().ok()?;
+        Some(UNIX_EPOCH + Duration::from_millis(u64::try_from(at.as_millisecond()).ok()?))
+    });
+    Ok(at.rfind(|at| *at >= since))
+}
+
+/// How long `warden gate` takes in `node`, which leads, in milliseconds: the median of nine.
+pub async fn gate(node: &Container) -> anyhow::Result<f64> {
+    let nine = "for i in 1 2 3 4 5 6 7 8 9; do a=$EPOCHREALTIME; warden gate || exit; b=$EPOCHREALTIME; \
+                echo $((${b/./} - ${a/./})); done";
+    let said = node.exec(&["bash", "-c", nine]).await?;
+    let mut took = said.lines().map(str::parse).collect::<Result<Vec<f64>, _>>().with_context(|| said.clone())?;
+    took.sort_by(f64::total_cmp);
+    Ok(quantile(&took, 0.5).context("nothing was measured")? / 1000.0)
+}
+
+/// When the key of whoever led was gone.
+pub fn key_gone(outcome: &Outcome, reigns: &[Reign]) -> Option<SystemTime> {
+    let ours = |reign: &&Reign| reign.holder == outcome.leader.member;
+    reigns.iter().filter(ours).filter_map(|reign| reign.until).find(|end| *end >= outcome.struck_at)
+}
+
 /// The turn from one primary to the next, as clients straight at the nodes saw it.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn {
@@ -223,11 +269,6 @@ pub fn turn(outcome: &Outcome) -> Turn {
     let last_old = story(old).and_then(|story| story.acks.iter().rfind(|ack| ack.timeline == before)).copied();
     let first_new = new.and_then(|(node, _)| story(node)?.acks.iter().find(|ack| ack.at >= outcome.struck)).copied();
     Turn { last_old, first_new }
-}
-
-fn key_gone(outcome: &Outcome, reigns: &[Reign]) -> Option<SystemTime> {
-    let ours = |reign: &&Reign| reign.holder == outcome.leader.member;
-    reigns.iter().filter(ours).filter_map(|reign| reign.until).find(|end| *end >= outcome.struck_at)
 }
 
 /// What happened when, in milliseconds since the fault, in order: to see which step took the time.

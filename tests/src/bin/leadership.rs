@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use warden_e2e::faults::{Fault, Leader};
-use warden_e2e::measure::{FIGURES, File, figures, on_a_new_stack_if_it_fails, table};
+use warden_e2e::measure::{
+    FIGURES, File, between, figures, gate, key_gone, on_a_new_stack_if_it_fails, shut_down, table,
+};
 use warden_e2e::stack::{self, Flavor, NODES, Stack, session};
 use warden_e2e::trial::{self, Observed};
 use warden_e2e::writers::Commit;
@@ -144,7 +146,18 @@ impl Bench {
             None => None,
         };
         let zoo = stack.zookeepers().into_iter().next().context("no ZooKeeper")?;
-        Ok(figures(&outcome, fault, &history::reigns(&zoo).await?, synchronous))
+        let reigns = history::reigns(&zoo).await?;
+        let mut line = figures(&outcome, fault, &reigns, synchronous);
+        if fault == Fault::Switchover {
+            let ended = shut_down(&outcome.leader.node, outcome.struck_at).await?;
+            if let (Some(ended), Some(gone)) = (ended, key_gone(&outcome, &reigns)) {
+                line["figures"]["shut_down_to_key_gone_ms"] = json!(between(ended, gone));
+            }
+            if with {
+                line["figures"]["gate_ms"] = json!(gate(&stack.node_of(&outcome.led)?).await?);
+            }
+        }
+        Ok(line)
     }
 }
 
