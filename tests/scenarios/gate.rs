@@ -10,12 +10,13 @@ use warden_e2e::trial::{self, Observed};
 use warden_e2e::writers::Commit;
 use warden_e2e::{history, truth, wait};
 
-/// A program in place of `warden` that is killed where it is the gate, as by the container's memory limit.
-const DIES: &str = r#"mv /usr/local/bin/warden /usr/local/bin/warden.real
-printf '#!/bin/sh\nif [ "$1" = gate ]; then kill -9 $$; fi\nexec /usr/local/bin/warden.real "$@"\n' >/usr/local/bin/warden
-chmod 755 /usr/local/bin/warden"#;
+/// A program that is found before `warden`, and is killed where it is the gate, as by the container's memory limit.
+const DIES: &str = r#"printf '#!/bin/sh\nif [ "$1" = gate ]; then touch /tmp/gate.died; kill -9 $$; fi\nexec /usr/local/bin/warden "$@"\n' >/usr/local/sbin/warden
+chmod 755 /usr/local/sbin/warden
+test "$(command -v warden)" = /usr/local/sbin/warden"#;
 
-const LIVES: &str = "mv -f /usr/local/bin/warden.real /usr/local/bin/warden";
+/// Fails if none has died.
+const LIVES: &str = "rm /usr/local/sbin/warden; rm /tmp/gate.died";
 
 async fn as_root(container: &Container, script: &str) -> anyhow::Result<()> {
     docker(&["exec", "-u", "0", &container.0, "sh", "-ec", script]).await.map(drop)
