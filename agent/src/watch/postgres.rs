@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
 use warden_core::event::{Event, PostgresAnswer, Starting};
@@ -40,6 +40,9 @@ const TRANSITION: Duration = Duration::from_millis(40);
 
 /// so that it does not go on for longer than a transition usually takes.
 const TRANSITION_LIMIT: Duration = Duration::from_secs(30);
+
+/// After the first attempt that was broken off.
+const BROKEN: Duration = Duration::from_millis(2);
 
 /// The `application_name` of an agent's sessions, but for those that it keeps for a fence.
 pub(crate) const SESSIONS: &str = "warden";
@@ -98,6 +101,8 @@ pub async fn watch(
     let mut watcher = Watcher { member, place, config, sslmode, beside, had_session: false, heartbeat, probe, events };
     // Since when it has refused sessions.
     let mut refusing: Option<Instant> = None;
+    // The last attempt was broken off.
+    let mut broken = false;
     loop {
         let asked = Instant::now();
         let at = watcher.events.clock.now();
@@ -118,7 +123,14 @@ pub async fn watch(
                 }
                 // A server that lets us in and throws us out again is not to be asked without a pause.
             }
+            // Perhaps it ended with our attempt under way, which says nothing of it: the next one does.
+            Ok(Err(error)) if broke_off(&error) && !broken && watcher.place.source() == Source::Socket => {
+                broken = true;
+                sleep(BROKEN).await;
+                continue;
+            }
             Ok(Err(error)) => {
+                broken = false;
                 let answer = watcher.answer_of_failure(&error).await;
                 let data_dir = watcher.beside.as_ref().and_then(Beside::shutdown);
                 if let (PostgresAnswer::Gone(_), Some(data_dir)) = (&answer, data_dir) {
@@ -322,6 +334,7 @@ mod on_a_server;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[test]
     fn a_server_that_is_shutting_down_has_not_stopped_and_one_that_lets_nobody_in_yet_is_no_primary() {
@@ -336,5 +349,47 @@ mod tests {
         ] {
             assert_eq!(matches!(refusal(text), PostgresAnswer::Stopping(_)), stopping, "{text}");
         }
+    }
+
+    /// What the watcher tells of a socket on which each attempt in turn is answered with these bytes and closed, and on
+    /// which nobody listens then: the first answers, as many as are wanted.
+    async fn told(attempts: &'static [&'static [u8]], wanted: usize) -> Vec<PostgresAnswer> {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = tokio::net::UnixListener::bind(socket_path(directory.path(), 5432)).unwrap();
+        tokio::spawn(async move {
+            for answer in attempts {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                drop(stream.read(&mut [0; 64]).await);
+                drop(stream.write_all(answer).await);
+            }
+        });
+        let (sender, mut events) = tokio::sync::mpsc::channel(64);
+        let events_in = Events::new(sender, crate::clock::Clock::start());
+        let login = crate::watch::real_postgres::login("a", "a");
+        let place = Place::Socket(directory.path().to_owned(), 5432);
+        let watching = tokio::spawn(watch("a".into(), place, None, login, Arc::default(), events_in));
+        let mut told = Vec::new();
+        while told.len() < wanted {
+            let observed = timeout(Duration::from_secs(10), events.recv()).await.unwrap().unwrap();
+            if let Event::Postgres { answer, .. } = observed.event {
+                told.push(answer);
+            }
+        }
+        watching.abort();
+        told
+    }
+
+    const SHUTTING_DOWN: &[u8] = b"E\0\0\0\x39SFATAL\0C57P03\0Mthe database system is shutting down\0\0";
+
+    #[tokio::test]
+    async fn a_server_that_ends_under_an_attempt_is_asked_again_before_anything_is_said_of_it() {
+        let told = told(&[SHUTTING_DOWN, b""], 2).await;
+        assert!(matches!(told.as_slice(), [PostgresAnswer::Stopping(_), PostgresAnswer::Refused(_)]), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_breaks_off_again_and_again_is_not_asked_without_a_pause() {
+        let told = told(&[b"", b"", b"", b""], 2).await;
+        assert!(matches!(told.as_slice(), [PostgresAnswer::Silent(_), PostgresAnswer::Silent(_)]), "{told:?}");
     }
 }
