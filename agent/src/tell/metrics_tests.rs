@@ -63,6 +63,7 @@ fn each_state_has_a_series_and_only_the_present_one_is_1() {
             r#"warden_member_postgres{answer="in_recovery",member="b"} 1"#,
             r#"warden_member_postgres{answer="refused",member="b"} 0"#,
             r#"warden_member_postgres{answer="silent",member="b"} 0"#,
+            r#"warden_member_postgres{answer="starting",member="b"} 0"#,
             r#"warden_member_postgres{answer="unknown",member="b"} 0"#,
             r#"warden_member_postgres{answer="writable",member="b"} 0"#,
         ]
