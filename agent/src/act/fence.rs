@@ -84,7 +84,7 @@ struct Done {
 /// Keeps a session with the local server ready.
 struct Warmth {
     session: Option<Warm>,
-    /// The last one has ended by itself, and there has been none since.
+    /// The last one has ended by itself, and there could be none since because the server shuts down.
     has_ended: bool,
     /// One is being opened.
     opening: Option<JoinHandle<Result<Warm, NotReady>>>,
@@ -129,7 +129,7 @@ impl Warmth {
             })
         });
         let opened = opening.await.unwrap_or_else(|error| {
-            Err(NotReady { why: format!("it could not be tried: {error}"), in_passing: false })
+            Err(NotReady { why: format!("it could not be tried: {error}"), in_passing: false, by_shutdown: false })
         });
         self.opening = None;
         self.pause = next_pause(pause, opened.as_ref().err());
@@ -225,7 +225,11 @@ pub async fn run(steps: &mut mpsc::Receiver<Step>, fencer: &Arc<Fencer>) -> anyh
                         (warmth.session, warmth.has_ended) = (Some(session), false);
                         FenceSession::Ready
                     }
-                    Change::Opened(Err(failed)) => FenceSession::Lost(failed.why),
+                    Change::Opened(Err(failed)) => {
+                        // Somebody else may have ended it: then the server goes on, and there could be another.
+                        warmth.has_ended &= failed.by_shutdown;
+                        FenceSession::Lost(failed.why)
+                    }
                 };
                 warmth.tell(fencer, session).await?;
             }
@@ -410,7 +414,10 @@ impl Fencer {
     /// The session that a waiting fence lay in has ended: the server woke, and did it or not.
     async fn after_waking(&self, order: Order, since: Instant) -> Done {
         let outcome = match (&self.local, &self.login) {
-            (Some((_, place)), Some(login)) => ladder::after_waking(&Server::at(place, login), since).await,
+            (Some((_, place)), Some(login)) => {
+                let server = Server { beside: self.beside.as_ref(), ..Server::at(place, login) };
+                ladder::after_waking(&server, since).await
+            }
             _ => None,
         };
         Done { order, outcome, session: None }

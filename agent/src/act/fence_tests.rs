@@ -66,7 +66,7 @@ fn what_comes_of_a_fence_again_and_again_is_said_at_once_then_now_and_then_with_
 
 #[test]
 fn a_session_that_is_kept_out_by_a_crowd_or_was_just_ended_is_tried_again_at_once_and_others_ever_later() {
-    let failed = |in_passing| NotReady { why: String::new(), in_passing };
+    let failed = |in_passing| NotReady { why: String::new(), in_passing, by_shutdown: false };
     let lasting = failed(false);
     let mut pause = next_pause(LONGEST_PAUSE, None);
     assert_eq!(pause, SHORT_PAUSE, "it was there, so it is wanted back soon");

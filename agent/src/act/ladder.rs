@@ -65,8 +65,8 @@ pub struct Server<'a> {
     pub older_than: Option<Timeline>,
     /// It is starting, and its agent has looked: it is no standby. Only then does a signal go to a server that starts.
     pub starting: bool,
-    /// A session that we had with it has ended by itself, and there has been none since: a fast shutdown ends every
-    /// session, a smart one none.
+    /// A session that we had with it has ended by itself, and it has refused each one since because it shuts down: a fast
+    /// shutdown ends every session, a smart one none.
     pub session_ended: bool,
     /// What else can be seen of it, where it is beside us.
     pub beside: Option<&'a Beside>,
@@ -156,7 +156,7 @@ async fn get_in(server: &Server<'_>, until: Instant) -> Result<Warm, Door> {
         match Warm::ready(session).await {
             Ok(ready) => return Ok(ready),
             Err(NotReady { in_passing: true, .. }) if Instant::now() < until => slot_pause().await,
-            Err(NotReady { why, in_passing: true }) => return Err(Door::Crowded(why)),
+            Err(NotReady { why, in_passing: true, .. }) => return Err(Door::Crowded(why)),
             Err(NotReady { why, .. }) => return Err(Door::Locked(why)),
         }
     }
@@ -164,15 +164,18 @@ async fn get_in(server: &Server<'_>, until: Instant) -> Result<Warm, Door> {
 
 /// Opens a session that is ready for a fence.
 pub async fn warm_up(place: &Place, login: &Superuser) -> Result<Warm, NotReady> {
-    let lasting = |why: String| NotReady { why, in_passing: false };
+    let lasting = |why: &str| NotReady { why: why.to_owned(), in_passing: false, by_shutdown: false };
+    let ending = |why: &str| NotReady { by_shutdown: true, ..lasting(why) };
     Err(match knock(place, login, CONNECT).await {
         Ok(session) => return Warm::ready(session).await,
-        Err(Door::Shut(Shut::Nobody)) => lasting("nobody listens".to_owned()),
-        Err(Door::Shut(_)) => lasting("the server takes no sessions".to_owned()),
-        Err(Door::Locked(why)) => lasting(why),
-        Err(Door::Crowded(why)) => NotReady { why, in_passing: true },
-        Err(Door::Broken) => lasting("the session broke off".to_owned()),
-        Err(Door::Silent) => lasting(format!("no session within {} s", CONNECT.as_secs())),
+        Err(Door::Shut(Shut::Nobody)) => ending("nobody listens"),
+        Err(Door::Shut(Shut::Stopping)) => ending("the server shuts down"),
+        Err(Door::Shut(Shut::NoSocket)) => lasting("its socket file is missing"),
+        Err(Door::Shut(Shut::NotOpen(_))) => lasting("the server takes no sessions yet"),
+        Err(Door::Locked(why)) => lasting(&why),
+        Err(Door::Crowded(why)) => NotReady { in_passing: true, ..lasting(&why) },
+        Err(Door::Broken) => ending("the session broke off"),
+        Err(Door::Silent) => lasting(&format!("no session within {} s", CONNECT.as_secs())),
     })
 }
 
@@ -244,15 +247,19 @@ async fn settled(
         Verified::InRecovery => Ok(confirmed("recovery")),
         Verified::Refused(Shut::Nobody) => Ok(confirmed(by)),
         Verified::Refused(Shut::NoSocket) => {
+            // Only the end of the session that gave the order says something: any other may have been ended by anybody.
             let ended = match session {
                 Some(session) => session.ends_within(STEP).await,
-                None => server.session_ended,
+                None => false,
             };
-            match server.beside {
-                _ if ended => Ok(confirmed(by)),
-                Some(beside) => beside.has_ended().await.map(|_| confirmed(by)),
-                None => Err(format!("{by}: its socket file is missing, which proves nothing alone")),
-            }
+            let seen = match server.beside {
+                _ if ended => return Ok(confirmed(by)),
+                Some(beside) => beside.has_ended().await,
+                None => Err("there is nowhere else to look".to_owned()),
+            };
+            let remedy = "restart PostgreSQL: nothing can be stopped by a socket that is not there";
+            let why = |why| format!("its socket file is missing, which proves nothing alone, and {why}; {remedy}");
+            seen.map(|_| confirmed(by)).map_err(why)
         }
         Verified::Refused(Shut::NotOpen(_)) => Err(format!("{by}: it is starting again")),
         Verified::Refused(Shut::Stopping) => {
@@ -448,10 +455,14 @@ async fn refusal(sent: JoinHandle<Result<(), String>>, hears: oneshot::Sender<()
 /// What became of a fence that lay in front of a silent server, now that its session has ended; `None` where that
 /// cannot be told.
 pub async fn after_waking(server: &Server<'_>, since: Instant) -> Option<FenceOutcome> {
-    match watch_stopping(server).await {
-        Verified::Refused(_) => Some(FenceOutcome::Confirmed { by: "fast shutdown on waking", took: since.elapsed() }),
-        Verified::InRecovery => Some(FenceOutcome::Confirmed { by: "recovery", took: since.elapsed() }),
-        Verified::Silent | Verified::Open => None,
+    let confirmed = |by| Some(FenceOutcome::Confirmed { by, took: since.elapsed() });
+    let stopped = "fast shutdown on waking";
+    match (watch_stopping(server).await, server.beside) {
+        (Verified::Refused(Shut::Nobody | Shut::Stopping), _) => confirmed(stopped),
+        (Verified::InRecovery, _) => confirmed("recovery"),
+        (Verified::Refused(Shut::NoSocket), Some(beside)) if beside.has_ended().await.is_ok() => confirmed(stopped),
+        // One that starts takes writes when it is up; a socket file that is missing proves nothing alone.
+        _ => None,
     }
 }
 
@@ -485,6 +496,23 @@ pub async fn ask_old_primary(
         },
     };
     (found, false)
+}
+
+/// Whether a server takes this role for a superuser, as a fence needs; `None` where that cannot be asked.
+pub async fn is_superuser(place: &Place, login: &Superuser) -> Option<bool> {
+    let (client, driver) = knock(place, login, CONNECT).await.ok()?;
+    let asking = client.simple_query("SHOW is_superuser");
+    let asked = async {
+        tokio::select! {
+            answer = asking => answer.ok(),
+            () = driver => None,
+        }
+    };
+    let messages = timeout(CONNECT, asked).await.ok().flatten()?;
+    messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row.get(0)? == "on"),
+        _ => None,
+    })
 }
 
 async fn stop_old_primary(server: &Server<'_>) -> (Found, bool) {

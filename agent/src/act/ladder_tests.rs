@@ -146,6 +146,8 @@ async fn an_order_lies_in_front_of_a_silent_server_once_and_is_obeyed_when_it_wa
     let (postgres, login) = (Postgres::start(), login());
     let place = postgres.place();
     let session = warm_up(&place, &login).await.unwrap();
+    let beside = Beside::at(None, Some(&postgres.path().join("data")));
+    beside.remember().await;
     postgres.run("kill -STOP $(head -n1 $0/data/postmaster.pid) $(pgrep -P $(head -n1 $0/data/postmaster.pid))");
     let (outcome, session) = by_session(&server(&place, &login), Some(session), Instant::now()).await;
     assert_eq!(outcome, FenceOutcome::Waiting);
@@ -155,8 +157,32 @@ async fn an_order_lies_in_front_of_a_silent_server_once_and_is_obeyed_when_it_wa
     assert_eq!(outcome, FenceOutcome::Waiting);
     postgres.run("kill -CONT $(pgrep -P $(head -n1 $0/data/postmaster.pid)) $(head -n1 $0/data/postmaster.pid)");
     assert!(session.unwrap().ends_within(SOON).await);
-    let woken = after_waking(&server(&place, &login), Instant::now()).await.unwrap();
+    let server = Server { beside: Some(&beside), ..server(&place, &login) };
+    let woken = after_waking(&server, Instant::now()).await.unwrap();
     assert_eq!(by(&woken), "fast shutdown on waking");
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
+async fn a_server_without_its_socket_file_is_not_confirmed_by_a_session_that_anybody_may_have_ended() {
+    let (postgres, login) = (Postgres::start(), login());
+    let place = postgres.place();
+    let open = warm_up(&place, &login).await.unwrap();
+    let beside = Beside::at(None, Some(&postgres.path().join("data")));
+    beside.remember().await;
+    postgres.run("rm $0/.s.PGSQL.5432");
+    for beside in [None, Some(&beside)] {
+        let server = Server { session_ended: true, beside, ..server(&place, &login) };
+        let (outcome, _) = climb(&server, None).await;
+        let FenceOutcome::Failed(why) = outcome else { panic!("{outcome:?}") };
+        assert!(why.contains("proves nothing alone") && why.contains("restart PostgreSQL"), "{why}");
+        assert_eq!(after_waking(&server, Instant::now()).await, None);
+    }
+    assert!(!open.is_over(), "it goes on");
+    // By the session that was open before, it can be stopped, and is seen to be.
+    let (outcome, _) =
+        by_session(&Server { beside: Some(&beside), ..server(&place, &login) }, Some(open), Instant::now()).await;
+    assert_eq!(by(&outcome), "fast shutdown");
 }
 
 /// Superusers that have taken every slot, those reserved for superusers too.

@@ -36,6 +36,8 @@ pub struct NotReady {
     pub why: String,
     /// It may be another way in a moment: every slot is taken, or somebody ended the session.
     pub in_passing: bool,
+    /// The server is down or shuts down.
+    pub by_shutdown: bool,
 }
 
 /// A session that is ready: a fence needs no more than one statement on it.
@@ -73,7 +75,7 @@ impl Warm {
     pub async fn measure(&mut self) -> Result<(), NotReady> {
         let question = "SELECT split_part(pg_catalog.pg_read_file('postmaster.pid'), E'\\n', 1), \
                                extract(epoch FROM pg_catalog.clock_timestamp())::float8";
-        let lasting = |why: &str| NotReady { why: why.to_owned(), in_passing: false };
+        let lasting = |why: &str| NotReady { why: why.to_owned(), in_passing: false, by_shutdown: false };
         let asked = timeout(CONNECT, self.client.simple_query(question)).await;
         let answer = asked.map_err(|_| lasting("no answer within 1 s"))?;
         // Taken when the answer is there, so that the server's clock shows more than we think, and a limit comes sooner.
@@ -81,6 +83,7 @@ impl Warm {
         let messages = answer.map_err(|error| NotReady {
             why: format!("postmaster.pid cannot be read: {}", root_cause(&error)),
             in_passing: ended(&error),
+            by_shutdown: ended(&error),
         })?;
         let (pid, clock) = messages
             .iter()

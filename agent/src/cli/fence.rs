@@ -17,6 +17,7 @@ pub(super) struct FenceArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct UnfenceArgs {
     /// The member that may take writes again
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     member: String,
 }
 

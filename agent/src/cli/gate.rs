@@ -7,7 +7,7 @@
 //! the gate's own (no configuration, no agent and no ZooKeeper) lets Patroni go on: without Warden it would, too.
 
 use super::{Failure, client, load, runtime, status};
-use crate::act::ladder::ask_old_primary;
+use crate::act::ladder::{ask_old_primary, is_superuser};
 use crate::audit::Entry;
 use crate::clock::Clock;
 use crate::config::{Config, Superuser};
@@ -295,7 +295,13 @@ impl Gate<'_> {
             Standing::Unknown => format!("of {name} nothing is known"),
         };
         let Some((host, port)) = other.place.clone() else { return (true, format!("{standing}; it has no address")) };
-        match ask_old_primary(&Place::Tcp(host, port), self.login, picture.system_id, false).await.0 {
+        let place = Place::Tcp(host, port);
+        let found = ask_old_primary(&place, self.login, picture.system_id, false).await.0;
+        if !matches!(found, Found::NoLogin(_)) && is_superuser(&place, self.login).await == Some(false) {
+            let role = &self.login.username;
+            return (false, format!("{standing}; the gate could ask it and not stop it: {role} is no superuser"));
+        }
+        match found {
             Found::NoLogin(why) => (
                 false,
                 format!(
@@ -316,7 +322,8 @@ impl Gate<'_> {
 /// Has an entry added to the audit trail by a process that outlives this one.
 fn leave_to_write_down(path: &Path, entry: &Entry) -> std::io::Result<()> {
     let entry = String::from_utf8_lossy(&entry.write()).into_owned();
-    Command::new(std::env::current_exe()?)
+    // Not by its path, where another one may stand by now.
+    Command::new("/proc/self/exe")
         .args(["gate", "--write-down", &entry, "--config"])
         .arg(path)
         // Patroni may end the hook's group, or wait until nobody holds its output any more.

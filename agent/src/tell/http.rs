@@ -311,6 +311,7 @@ async fn fence(State(api): State<Api>, headers: HeaderMap, body: Body) -> Respon
             return problem(StatusCode::BAD_REQUEST, &message);
         }
     };
+    let reason = one_line(&wanted.reason);
     let Some(view) = api.ask(None).await else { return problem(StatusCode::SERVICE_UNAVAILABLE, STUCK) };
     let member = MemberName::from(wanted.member.as_str());
     if !view.members.contains_key(&member) {
@@ -323,7 +324,7 @@ async fn fence(State(api): State<Api>, headers: HeaderMap, body: Body) -> Respon
     let record = FenceRecord {
         member: member.clone(),
         rule: Rule::Operator,
-        reason: wanted.reason.clone(),
+        reason: reason.clone(),
         by: "operator".to_owned(),
         ordered: UnixMillis(jiff::Timestamp::now().as_millisecond()),
         confirmed: None,
@@ -335,11 +336,16 @@ async fn fence(State(api): State<Api>, headers: HeaderMap, body: Body) -> Respon
     let record = fence_record::write(&record);
     match api.zookeeper.write_record(member.as_str(), Some(record), Expect::Anything, BARRIER).await {
         Ok(_) => {
-            audit(&api, "fence", member.as_str(), &wanted.reason);
+            audit(&api, "fence", member.as_str(), &reason);
             Json(serde_json::json!({ "member": member.as_str() })).into_response()
         }
         Err(why) => problem(StatusCode::SERVICE_UNAVAILABLE, &format!("the fence could not be put down: {why}")),
     }
+}
+
+/// A person's words go into logs, which are read by line.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Takes back what a person asked for.

@@ -367,3 +367,8 @@ async fn the_server_ends_when_the_agent_does() {
     assert!(open < Duration::from_millis(1500), "an open connection was waited for");
     timeout(Duration::from_secs(1), server.serving).await.unwrap().unwrap().unwrap();
 }
+
+#[test]
+fn a_persons_words_are_one_line_without_control_characters() {
+    assert_eq!(super::one_line("maintenance\nof \u{1b}[0mdisks, für heute"), "maintenance of  [0mdisks, für heute");
+}

@@ -146,6 +146,9 @@ pub fn obey(mode: Mode, verdict: Verdict) -> (Verdict, Option<String>) {
         (Mode::Enforce, verdict) => (verdict, None),
         (Mode::Off, _) | (Mode::Observe, Verdict::Pass) => (Verdict::Pass, None),
         (Mode::Observe, Verdict::Refuse(why)) => (Verdict::Pass, Some(format!("would refuse: {why}"))),
+        (Mode::Observe, Verdict::Wait(waits)) if waits.is_empty() => {
+            (Verdict::Pass, Some("would wait until Patroni cancels it: the leader key is lost".to_string()))
+        }
         (Mode::Observe, Verdict::Wait(waits)) => {
             let each = |(name, why): &(MemberName, String)| format!("{name} {why}");
             let waits = waits.iter().map(each).collect::<Vec<_>>().join("; ");

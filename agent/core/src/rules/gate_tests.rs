@@ -185,6 +185,8 @@ fn what_is_only_observed_is_said_and_passes() {
     let waits = || Verdict::Wait(vec![("a".into(), "does not answer".to_string())]);
     assert_eq!(obey(Mode::Enforce, waits()), (waits(), None));
     assert_eq!(obey(Mode::Observe, waits()), (Verdict::Pass, Some("would wait: a does not answer".to_string())));
+    let (_, would) = obey(Mode::Observe, Verdict::Wait(Vec::new()));
+    assert!(would.is_some_and(|would| would.contains("the leader key is lost")));
     let refuses = || Verdict::Refuse("x".to_string());
     assert_eq!(obey(Mode::Observe, refuses()), (Verdict::Pass, Some("would refuse: x".to_string())));
     assert_eq!(obey(Mode::Observe, Verdict::Pass), (Verdict::Pass, None));
