@@ -2,13 +2,15 @@
 
 use anyhow::{Context, bail, ensure};
 use std::time::Duration;
+use tokio::time::sleep;
 use warden_e2e::faults::{Fault, Leader};
+use warden_e2e::promise::kept;
 use warden_e2e::stack::Stack;
 use warden_e2e::storm::{Crowd, Storm};
 use warden_e2e::supervised::{SEEN, UNSEEN};
 use warden_e2e::trial::{self, Observed, Outcome};
 use warden_e2e::writers::{Commit, Route};
-use warden_e2e::{storm, supervised, truth};
+use warden_e2e::{fences, storm, supervised, truth};
 
 /// SIGSTOP: without a fence both would take writes until SIGCONT. Commits do not wait for the standby: a second primary
 /// would show at once.
@@ -177,6 +179,28 @@ pub(crate) async fn the_agent_is_dead_and_patroni_frozen(stack: &Stack) -> anyho
     ensure!(!proxy.acks.is_empty(), "nothing through the proxy");
     // Whichever of the two it was, it is written down, in the end.
     outcome.audited(stack, |rule| ["gate", "peer"].contains(&rule)).await
+}
+
+/// The socket file is removed, as by a cleaner of temporary files, and the agents' sessions are ended: nobody is taken for
+/// stopped by that, neither while all is well nor when Patroni is frozen then. The other node's gate stops the server by TCP.
+pub(crate) async fn frozen_without_a_socket_file(stack: &Stack) -> anyhow::Result<()> {
+    let leader = Leader::find(stack).await?;
+    let observed = Observed::start(stack, Commit::Local).await?;
+    let script = "rm /var/run/postgresql/.s.PGSQL.5432
+        PGPASSWORD=$PATRONI_SUPERUSER_PASSWORD psql -qAt -h 127.0.0.1 -U postgres -c \
+          \"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'warden%'\"";
+    leader.node.exec(&["sh", "-ec", script]).await?;
+    sleep(Duration::from_secs(10)).await;
+    let member = leader.member.clone();
+    let outcome = trial::with(stack, Fault::Freeze, leader, observed).await?;
+    eprintln!("      {}", outcome.report);
+    outcome.report.nothing_lost_and_no_two_primaries()?;
+    outcome.audited(stack, |rule| ["gate", "peer"].contains(&rule)).await?;
+    // It could not be stopped from beside it, and that is said.
+    outcome.logged("THE FENCE FAILED")?;
+    let confirmed = outcome.fences();
+    let by_itself = |line: &fences::Line| line.field("by") == Some("refused already");
+    kept(!confirmed.iter().any(|line| by_itself(line)), || format!("{member} was taken for stopped: {confirmed:#?}"))
 }
 
 /// A person fences the leader and takes it back.

@@ -1,6 +1,6 @@
 //! What `tests/run --all` adds: each fault in asynchronous and in synchronous mode, and the churn.
 
-use crate::fencing::few_on_waking;
+use crate::fencing::{few_on_waking, frozen_without_a_socket_file};
 use crate::{LIMIT, Scenario};
 use anyhow::Context;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -25,6 +25,12 @@ pub(crate) fn scenarios() -> anyhow::Result<Vec<Scenario>> {
         limit: LIMIT + Duration::from_secs(minutes * 60 * 2),
         run: Box::new(move |stack| Box::pin(async move { churn(&stack, minutes, seed).await })),
     }];
+    scenarios.push(Scenario {
+        name: "long::frozen_without_a_socket_file".to_owned(),
+        flavor: Flavor::Single,
+        limit: LIMIT,
+        run: Box::new(|stack| Box::pin(async move { frozen_without_a_socket_file(&stack).await })),
+    });
     // Those on the same kind of stack one after the other.
     let mut faults = Fault::ALL;
     faults.sort_by_key(|fault| fault.flavor() != Flavor::Single);
