@@ -230,15 +230,16 @@ pub fn progress_limit(config: &ClusterConfig) -> Duration {
 
 /// Patroni's heartbeat session was looked at just now, and has begun no query for too long.
 pub fn heartbeat_is_stale(view: &View, config: &ClusterConfig, now: Moment) -> bool {
-    let limit = progress_limit(config);
-    heartbeat_can_be_had(view, now)
-        && view.leadership.heartbeat.is_some_and(|heartbeat| now.since(heartbeat.began) > limit)
+    heartbeat_is_older(view, progress_limit(config), now)
 }
 
 /// The same where failsafe mode may be active. A ZooKeeper whose packets vanish keeps `get_cluster` for longer than
 /// `retry_timeout`, and only behind that comes Patroni's question to the other members.
 pub fn heartbeat_is_stale_in_failsafe(view: &View, config: &ClusterConfig, now: Moment) -> bool {
-    let limit = progress_limit(config).saturating_add(VANISHED_PACKETS);
+    heartbeat_is_older(view, progress_limit(config).saturating_add(VANISHED_PACKETS), now)
+}
+
+fn heartbeat_is_older(view: &View, limit: Duration, now: Moment) -> bool {
     heartbeat_can_be_had(view, now)
         && view.leadership.heartbeat.is_some_and(|heartbeat| now.since(heartbeat.began) > limit)
 }

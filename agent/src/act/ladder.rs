@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use warden_core::event::{FenceOutcome, PostgresAnswer};
 use warden_core::rules::gate::Found;
 use warden_core::types::{SystemId, Timeline};
@@ -500,19 +500,8 @@ pub async fn ask_old_primary(
 
 /// Whether a server takes this role for a superuser, as a fence needs; `None` where that cannot be asked.
 pub async fn is_superuser(place: &Place, login: &Superuser) -> Option<bool> {
-    let (client, driver) = knock(place, login, CONNECT).await.ok()?;
-    let asking = client.simple_query("SHOW is_superuser");
-    let asked = async {
-        tokio::select! {
-            answer = asking => answer.ok(),
-            () = driver => None,
-        }
-    };
-    let messages = timeout(CONNECT, asked).await.ok().flatten()?;
-    messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row.get(0)? == "on"),
-        _ => None,
-    })
+    let session = knock(place, login, CONNECT).await.ok()?;
+    ask(session, "SHOW is_superuser", |row| Some(row.get(0)? == "on")).await
 }
 
 async fn stop_old_primary(server: &Server<'_>) -> (Found, bool) {
@@ -525,22 +514,25 @@ async fn stop_old_primary(server: &Server<'_>) -> (Found, bool) {
 }
 
 /// Whether the server is in recovery, and its system identifier; `None` where it does not say.
-async fn who_is_there((client, driver): Session) -> Option<(bool, SystemId)> {
+async fn who_is_there(session: Session) -> Option<(bool, SystemId)> {
     let question =
         "SELECT pg_catalog.pg_is_in_recovery(), (SELECT system_identifier FROM pg_catalog.pg_control_system())";
-    let asking = client.simple_query(question);
+    // PostgreSQL shows this unsigned number as a signed one.
+    let id = |text: &str| Some(SystemId(text.parse::<i64>().ok()?.cast_unsigned()));
+    ask(session, question, |row| Some((row.get(0)? == "t", id(row.get(1)?)?))).await
+}
+
+/// Asks one thing on a new session; `None` where there is no answer in time, or none that can be read.
+async fn ask<T>((client, driver): Session, question: &str, read: impl Fn(&SimpleQueryRow) -> Option<T>) -> Option<T> {
     let asked = async {
         tokio::select! {
-            answer = asking => answer.ok(),
+            answer = client.simple_query(question) => answer.ok(),
             () = driver => None,
         }
     };
     let messages = timeout(SILENT, asked).await.ok().flatten()?;
     messages.iter().find_map(|message| match message {
-        // PostgreSQL shows this unsigned number as a signed one.
-        SimpleQueryMessage::Row(row) => {
-            Some((row.get(0)? == "t", SystemId(row.get(1)?.parse::<i64>().ok()?.cast_unsigned())))
-        }
+        SimpleQueryMessage::Row(row) => read(row),
         _ => None,
     })
 }

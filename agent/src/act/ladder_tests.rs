@@ -1,72 +1,12 @@
 use super::*;
 use crate::config::SslMode;
-use rustix::process::Pid;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-/// A PostgreSQL of one's own, run by the user `postgres` where the tests are root's.
-struct Postgres {
-    directory: tempfile::TempDir,
-}
-
-impl Postgres {
-    fn start() -> Self {
-        Self::start_with("")
-    }
-
-    fn start_with(more: &str) -> Self {
-        let server = Self { directory: tempfile::tempdir().unwrap() };
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-        std::fs::set_permissions(server.directory.path(), mode).unwrap();
-        server.run("initdb -D $0/data -U postgres -A trust -E UTF8 --no-sync >/dev/null");
-        let options = format!("-k $0 -p 5432 -c listen_addresses= -c fsync=off {more}");
-        server.run(&format!("pg_ctl -w -D $0/data -l $0/log -o \"{options}\" start >/dev/null"));
-        server
-    }
-
-    fn run(&self, command: &str) {
-        let script = format!("PATH=$PATH:$(echo /usr/lib/postgresql/*/bin | tr ' ' ':'); {command}");
-        let root = rustix::process::getuid().is_root();
-        let mut shell = if root { Command::new("runuser") } else { Command::new("sh") };
-        if root {
-            shell.args(["-u", "postgres", "--", "sh"]);
-        }
-        assert!(shell.arg("-c").arg(script).arg(self.path()).current_dir("/").status().unwrap().success(), "{command}");
-    }
-
-    fn path(&self) -> &Path {
-        self.directory.path()
-    }
-
-    fn place(&self) -> Place {
-        Place::Socket(self.path().to_owned(), 5432)
-    }
-
-    fn postmaster(&self) -> i32 {
-        let file: PathBuf = self.path().join("data/postmaster.pid");
-        std::fs::read_to_string(file).unwrap().lines().next().unwrap().parse().unwrap()
-    }
-
-    fn signal(&self, signal: Signal) {
-        rustix::process::kill_process(Pid::from_raw(self.postmaster()).unwrap(), signal).unwrap();
-    }
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        if self.path().join("data/postmaster.pid").exists() {
-            self.signal(Signal::CONT);
-            self.run("pg_ctl -D $0/data -m immediate -t 2 stop >/dev/null 2>&1 || true");
-        }
-    }
-}
+use crate::watch::real_postgres::{self, Postgres};
 
 /// A slow machine's moment.
 const SOON: Duration = Duration::from_secs(3);
 
 fn login() -> Superuser {
-    let (username, database) = ("postgres".to_owned(), "postgres".to_owned());
-    Superuser { username, password: None, sslmode: SslMode::Disable, database }
+    real_postgres::login("postgres", "postgres")
 }
 
 fn server<'a>(place: &'a Place, login: &'a Superuser) -> Server<'a> {
@@ -83,7 +23,7 @@ fn by(outcome: &FenceOutcome) -> &'static str {
 #[tokio::test]
 #[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
 async fn a_visible_postmaster_is_stopped_by_a_signal_and_a_frozen_one_is_killed() {
-    let (postgres, login) = (Postgres::start(), login());
+    let (postgres, login) = (Postgres::start(""), login());
     let place = postgres.place();
     let mut open = warm_up(&place, &login).await.unwrap();
     let session = warm_up(&place, &login).await.unwrap();
@@ -92,7 +32,7 @@ async fn a_visible_postmaster_is_stopped_by_a_signal_and_a_frozen_one_is_killed(
     assert_eq!(by(&outcome), "fast shutdown by signal");
     assert!(open.ends_within(SOON).await, "open sessions are over too");
 
-    let postgres = Postgres::start();
+    let postgres = Postgres::start("");
     let place = postgres.place();
     let session = warm_up(&place, &login).await.unwrap();
     postgres.signal(Signal::STOP);
@@ -108,7 +48,7 @@ async fn what_is_stopped_is_killed_with_its_postmaster() {
     let backend = "kill -STOP $(pgrep -P $(head -n1 $0/data/postmaster.pid) -f 'postgres postgres')";
     let all = "kill -STOP $(head -n1 $0/data/postmaster.pid) $(pgrep -P $(head -n1 $0/data/postmaster.pid))";
     for stopped in [backend, all] {
-        let postgres = Postgres::start();
+        let postgres = Postgres::start("");
         let place = postgres.place();
         let session = warm_up(&place, &login).await.unwrap();
         postgres.run(stopped);
@@ -123,7 +63,7 @@ async fn what_is_stopped_is_killed_with_its_postmaster() {
 async fn by_a_session_open_sessions_end_whether_it_was_running_or_in_a_smart_shutdown() {
     let login = login();
     for smart in [false, true] {
-        let postgres = Postgres::start();
+        let postgres = Postgres::start("");
         let place = postgres.place();
         let session = warm_up(&place, &login).await.unwrap();
         let mut open = warm_up(&place, &login).await.unwrap();
@@ -143,7 +83,7 @@ async fn by_a_session_open_sessions_end_whether_it_was_running_or_in_a_smart_shu
 #[tokio::test]
 #[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
 async fn an_order_lies_in_front_of_a_silent_server_once_and_is_obeyed_when_it_wakes() {
-    let (postgres, login) = (Postgres::start(), login());
+    let (postgres, login) = (Postgres::start(""), login());
     let place = postgres.place();
     let session = warm_up(&place, &login).await.unwrap();
     let beside = Beside::at(None, Some(&postgres.path().join("data")));
@@ -165,12 +105,12 @@ async fn an_order_lies_in_front_of_a_silent_server_once_and_is_obeyed_when_it_wa
 #[tokio::test]
 #[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
 async fn a_server_without_its_socket_file_is_not_confirmed_by_a_session_that_anybody_may_have_ended() {
-    let (postgres, login) = (Postgres::start(), login());
+    let (postgres, login) = (Postgres::start(""), login());
     let place = postgres.place();
     let open = warm_up(&place, &login).await.unwrap();
     let beside = Beside::at(None, Some(&postgres.path().join("data")));
     beside.remember().await;
-    postgres.run("rm $0/.s.PGSQL.5432");
+    postgres.run("rm $0/.s.PGSQL.*");
     for beside in [None, Some(&beside)] {
         let server = Server { session_ended: true, beside, ..server(&place, &login) };
         let (outcome, _) = climb(&server, None).await;
@@ -199,7 +139,7 @@ async fn crowd(place: &Place, login: &Superuser) -> Vec<(Client, JoinHandle<()>)
 #[tokio::test]
 #[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
 async fn where_every_slot_is_taken_one_that_is_free_for_a_moment_is_enough() {
-    let postgres = Postgres::start_with("-c max_connections=5 -c superuser_reserved_connections=2");
+    let postgres = Postgres::start("-c max_connections=5 -c superuser_reserved_connections=2");
     let (place, login) = (postgres.place(), login());
     let mut sessions = crowd(&place, &login).await;
     assert!(warm_up(&place, &login).await.is_err_and(|failed| failed.in_passing), "worth another try at once");
@@ -224,7 +164,7 @@ async fn where_every_slot_is_taken_one_that_is_free_for_a_moment_is_enough() {
 #[tokio::test]
 #[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
 async fn a_server_on_the_leaders_timeline_says_that_it_is_not_the_one_and_the_fence_is_withdrawn() {
-    let (postgres, login) = (Postgres::start(), login());
+    let (postgres, login) = (Postgres::start(""), login());
     let place = postgres.place();
     let leads = Server { older_than: Some(Timeline(1)), ..server(&place, &login) };
     let (outcome, session) = by_session(&leads, None, Instant::now()).await;

@@ -16,7 +16,7 @@ pub mod patroni;
 pub mod postgres;
 mod question;
 #[cfg(test)]
-mod real_postgres;
+pub(crate) mod real_postgres;
 mod session;
 pub mod tls;
 pub mod znodes;

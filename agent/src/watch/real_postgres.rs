@@ -2,6 +2,7 @@
 
 use super::postgres::Place;
 use crate::config::{SslMode, Superuser};
+use rustix::process::{Pid, Signal};
 use std::path::Path;
 use std::process::Command;
 
@@ -69,10 +70,21 @@ impl Postgres {
     pub const fn port(&self) -> u16 {
         self.port
     }
+
+    pub fn signal(&self, signal: Signal) {
+        let file = std::fs::read_to_string(self.path().join("data/postmaster.pid")).unwrap();
+        let postmaster: i32 = file.lines().next().unwrap().parse().unwrap();
+        rustix::process::kill_process(Pid::from_raw(postmaster).unwrap(), signal).unwrap();
+    }
 }
 
 impl Drop for Postgres {
     fn drop(&mut self) {
+        if !self.path().join("data/postmaster.pid").exists() {
+            return;
+        }
+        // One that was stopped ends by no other signal.
+        self.signal(Signal::CONT);
         self.run("pg_ctl -D $0/data -m immediate -t 2 stop >/dev/null 2>&1 || true");
     }
 }

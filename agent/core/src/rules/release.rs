@@ -295,8 +295,8 @@ fn shut_down_with(view: &View) -> Option<ShutdownCheckpoint> {
     (checkpoint.system_id == *cluster).then_some(checkpoint)
 }
 
-/// How far the candidate has replayed, if that is past our last record, `past`. It is on our timeline: what it has, it has from us. What it
-/// has only received counts when it is replayed, a moment later, and before it is promoted anyway.
+/// How far the candidate has replayed, if that is past our last record, `past`. It is on our timeline: what it has, it has
+/// from us. What it has only received counts when it is replayed, a moment later, and before it is promoted anyway.
 fn came_past(view: &View, candidate: &MemberName, past: ShutdownCheckpoint, now: Moment) -> Option<Lsn> {
     let answer = view.members.get(candidate)?.postgres.as_ref()?.fresh(now, PROBE_LIMIT)?;
     let PostgresAnswer::InRecovery(server) = answer else { return None };
