@@ -191,13 +191,24 @@ impl<'a> Gate<'a> {
     }
 
     /// The cluster as the agent beside this node sees it. Where that does not answer, or has no linearizable read to show
-    /// (it may have no ZooKeeper session), as we do.
+    /// (it may have no ZooKeeper session), or what it sees wants to be looked up, as we do.
     async fn look(&self) -> Option<Picture> {
-        match timeout(AGENT, self.ask_agent()).await {
+        let by_agent = match timeout(AGENT, self.ask_agent()).await {
+            Ok(Ok(picture)) if picture.wants_zookeeper() => Some(picture),
             Ok(Ok(picture)) => return Some(picture),
-            Ok(Err(error)) => eprintln!("warden gate: the agent beside this node: {error:#}; asking ZooKeeper"),
-            Err(_) => eprintln!("warden gate: the agent beside this node does not answer; asking ZooKeeper"),
-        }
+            Ok(Err(error)) => {
+                eprintln!("warden gate: the agent beside this node: {error:#}; asking ZooKeeper");
+                None
+            }
+            Err(_) => {
+                eprintln!("warden gate: the agent beside this node does not answer; asking ZooKeeper");
+                None
+            }
+        };
+        self.look_itself().await.or(by_agent)
+    }
+
+    async fn look_itself(&self) -> Option<Picture> {
         match status::observe(self.config).await {
             Ok(seen) => {
                 let picture = gate::picture(&seen.view, &self.own, seen.asked, seen.clock.now());

@@ -54,6 +54,14 @@ pub struct Picture {
     pub others: Vec<Other>,
 }
 
+impl Picture {
+    /// Whether an agent's picture is not enough: its view of the records follows ZooKeeper by watches, which may be late,
+    /// and a fence that the operator has taken back by now would cost the candidate a whole ttl. The gate looks itself.
+    pub const fn wants_zookeeper(&self) -> bool {
+        self.fenced_by_operator.is_some()
+    }
+}
+
 /// Another member, as it is known before the gate asks it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Other {

@@ -176,6 +176,8 @@ fn maintenance_mode_is_the_operators_business_and_so_is_a_fence_of_the_candidate
     let memory = Memory::new(ms(BEGAN));
     let fenced = Picture { fenced_by_operator: Some("why".to_string()), ..picture(vec![]) };
     assert_eq!(judge(&fenced, &memory, WAIT, ms(BEGAN)), Verdict::Refuse("why".to_string()));
+    // The operator may just have taken it back: it is looked up.
+    assert!(fenced.wants_zookeeper() && !picture(vec![other(Standing::Writable)]).wants_zookeeper());
     let paused = Picture { paused: true, key: Key::Nobody, ..fenced };
     assert_eq!(judge(&paused, &memory, WAIT, ms(BEGAN)), Verdict::Pass);
 }

@@ -124,8 +124,9 @@ impl World {
         if agent.up && !agent.paused {
             drawn = picture(&agent.view, &own, asked, now);
         }
-        if drawn.is_none() && self.reaches_zookeeper(Client::Agent(node)) {
-            drawn = picture(&self.look(node), &own, now, now);
+        let wants = drawn.as_ref().is_none_or(Picture::wants_zookeeper);
+        if wants && self.reaches_zookeeper(Client::Agent(node)) {
+            drawn = picture(&self.look(node), &own, now, now).or(drawn);
         }
         if self.mutation == Mutation::OldRecordCounts
             && let Some(drawn) = &mut drawn

@@ -350,6 +350,13 @@ histories! {
         faults: &[(10_000, What::PauseInHook, B, 70_000), (20_000, What::KillNode, A, 5000)],
         strict: true, leads: Some(A),
     }
+    /// Seed 45374 found it: the view of its agent is late.
+    an_operators_fence_that_is_taken_back_refuses_no_promotion {
+        faults: &[
+            (5000, What::Lag(70), A, 100_000), (9650, What::FreezePatroni, A, 550), (10_100, What::Operator, A, 1370),
+            (49_650, What::FreezePatroni, A, 550), (50_100, What::Operator, A, 1400),
+        ],
+    }
     a_record_of_an_older_term_lets_no_promotion_pass {
         faults: &[
             (5000, What::KillAgent, A, 100_000), (6000, What::OldRecord, A, 0), (20_000, What::PauseNode, A, 70_000),
