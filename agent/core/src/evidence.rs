@@ -107,7 +107,7 @@ pub fn standing(view: &View, name: &MemberName, now: Moment) -> Standing {
     let Some(member) = view.members.get(name) else { return Standing::Unknown };
     // Two members at one address: what answers there may be either.
     let shared = view.members.keys().any(|other| other != name && view.at_one_address(name, other));
-    let ours = member.postgres.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT));
+    let ours = our_session_says(member, now);
     // Patroni's role alone says how it started the server; `writable` comes from a query that the server answered.
     let words = [
         ("its Patroni", fresh_status(member, now).and_then(|status| status.writable)),
@@ -121,6 +121,23 @@ pub fn standing(view: &View, name: &MemberName, now: Moment) -> Standing {
         None if was_writable(member) => Standing::WasWritable,
         None => Standing::Unknown,
     }
+}
+
+/// Whether a member could be promoted now: it is a standby, and its server answers in recovery. One that still starts is
+/// a standby, too, but may go on recovering for longer than the old primary takes to come back (simulation, seed 46554).
+pub fn can_be_promoted(view: &View, name: &MemberName, now: Moment) -> bool {
+    let Some(member) = view.members.get(name) else { return false };
+    let by_patroni = fresh_status(member, now).and_then(|status| status.writable) == Some(false);
+    let answers = [our_session_says(member, now), agent_says(view, name, now)];
+    let any = |is: fn(&PostgresAnswer) -> bool| answers.into_iter().flatten().any(is);
+    matches!(standing(view, name, now), Standing::Standby(_))
+        && (by_patroni || any(|answer| matches!(answer, PostgresAnswer::InRecovery(_))))
+        && !any(|answer| matches!(answer, PostgresAnswer::Starting(_)))
+}
+
+/// What our own session with a member's server says, if that is recent.
+fn our_session_says(member: &Member, now: Moment) -> Option<&PostgresAnswer> {
+    member.postgres.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT))
 }
 
 /// What the agent beside a member says of its server, if that is recent.

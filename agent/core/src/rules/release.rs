@@ -6,7 +6,7 @@
 //! and a name that does not resolve prove nothing.
 
 use crate::event::{AliveLock, PostgresAnswer, Rule, ShutdownCheckpoint, SyncState};
-use crate::evidence::{Standing, lock_proves_death, standing, verified};
+use crate::evidence::{can_be_promoted, lock_proves_death, verified};
 use crate::fact::Reading;
 use crate::leadership::Reign;
 use crate::limits::PROBE_LIMIT;
@@ -204,12 +204,10 @@ impl Case<'_> {
         (!one_of.is_empty()).then(|| SyncNames { leader: self.member.clone(), one_of })
     }
 
-    /// Members that answer in recovery, by their own agents or Patronis, and that the operator has not fenced.
+    /// Members that can be promoted now, and that the operator has not fenced.
     fn candidates(&self) -> BTreeSet<MemberName> {
         let can = |name: &&MemberName| {
-            *name != self.member
-                && matches!(standing(self.view, name, self.now), Standing::Standby(_))
-                && !fenced_by_operator(self.view, name)
+            *name != self.member && can_be_promoted(self.view, name, self.now) && !fenced_by_operator(self.view, name)
         };
         self.view.members.keys().filter(can).cloned().collect()
     }

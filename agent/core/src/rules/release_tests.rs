@@ -1,6 +1,6 @@
 use super::*;
 use crate::assess::tests::{probe, server as at_timeline};
-use crate::event::{Event, FailoverRequest, PostgresAnswer, ReleaseReport, Server, SyncState, Znode};
+use crate::event::{Event, FailoverRequest, PostgresAnswer, ReleaseReport, Server, Starting, SyncState, Znode};
 use crate::rules::fence::tests::{
     Scene, answers, config_znode, fence_record, leading, member, paused_config, takes_writes,
 };
@@ -316,11 +316,16 @@ fn a_release_costs_no_row_that_was_acknowledged_unless_the_operator_trades_rows_
     let nobody = || Reading::Present(SyncState { leader: None, standbys: [].into(), quorum: 0 });
     let behind = || probe("b", PostgresAnswer::Refused("x".to_string()));
     let agent = crate::assess::tests::agent("b", PostgresAnswer::InRecovery(at_timeline(1, 5)), 0);
+    let starts = || PostgresAnswer::Starting(Starting { why: "x".to_string(), standby: Some(true) });
+    let starting = || crate::assess::tests::agent("b", starts(), 0);
     let cases = [
         ("b is synchronous and answers", s("a", &["b"], 0), follows("b"), None, Releases),
         ("quorum commit", s("a", &["b", "c"], 1), follows("b"), None, Releases),
         ("b is synchronous, says its own agent", s("a", &["b"], 0), agent, None, Releases),
         ("b is synchronous and down for maintenance", s("a", &["b"], 0), behind(), None, Holds("never")),
+        ("b is synchronous and still starts", s("a", &["b"], 0), starting(), None, Holds("never")),
+        ("b still starts, as we see ourselves", s("a", &["b"], 0), probe("b", starts()), None, Holds("never")),
+        ("the only candidate still starts", Reading::Absent, starting(), Some(0), Holds("take over")),
         ("b is not synchronous", s("a", &["c"], 0), follows("b"), None, Holds("never")),
         ("the sync znode is another leader's", s("b", &["b"], 0), follows("b"), None, Holds("never")),
         ("no standby is synchronous", nobody(), follows("b"), None, Holds("never")),

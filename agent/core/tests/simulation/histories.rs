@@ -367,6 +367,13 @@ histories! {
         faults: &[(10_000, What::KillNode, B, ALWAYS), (60_000, What::KillNode, A, 20_000)],
         strict: true, leads: Some(A),
     }
+    no_key_is_released_while_the_synchronous_standby_recovers_from_a_crash {
+        faults: &[
+            (15_000, What::CutAgent, A, 27_000), (16_000, What::CrashPostgres(40_000), B, 0),
+            (17_000, What::KillPatroni, A, 60_000),
+        ],
+        strict: true,
+    }
     /// Where packets vanish, the lease may end before Patroni's own patience.
     a_czxid_that_comes_back_costs_no_leader {
         faults: &[(20_000, What::ZooKeeperDown, A, 50_000)],
