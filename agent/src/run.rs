@@ -57,10 +57,11 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use warden_core::decide::decide;
 use warden_core::event::{Event, Observed};
+use warden_core::leadership::Heartbeat;
 use warden_core::plan::{Policy, Step};
 use warden_core::rules::release::ReleasePolicy;
 use warden_core::rules::route::RoutePolicy;
-use warden_core::types::{AgentName, MemberName, Mode, Moment};
+use warden_core::types::{AgentName, MemberName, Mode};
 use warden_core::view::{Identity, View};
 
 /// Enough for one whole read of a large tree (256 members and agents) and some seconds of everything else.
@@ -325,7 +326,7 @@ fn keep_actors(
     zookeeper: &zookeeper::Handle,
     client: &PatroniClient,
     targets: &latest::Receiver<Targets>,
-    heartbeat: latest::Receiver<Option<Moment>>,
+    heartbeat: latest::Receiver<Option<Heartbeat>>,
     probes: &Probes,
     events: &Events,
 ) {
@@ -379,6 +380,7 @@ fn keep_actors(
             records: records.clone(),
             targets: targets.clone(),
             heartbeat,
+            probes: probes.clone(),
             events: events.clone(),
             agent: config.name.clone(),
         });
@@ -450,7 +452,7 @@ struct Loop {
     actors: Actors,
     /// To the members' watchers.
     targets: latest::Sender<Targets>,
-    heartbeat: latest::Sender<Option<Moment>>,
+    heartbeat: latest::Sender<Option<Heartbeat>>,
 }
 
 impl Loop {
@@ -489,7 +491,7 @@ impl Loop {
         if let Some(holder) = self.narrator.view(&self.view) {
             self.metrics.count_leader_change(&holder);
         }
-        let beat = self.view.leadership.heartbeat.map(|heartbeat| heartbeat.began);
+        let beat = self.view.leadership.heartbeat;
         self.heartbeat.send_if_modified(|known| std::mem::replace(known, beat) != beat);
         if !may_change_targets {
             return;

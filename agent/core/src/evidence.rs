@@ -88,6 +88,16 @@ pub fn starts_as_primary<'a>(
     (primary && !follows).then_some(starting)
 }
 
+/// A server that lets no session in yet, and of which nobody knows whether it takes writes when it does: its data
+/// directory cannot be looked into, and nothing was heard of it before. (Its agent was started since, for one.)
+pub fn may_start_as_primary(view: &View, name: &MemberName, now: Moment) -> bool {
+    let Some(member) = view.members.get(name) else { return false };
+    let answer = member.postgres.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT));
+    let unknown = matches!(answer, Some(PostgresAnswer::Starting(Starting { standby: None, .. })));
+    let follows = fresh_status(member, now).is_some_and(|status| status.role.follows());
+    unknown && member.last_word.is_none() && !follows
+}
+
 /// What is known of a member's server without asking it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {

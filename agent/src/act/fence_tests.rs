@@ -112,6 +112,7 @@ fn fencer(api: SocketAddr) -> (Fencer, mpsc::Receiver<Observed>) {
         records: Records::default(),
         targets: latest::channel(Targets::new()).1,
         heartbeat: latest::channel(None).1,
+        probes: Probes::default(),
         events: Events::new(sender, Clock::start()),
         agent: "a".to_owned(),
     };

@@ -4,11 +4,11 @@
 //! ([`crate::evidence`]). What cannot be known is an obstacle; an obstacle holds, and what is held back is said
 //! ([`Held`]). Unknown never destroys.
 
-use crate::event::{ClusterConfig, FenceOutcome, LeaderKey, PostgresAnswer, Rule, Server};
+use crate::event::{ClusterConfig, FenceOutcome, LeaderKey, PatroniAnswer, PostgresAnswer, Rule, Server};
 use crate::evidence::{
     Away, Ground, MARGIN, Standing, contact, heartbeat_can_be_had, heartbeat_is_stale, heartbeat_is_stale_in_failsafe,
-    lock_proves_death, out_of_contact_at, patroni_away, patroni_away_for_lease, presumed_writable, refuses, standing,
-    starts_as_primary, verified,
+    lock_proves_death, may_start_as_primary, out_of_contact_at, patroni_away, patroni_away_for_lease,
+    presumed_writable, refuses, standing, starts_as_primary, verified,
 };
 use crate::fact::Reading;
 use crate::limits::{AGENT_LIMIT, BARRIER_LIMIT, PROBE_LIMIT};
@@ -98,6 +98,9 @@ pub fn judge(view: &View, now: Moment) -> Verdict {
     operator(view, own, now, &mut verdict);
     if !verdict.names(own) && presumed_writable(view, own, now) {
         neighbour(view, own, now, &mut verdict);
+    } else if may_start_as_primary(view, own, now) {
+        let ours = verified(view, now).and_then(|known| known.leader.present()).is_some_and(|key| key.holder == *own);
+        verdict.watch_start |= !ours;
     }
     peers(view, own, now, &mut verdict);
     verdict
@@ -182,15 +185,22 @@ fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
         return;
     };
     let (away, ground) = patroni_away_for_lease(view, own, config, now);
+    let memory = &view.leadership;
+    let lives =
+        memory.patroni_contact.zip(memory.patroni_timeout(config.ttl)).map(|(contact, timeout)| contact.plus(timeout));
+    let deadline = memory.mine_at.max(lives).map(|end| end.minus(MARGIN));
     let why = match away {
+        Away::No if unseen(view, own, now) && deadline.is_some_and(|deadline| now >= deadline) => {
+            return hold(
+                "its Patroni cannot be asked and its heartbeat cannot be seen: it may be leading in good order",
+                verdict,
+            );
+        }
         Away::No => return,
         Away::Soon(at) => return verdict.again(at),
         Away::Yes(why) => why,
     };
-    let memory = &view.leadership;
-    let lives =
-        memory.patroni_contact.zip(memory.patroni_timeout(config.ttl)).map(|(contact, timeout)| contact.plus(timeout));
-    let Some(deadline) = memory.mine_at.max(lives).map(|end| end.minus(MARGIN)) else {
+    let Some(deadline) = deadline else {
         return hold("it is not known until when the leader key is certain to be its own", verdict);
     };
     if now < deadline {
@@ -207,6 +217,12 @@ fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
     order.reason = format!("ZooKeeper cannot be reached and {why}: its lease is over (less {MARGIN:?}) for {late}");
     order.facts = vec![fact("patroni", why)];
     verdict.say(view, order, obstacles, now);
+}
+
+/// Nothing tells whether its Patroni lives: what it says cannot be used, and its heartbeat cannot be had.
+fn unseen(view: &View, own: &MemberName, now: Moment) -> bool {
+    let answer = view.members.get(own).and_then(|member| member.patroni.as_ref()?.fresh(now, PROBE_LIMIT));
+    matches!(answer, Some(PatroniAnswer::Unusable(_))) && !heartbeat_can_be_had(view, now)
 }
 
 /// In failsafe mode a leader goes on without ZooKeeper, and only its own Patroni says so. A Patroni that answers nothing

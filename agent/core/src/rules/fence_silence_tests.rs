@@ -36,7 +36,8 @@ fn a_rest_api_that_never_answered_is_not_a_dead_patroni() {
     check("never", &never_answered(), 40_000, &Nothing);
     let unknown = cut().with("tls", 10_500, unusable()).with("still", 39_900, unusable());
     let unknown = unknown.with("postgres", 39_900, takes_writes("a", 1));
-    check("answers that cannot be used are not silence", &unknown, 40_000, &Nothing);
+    check("answers that cannot be used are not silence", &unknown, 40_000, &Holds(Rule::Lease, "cannot be asked"));
+    check("and that is said when its lease is over", &unknown, 33_000, &Nothing);
     let liveness = Event::Liveness { member: "a".into(), turns: true };
     let busy = cut().with("silence", 10_500, silent()).with("liveness", 38_000, liveness);
     let busy = busy.with("still silent", 39_900, silent()).with("postgres", 39_900, takes_writes("a", 1));
@@ -212,6 +213,10 @@ fn an_old_primary_that_recovers_from_a_crash_is_fenced_before_it_takes_writes() 
     assert!(order.rule == Rule::Superseded && order.starting, "{order:?}");
     let cases = [
         ("nobody looked whether it is a standby", recovering().with("starts", 29_900, starts(None))),
+        (
+            "nobody knows anything of it: its agent was started since",
+            recovering().without("postgres").without("refused").with("starts", 29_900, starts(None)),
+        ),
         (
             "its Patroni lives, and stops it itself",
             recovering().with("still silent", 29_900, answers(|status| status.writable = None)),

@@ -63,9 +63,12 @@ impl World {
         }
     }
 
-    /// When its Patroni's HA loop last turned, as the agent of `node` knows it.
+    /// When its Patroni's HA loop last turned: looked up once more, where the server answers.
     fn beat(&self, node: usize) -> Option<Moment> {
-        self.nodes[node].agent.view.leadership.heartbeat.map(|heartbeat| heartbeat.began)
+        let (agent, pg) = (&self.nodes[node].agent, &self.nodes[node].pg);
+        let shown = pg.heartbeat.filter(|_| self.setting.heartbeat && pg.takes_sessions());
+        let known = agent.view.leadership.heartbeat.map(|heartbeat| heartbeat.began);
+        known.max(shown.map(|at| agent.moment(at)))
     }
 
     /// A barrier read for an act has been answered.

@@ -101,8 +101,8 @@ pub struct Agent {
     pub stalled: u64,
     /// When its Patroni last told that failsafe mode is active.
     pub failsafe_heard: Option<u64>,
-    /// When it last told that it is not.
-    pub inactive_heard: Option<u64>,
+    /// When it last told that it is not, and its newest contact with ZooKeeper by its own word then.
+    pub inactive_heard: Option<(u64, u64)>,
     /// What it keeps on disk of its member's term.
     pub disk: Option<TermMemory>,
     /// Since when it runs and is not paused, or is not.

@@ -8,7 +8,7 @@
 //! An excuse names why the agents could not prevent it, and how long it lasts at most: those are the bounds.
 
 use crate::postgres::State;
-use crate::world::{World, letter, tell};
+use crate::world::{Node, World, letter, tell};
 use crate::zookeeper::Client;
 use std::collections::BTreeMap;
 use warden_core::event::Rule;
@@ -21,8 +21,11 @@ const CUT: u64 = 3300 + 2000;
 /// Two stalls in that time, and the questions to Patroni that have to be asked again behind them.
 const STALL: u64 = 2 * 2000 + 1500 + 1100;
 
-/// After its start (or waking) an agent knows everything after a second,
-const INFORMED: u64 = 1000;
+/// A silent Patroni is left this long for a last word, before a fence by lease.
+const LAST_WORD: u64 = 1000;
+
+/// After its start (or waking) an agent knows everything after a second, or has a fence by lease under way,
+const INFORMED: u64 = LAST_WORD + REACTION;
 
 /// but for a lease it has to see for itself that its Patroni is silent: 5 s, and one question.
 const SILENCE: u64 = 6500;
@@ -35,6 +38,9 @@ const RECOVERED: u64 = 150;
 
 /// After unpausing: a fence in front of it is done by then, or the one under way.
 const WOKEN: u64 = 80;
+
+/// Nobody holds the key, and its Patroni wakes with it: that one finds out by itself.
+const WOKEN_PATRONI: u64 = 2000;
 
 /// From losing the key to the end of the fence. A successor needs at least as long to be promoted.
 const REACTION: u64 = 80;
@@ -115,7 +121,7 @@ impl World {
 
     /// `node` takes writes and does not hold the key.
     fn without_the_key(&mut self, node: usize, writers: usize) {
-        let excuse = self.excuse(node);
+        let excuse = self.excuse(node).or_else(|| self.woken_beside(node));
         if writers > 1 {
             match excuse {
                 Some(excuse) => {
@@ -154,6 +160,15 @@ impl World {
         }
     }
 
+    /// Every other that takes writes, too, has just been unpaused: `node` may have gone on for good reason, because no other
+    /// could take over as long as they were not.
+    fn woken_beside(&self, node: usize) -> Option<&'static str> {
+        let writers = self.nodes.iter().enumerate().filter(|(other, known)| *other != node && known.pg.acknowledges());
+        let mut others = writers.map(|(_, known)| self.now < known.pg.unpaused_at.saturating_add(WOKEN));
+        let woken = others.next()? && others.all(|woken| woken);
+        woken.then_some("the other one was unpaused 80 ms ago at most")
+    }
+
     /// Why the agent of `node`, which takes writes without the key, has not stopped it yet.
     fn excuse(&self, node: usize) -> Option<&'static str> {
         let known = &self.nodes[node];
@@ -180,19 +195,28 @@ impl World {
         if self.now < informed {
             return Some("its agent has just begun");
         }
+        // Where only the lease is left, Patroni has a last word.
+        let word = if agent.reaches { 0 } else { LAST_WORD };
         let seen = match known.pg.seen {
             // Its agent, or the gate, looks at it all the time (that the gate waits is `histories.rs`'s to check).
             None if known.pg.recovered && !recently(known.pg.unpaused_at, UNSEEN) => {
-                recently(known.pg.since, RECOVERED)
+                recently(known.pg.since, RECOVERED + word)
             }
             None => recently(known.pg.since.max(known.pg.unpaused_at), UNSEEN),
-            Some(seen) => recently(seen, REACTION),
+            Some(seen) => recently(seen, REACTION + if known.pg.recovered { word } else { 0 }),
         };
         if seen {
             return Some("nobody had seen it take writes yet, for 1.3 s at most");
         }
         if recently(known.pg.unpaused_at, WOKEN) {
             return Some("it was unpaused 80 ms ago at most");
+        }
+        let woken = |other: &Node| {
+            other.pg.acknowledges() && other.patroni.loop_turns() && recently(other.pg.unpaused_at, WOKEN_PATRONI)
+        };
+        let no_other = self.zk.key.is_none_or(|key| recently(key.at, REACTION));
+        if no_other && self.nodes.iter().any(woken) {
+            return Some("no other held the key, and a Patroni that was unpaused 2 s ago at most has not looked yet");
         }
         if self.zk.lost_at(node).is_some_and(|lost| recently(lost, REACTION)) {
             return Some("it lost the key 80 ms ago at most");
@@ -215,6 +239,9 @@ impl World {
         }
         if !agent.reaches && self.lease_is_uncovered(node) {
             return Some("the lease does not cover a ttl this small, or above 20 ticks, or so small in failsafe mode");
+        }
+        if !agent.reaches && self.zk.config.failsafe && !self.failsafe_is_known(node) {
+            return Some("failsafe mode: neither a heartbeat nor a denial, and no dead Patroni");
         }
         let stalled = if agent.stalled >= agent.reach_since { STALL } else { 0 };
         if recently(agent.reach_since, CUT + stalled) {
@@ -261,12 +288,25 @@ impl World {
         let patroni = &self.nodes[node].patroni;
         let known = patroni.known;
         // In failsafe mode vanished packets are borne for another 8 s.
-        let vanished = if known.failsafe { 8000 } else { 0 };
+        // Its agent may know a newer configuration than a frozen Patroni.
+        let vanished = if known.failsafe || self.zk.config.failsafe { 8000 } else { 0 };
         let bound = known.loop_wait + known.retry_timeout + HEARTBEAT + vanished;
         let timeout = patroni.ttl.min(40_000);
         // Cut off or frozen, it goes on with its cycle at most.
         let since = patroni.cycle.max(patroni.seen);
         bound + 5000 > timeout && patroni.alive && self.now < since + bound + CUT
+    }
+
+    /// The agent of `node`, which is cut off, can tell that its Patroni's HA loop does not turn, or is not in failsafe mode.
+    fn failsafe_is_known(&self, node: usize) -> bool {
+        let known = &self.nodes[node];
+        let dead = !known.patroni.alive && self.setting.alive_lock;
+        let beats = self.setting.heartbeat && known.pg.heartbeat.is_some();
+        let denied = known.agent.inactive_heard.is_some_and(|(heard, seen)| {
+            heard + known.patroni.ttl > known.agent.reach_since + 1000
+                && heard.saturating_sub(seen) <= known.patroni.known.loop_wait
+        });
+        dead || beats || denied
     }
 
     /// The leader's agent has had its time to fence a node whose own agent does not run.

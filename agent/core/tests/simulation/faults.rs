@@ -175,6 +175,7 @@ impl World {
         match what {
             What::FreezePatroni => self.freeze_patroni(node),
             What::KillPatroni => self.kill_patroni(node),
+            What::RestartPatroni | What::WithoutFlock if self.nodes[node].paused => {}
             What::RestartPatroni => {
                 self.kill_patroni(node);
                 self.begin_patroni(node);
@@ -188,12 +189,14 @@ impl World {
             What::ClockStep(by) => self.nodes[node].patroni.clock += by,
             What::KillPostmaster => self.kill_pg(node),
             What::KillNode => {
+                self.nodes[node].paused = false;
                 self.kill_patroni(node);
                 self.kill_pg(node);
             }
             What::PauseNode | What::PauseNodeWithAgent => {
                 self.freeze_patroni(node);
                 self.pause_pg(node);
+                self.nodes[node].paused = true;
                 if what == What::PauseNodeWithAgent {
                     self.pause_agent(node);
                 }
@@ -258,19 +261,25 @@ impl World {
         match what {
             What::FreezePatroni | What::FreezeReading => {
                 self.nodes[node].patroni.to_freeze = false;
-                self.thaw_patroni(node);
+                if !self.nodes[node].paused {
+                    self.thaw_patroni(node);
+                }
             }
             What::StuckLoop => self.unstick_loop(node),
             What::LoginsRefused => self.lock_out(node, false),
             What::KillPatroni | What::KillNode => {
-                if !self.nodes[node].patroni.alive {
+                if !self.nodes[node].patroni.alive && !self.nodes[node].paused {
                     self.begin_patroni(node);
                 }
             }
             What::PauseNode | What::PauseNodeWithAgent | What::PauseInHook => {
                 self.nodes[node].patroni.to_pause = false;
+                let died = std::mem::take(&mut self.nodes[node].paused) && !self.nodes[node].patroni.alive;
                 self.unpause_pg(node);
                 self.thaw_patroni(node);
+                if died {
+                    self.begin_patroni(node);
+                }
                 if what == What::PauseNodeWithAgent {
                     self.unpause_agent(node);
                 }

@@ -49,6 +49,7 @@ impl World {
         patroni.hook = Some(Hook { began: self.now, asked: None, memory, picture: None });
         let run = patroni.hooks;
         if pausing {
+            self.nodes[node].paused = true;
             self.freeze_patroni(node);
             self.pause_pg(node);
         }
@@ -188,7 +189,7 @@ impl World {
         match pg.state {
             _ if pg.paused || !self.reaches(node, other) => Found::Silent,
             State::Down => Found::Harmless("no process listens".to_owned()),
-            State::Starting { .. } => Found::Starting(None),
+            State::Starting { .. } => Found::Starting,
             _ if pg.locked => Found::NoLogin(String::new()),
             State::TakesWrites => Found::Writable(String::new()),
             State::Follows => Found::Harmless("it is in recovery".to_owned()),

@@ -136,7 +136,7 @@ impl World {
             Heard::TreeRead(_) => agent.knows |= 2,
             Heard::Pg { whose, .. } | Heard::PgStarts(whose, _) if whose == node => agent.knows |= 4,
             Heard::Patroni { failsafe: true, .. } => agent.failsafe_heard = Some(self.now),
-            Heard::Patroni { failsafe: false, .. } => agent.inactive_heard = Some(self.now),
+            Heard::Patroni { failsafe: false, seen, .. } => agent.inactive_heard = Some((self.now, seen)),
             _ => {}
         }
         let agent = &mut self.nodes[node].agent;

@@ -288,6 +288,13 @@ histories! {
         faults: &[(5000, What::HungRest, A, ALWAYS), (60_000, What::ZooKeeperDown, A, 80_000)],
         never_fenced: &[A], leads: Some(A),
     }
+    a_heartbeat_that_was_not_seen_yet_withdraws_a_fence_by_lease {
+        times: [20, 10, 5], failsafe: true, alive_lock: false,
+        faults: &[
+            (32_300, What::OnlyLiveness, A, 90_000), (34_400, What::RestartAgent, A, 0),
+            (36_400, What::ZooKeeperDown, A, 80_000), (38_700, What::FreezePatroni, A, 14_000),
+        ],
+    }
     failsafe_mode_holds_while_the_rest_api_is_silent_and_no_heartbeat_can_be_seen {
         failsafe: true, heartbeat: false,
         faults: &[(5000, What::HungRest, A, ALWAYS), (60_000, What::ZooKeeperDown, A, 80_000)],

@@ -2,7 +2,7 @@
 
 use crate::checks::HEARTBEAT;
 use crate::gate::{GATE_WAIT, Hook, holds_key};
-use crate::postgres::State;
+use crate::postgres::{Postgres, State};
 use crate::world::{World, letter, tell};
 use std::time::Duration;
 use warden_core::event::Rule;
@@ -10,6 +10,9 @@ use warden_core::rules::gate::{LEASE_IS_OVER, Picture, Verdict};
 
 /// After a thaw a cycle begins within a second, and is seen within another; an order is under way for 2 s.
 const SEEN_TO_TURN: u64 = 4500;
+
+/// The gate asks again after this, and a fence of its own takes its time.
+const ROUND: u64 = 200;
 
 /// What an agent said of its server is as old as this, at most: its znode counts for 5 s, its answer for 1 s.
 const SAID: u64 = 7000;
@@ -88,7 +91,8 @@ impl World {
         if patroni.loop_turns() && !replaced && self.now < patroni.failsafe_until {
             let heard = known.agent.failsafe_heard.is_some_and(|heard| self.now - heard < 19_000);
             // Where the heartbeat cannot be had, only an answer from before the outage tells.
-            let inactive = known.agent.inactive_heard.unwrap_or(0) + patroni.known.ttl >= known.agent.reach_since;
+            let inactive =
+                known.agent.inactive_heard.map_or(0, |(heard, _)| heard) + patroni.known.ttl >= known.agent.reach_since;
             // Where another holds the key, by a linearizable read, only its own word keeps it.
             let seen = rule == Rule::Lease && (self.is_seen_to_turn(node, SEEN_TO_TURN) || !inactive);
             if heard || seen {
@@ -118,9 +122,14 @@ impl World {
             Verdict::Pass => {}
             Verdict::Refuse(_) => {
                 self.tally.refused_promotions += 1;
-                let writes = self.nodes.iter().enumerate().any(|(other, known)| {
-                    other != node && matches!(known.pg.state, State::TakesWrites | State::Starting { standby: false })
-                });
+                // What was found is a round old; and where its data directory cannot be seen, one that starts may be anything.
+                let may_write = |pg: &Postgres| match pg.state {
+                    State::TakesWrites | State::Starting { standby: false } => true,
+                    State::Starting { standby: true } => !self.setting.data_directory && self.now - pg.since < SAID,
+                    State::Down => self.now - pg.since < ROUND,
+                    State::Follows => false,
+                };
+                let writes = self.nodes.iter().enumerate().any(|(other, known)| other != node && may_write(&known.pg));
                 let operator = self.zk.records[node].is_some_and(|record| record.rule == Rule::Operator);
                 if self.zk.holds(node) && !writes && !operator {
                     self.object(format!("(e) the gate of {} refuses, and no other takes writes", letter(node)));

@@ -35,6 +35,8 @@ pub struct Node {
     pub pg: Postgres,
     pub patroni: Patroni,
     pub agent: Agent,
+    /// Its container is paused: no signal wakes what is in it, and nothing is started there.
+    pub paused: bool,
     /// Nothing of it can be reached from other nodes, nor they from it.
     pub isolated: bool,
     /// Since when it takes writes without the key and without an excuse.
@@ -169,6 +171,7 @@ impl World {
                 pg: Postgres::new(node == 0),
                 patroni: Patroni::new(world.zk.config),
                 agent: Agent::new(node, &world.setting, 0),
+                paused: false,
                 isolated: false,
                 unlicensed_since: None,
             });
