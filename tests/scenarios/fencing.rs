@@ -1,16 +1,16 @@
 //! No two writable primaries, judged by what clients were told: Patroni frozen, killed, cut off, the whole node paused.
 
 use anyhow::{Context, bail, ensure};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 use tokio::time::sleep;
 use warden_e2e::faults::{Fault, Leader};
 use warden_e2e::promise::kept;
-use warden_e2e::stack::Stack;
+use warden_e2e::stack::{Stack, other, session};
 use warden_e2e::storm::{Crowd, Storm};
 use warden_e2e::supervised::{SEEN, UNSEEN};
 use warden_e2e::trial::{self, Observed, Outcome};
 use warden_e2e::writers::{Commit, Route};
-use warden_e2e::{fences, storm, supervised, truth};
+use warden_e2e::{fences, storm, supervised, truth, wait};
 
 /// SIGSTOP: without a fence both would take writes until SIGCONT. Commits do not wait for the standby: a second primary
 /// would show at once.
@@ -201,6 +201,60 @@ pub(crate) async fn frozen_without_a_socket_file(stack: &Stack) -> anyhow::Resul
     let confirmed = outcome.fences();
     let by_itself = |line: &fences::Line| line.field("by") == Some("refused already");
     kept(!confirmed.iter().any(|line| by_itself(line)), || format!("{member} was taken for stopped: {confirmed:#?}"))
+}
+
+/// WAL for a crash recovery that takes a while; the table goes when all is over.
+const MUCH_WAL: &str = "SET synchronous_commit = local; CHECKPOINT; \
+    CREATE TABLE much_wal AS SELECT n, repeat('x', 500) FROM generate_series(1, 400000) n";
+
+/// Kills the checkpointer, and stops the process that recovers from that; says in which state that one is then.
+const CRASH_AND_HOLD: &str = "server=$(head -n1 /var/lib/postgresql/data/*/postmaster.pid)
+    kill -9 $(pgrep -P $server -f checkpointer)
+    for turn in $(seq 1000); do pkill -STOP -P $server -f 'postgres:.*startup' && break; sleep 0.005; done
+    sleep 0.2; ps -o stat= -p $(pgrep -P $server -f 'postgres:.*startup')";
+
+/// Patroni is frozen and its server crashes. The server recovers for longer than its key lasts, and nobody can stop it
+/// meanwhile, because it opens no session: the candidate is not promoted before it has been stopped.
+pub(crate) async fn frozen_while_its_server_recovers_from_a_crash(stack: &Stack) -> anyhow::Result<()> {
+    let leader = Leader::find(stack).await?;
+    let candidate = other(&leader.member);
+    let observed = Observed::start(stack, Commit::Local).await?;
+    session(stack.node_port(leader.service)).await?.batch_execute(MUCH_WAL).await?;
+    let (struck, struck_at) = (Instant::now(), SystemTime::now());
+    leader.node.signal("STOP", leader.patroni).await?;
+    let outcome = async {
+        // Where the recovery is over before it is held, the server leads on, and crashes once more.
+        wait::until("it is held in its crash recovery", Duration::from_secs(25), || async {
+            let state = leader.node.exec(&["sh", "-c", CRASH_AND_HOLD]).await?;
+            ensure!(state.trim().starts_with('T'), "its process is in the state {state:?}");
+            Ok(())
+        })
+        .await?;
+        wait::until("the candidate holds the leader key", Duration::from_secs(240), || async {
+            let now = truth::truth(stack).await?;
+            ensure!(now.leader.as_ref().is_some_and(|(holder, _)| holder == candidate), "{now:?}");
+            Ok(())
+        })
+        .await?;
+        sleep(Duration::from_secs(2)).await;
+        let now = truth::truth(stack).await?;
+        ensure!(!now.servers.values().any(|server| server.writable), "promoted before the old one is stopped: {now:?}");
+        Ok(())
+    }
+    .await;
+    let freed = leader.node.signal("CONT", "postgres:.*startup").await;
+    let replaced = if outcome.is_ok() { leader.replaced(stack).await } else { Ok(()) };
+    Fault::Freeze.heal(stack, &leader).await?;
+    let healed = Instant::now();
+    outcome?;
+    freed?;
+    replaced?;
+    session(stack.ports.proxy).await?.batch_execute("DROP TABLE much_wal").await?;
+    let (led, report, lines, samples) = observed.end(stack).await?;
+    let outcome = Outcome { leader, led, struck, struck_at, healed, report, lines, samples };
+    eprintln!("      {}", outcome.report);
+    outcome.report.nothing_lost_and_no_two_primaries()?;
+    outcome.somebody_fenced(stack).await
 }
 
 /// A person fences the leader and takes it back.

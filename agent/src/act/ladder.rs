@@ -104,8 +104,8 @@ enum Shut {
     Nobody,
     /// Its socket file is missing, which alone proves nothing: a cleaner of temporary files may have removed it.
     NoSocket,
-    /// It is starting or recovering. `Some(true)`: by its own words it is in archive recovery.
-    NotOpen(Option<bool>),
+    /// It is starting or recovering.
+    NotOpen,
     /// It is shutting down. In a smart shutdown open sessions go on for as long as they like.
     Stopping,
 }
@@ -125,7 +125,7 @@ async fn knock(place: &Place, login: &Superuser, limit: Duration) -> Result<Sess
         return Err(Door::Shut(Shut::NoSocket));
     }
     Err(match postgres::answer_of_error(&error) {
-        PostgresAnswer::Starting(starting) => Door::Shut(Shut::NotOpen(starting.standby)),
+        PostgresAnswer::Starting(_) => Door::Shut(Shut::NotOpen),
         PostgresAnswer::Refused(_) => Door::Shut(Shut::Nobody),
         PostgresAnswer::Stopping(_) => Door::Shut(Shut::Stopping),
         PostgresAnswer::Gone(_) => Door::Shut(Shut::Nobody),
@@ -171,7 +171,7 @@ pub async fn warm_up(place: &Place, login: &Superuser) -> Result<Warm, NotReady>
         Err(Door::Shut(Shut::Nobody)) => ending("nobody listens"),
         Err(Door::Shut(Shut::Stopping)) => ending("the server shuts down"),
         Err(Door::Shut(Shut::NoSocket)) => lasting("its socket file is missing"),
-        Err(Door::Shut(Shut::NotOpen(_))) => lasting("the server takes no sessions yet"),
+        Err(Door::Shut(Shut::NotOpen)) => lasting("the server takes no sessions yet"),
         Err(Door::Locked(why)) => lasting(&why),
         Err(Door::Crowded(why)) => NotReady { in_passing: true, ..lasting(&why) },
         Err(Door::Broken) => ending("the session broke off"),
@@ -261,7 +261,7 @@ async fn settled(
             let why = |why| format!("its socket file is missing, which proves nothing alone, and {why}; {remedy}");
             seen.map(|_| confirmed(by)).map_err(why)
         }
-        Verified::Refused(Shut::NotOpen(_)) => Err(format!("{by}: it is starting again")),
+        Verified::Refused(Shut::NotOpen) => Err(format!("{by}: it is starting again")),
         Verified::Refused(Shut::Stopping) => {
             // Open sessions of a server that is shutting down can go on; that ours does not shows that none does.
             let ended = match session {
@@ -306,7 +306,7 @@ async fn by_process(server: &Server<'_>, session: &mut Option<Warm>, started: In
         None => match knock(server.place, server.login, GLANCE).await {
             Ok(new) => who_is_there(new).await.is_some_and(|(in_recovery, _)| in_recovery),
             // It may be a standby: only its agent can tell.
-            Err(Door::Shut(Shut::NotOpen(_))) if !server.starting => return None,
+            Err(Door::Shut(Shut::NotOpen)) if !server.starting => return None,
             Err(_) => false,
         },
     };
@@ -399,8 +399,8 @@ impl Climb<'_> {
                     return settled(self.server, seen, "refused already", self.started, &mut None).await.map(Some);
                 }
                 // Its first session is ours: it is the first thing that is known of it.
-                Err(Door::Shut(Shut::NotOpen(_))) if self.started.elapsed() < START => slot_pause().await,
-                Err(Door::Shut(Shut::NotOpen(_))) => return Ok(Some(FenceOutcome::Waiting)),
+                Err(Door::Shut(Shut::NotOpen)) if self.started.elapsed() < START => slot_pause().await,
+                Err(Door::Shut(Shut::NotOpen)) => return Ok(Some(FenceOutcome::Waiting)),
                 Err(Door::Shut(Shut::Stopping)) => {
                     let seen = watch_stopping(self.server).await;
                     return settled(self.server, seen, "shutting down already", self.started, &mut None)
@@ -476,7 +476,7 @@ pub async fn ask_old_primary(
 ) -> (Found, bool) {
     let found = match knock(place, login, CONNECT).await {
         Err(Door::Shut(Shut::Nobody | Shut::NoSocket)) => Found::Harmless("no process listens there".to_owned()),
-        Err(Door::Shut(Shut::NotOpen(standby))) => Found::Starting(standby),
+        Err(Door::Shut(Shut::NotOpen)) => Found::Starting,
         Err(Door::Shut(Shut::Stopping)) => Found::Stopping,
         Err(Door::Silent | Door::Broken) => Found::Silent,
         // The gate asks again, and a slot may be free then.

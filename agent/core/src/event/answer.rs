@@ -292,7 +292,7 @@ pub struct Starting {
     /// Its own words.
     pub why: String,
     /// Whether it is a standby: what its own agent read in its data directory (`standby.signal`, `recovery.signal`, the
-    /// control file), or what the server itself says. `None` where nobody looked.
+    /// control file). `None` where nobody looked: the server's own words do not tell.
     pub standby: Option<bool>,
 }
 

@@ -87,8 +87,8 @@ pub enum Found {
     Writable(String),
     /// It is shutting down: it opens no session.
     Stopping,
-    /// It opens no session yet. `Some(true)`: by its own words it is in archive recovery.
-    Starting(Option<bool>),
+    /// It opens no session yet, and does not tell whether it is a standby.
+    Starting,
     /// No answer.
     Silent,
     /// It answers, and does not let us in; the text says why.
@@ -220,10 +220,10 @@ fn doubt(other: &Other, asked: Option<&(Found, bool)>, age: Duration) -> Doubt {
         }
     };
     match found {
-        Found::Harmless(_) | Found::Starting(Some(true)) => Doubt::None,
+        Found::Harmless(_) => Doubt::None,
         Found::Writable(why) => Doubt::Lasting(format!("takes writes: {why}")),
-        Found::Starting(_) if may_write => Doubt::Lasting("is starting, and was the primary".to_string()),
-        Found::Starting(_) => Doubt::None,
+        Found::Starting if may_write => Doubt::Lasting("is starting, and was the primary".to_string()),
+        Found::Starting => Doubt::None,
         Found::NoLogin(why) if other.standing == Standing::Writable => {
             Doubt::Lasting(format!("takes writes, and does not let the gate in: {why}"))
         }

@@ -94,7 +94,6 @@ fn a_candidate_is_promoted_as_soon_as_no_other_member_can_be_taking_writes() {
     let (last, not_last) =
         (|standing| other(standing), |standing| Other { last_holder: Some(false), ..other(standing) });
     let recorded = |standing| Other { recorded: true, ..other(standing) };
-    let starting = |standby| Found::Starting(standby);
     let cases: Vec<(&str, Other, Vec<Found>, Passes)> = vec![
         // A standby, down, fenced and not answering, another database.
         ("a standby is not even asked", last(standby()), vec![], AtOnce),
@@ -114,12 +113,11 @@ fn a_candidate_is_promoted_as_soon_as_no_other_member_can_be_taking_writes() {
         ("and there is a record", recorded(Standing::Unknown), vec![writable(), Found::Silent], AtOnce),
         ("and refuses now", last(Standing::Unknown), vec![writable(), Found::Silent, harmless()], AtOnce),
         // Starting, and counts as writable.
-        ("the old primary recovers from a crash", last(Standing::WasWritable), vec![starting(None)], Never),
-        ("a record does not help it", recorded(Standing::WasWritable), vec![starting(None)], Never),
-        ("unknown, starting, and the last holder", last(Standing::Unknown), vec![starting(None)], Never),
-        ("by its own words a standby", last(Standing::WasWritable), vec![starting(Some(true))], AtOnce),
-        ("its agent says it is a standby", last(standby()), vec![starting(None)], AtOnce),
-        ("unknown, starting, not the last holder", not_last(Standing::Unknown), vec![starting(None)], AtOnce),
+        ("the old primary recovers from a crash", last(Standing::WasWritable), vec![Found::Starting], Never),
+        ("a record does not help it", recorded(Standing::WasWritable), vec![Found::Starting], Never),
+        ("unknown, starting, and the last holder", last(Standing::Unknown), vec![Found::Starting], Never),
+        ("its agent says it is a standby", last(standby()), vec![Found::Starting], AtOnce),
+        ("unknown, starting, not the last holder", not_last(Standing::Unknown), vec![Found::Starting], AtOnce),
         // Unknown, silent, last holder of the key.
         ("silent", last(Standing::Unknown), vec![Found::Silent], After(5_000)),
         ("silent, and was writable", not_last(Standing::WasWritable), vec![Found::Silent], After(5_000)),
