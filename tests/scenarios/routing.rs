@@ -1,6 +1,7 @@
 //! Clients follow the primary, through HAProxy: what those see that keep a session, and those that connect for each row.
 
 use anyhow::{Context, ensure};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 use warden_e2e::faults::{Fault, Leader};
@@ -64,6 +65,40 @@ pub(crate) async fn a_switchover_is_followed(stack: &Stack) -> anyhow::Result<()
     }
     ensure!(ended, "Patroni's hooks ended no session");
     Ok(())
+}
+
+/// Docker's, in each container.
+const NAME_SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
+
+/// The agent beside HAProxy has no name server any more and its sessions end: that says nothing of the servers, which
+/// are healthy and which HAProxy reaches.
+pub(crate) async fn a_dead_name_server_costs_no_write(stack: &Stack) -> anyhow::Result<()> {
+    let leader = Leader::find(stack).await?;
+    let observed = Observed::start(stack, Commit::Synchronous).await?;
+    let router = stack.container(ROUTER);
+    router.cut(&[NAME_SERVER]).await?;
+    let outcome = async {
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+            WHERE application_name = 'warden' AND client_addr IS NOT NULL";
+        session(stack.node_port(leader.service)).await?.batch_execute(end).await?;
+        // Until what it heard before counts no more.
+        sleep(Duration::from_secs(12)).await;
+        let rows = || observed.writers().pulse().acknowledged(Route::ProxyAnew);
+        let before = rows();
+        sleep(Duration::from_secs(3)).await;
+        ensure!(rows() > before, "no client that connects now has written a row for 3 s");
+        let state = stack.status(ROUTER, &[]).await?;
+        let told = format!("{}", state["warnings"]);
+        ensure!(told.contains("cannot be resolved"), "it does not say what is wrong: {told}");
+        Ok(())
+    }
+    .await;
+    router.heal(&[NAME_SERVER]).await?;
+    outcome?;
+    let (_, report, _, _) = observed.end(stack).await?;
+    report.nothing_lost_and_no_two_primaries()?;
+    nobody_was_turned_away(&report, 0)?;
+    soon_after_postgres(&report)
 }
 
 /// The primary's node is killed.

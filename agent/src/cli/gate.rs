@@ -16,6 +16,7 @@ use crate::tell::picture;
 use crate::watch::postgres::Place;
 use crate::watch::zookeeper;
 use futures_util::future::join_all;
+use std::cell::RefCell;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -100,6 +101,8 @@ struct Gate<'a> {
     login: &'a Superuser,
     mode: Mode,
     clock: Clock,
+    /// What was last said of the agent beside this node.
+    said: RefCell<String>,
 }
 
 impl<'a> Gate<'a> {
@@ -108,7 +111,15 @@ impl<'a> Gate<'a> {
         let node = config.node.as_ref().ok_or_else(|| format!("there is no node section in {}", path.display()))?;
         let login = config.superuser.as_ref().ok_or("there is no superuser to ask others with")?;
         let own = MemberName::from(node.member.as_str());
-        Ok(Self { path, config, own, login, mode: run::mode(config.fencing.mode), clock: Clock::start() })
+        Ok(Self {
+            path,
+            config,
+            own,
+            login,
+            mode: run::mode(config.fencing.mode),
+            clock: Clock::start(),
+            said: RefCell::default(),
+        })
     }
 
     /// Passes when the rule does; the error is its refusal.
@@ -197,15 +208,22 @@ impl<'a> Gate<'a> {
             Ok(Ok(picture)) if picture.wants_zookeeper() => Some(picture),
             Ok(Ok(picture)) => return Some(picture),
             Ok(Err(error)) => {
-                eprintln!("warden gate: the agent beside this node: {error:#}; asking ZooKeeper");
+                self.say_once(&format!("the agent beside this node: {error:#}; asking ZooKeeper"));
                 None
             }
             Err(_) => {
-                eprintln!("warden gate: the agent beside this node does not answer; asking ZooKeeper");
+                self.say_once("the agent beside this node does not answer; asking ZooKeeper");
                 None
             }
         };
         self.look_itself().await.or(by_agent)
+    }
+
+    /// Each round of a gate that waits finds the same.
+    fn say_once(&self, what: &str) {
+        if self.said.replace(what.to_owned()) != what {
+            eprintln!("warden gate: {what}");
+        }
     }
 
     async fn look_itself(&self) -> Option<Picture> {
@@ -250,7 +268,7 @@ fn say(waits: &[(MemberName, String)], said: &mut String) {
 }
 
 fn pause(memory: &Memory) -> Duration {
-    let starting = memory.asked.values().any(|(found, _)| matches!(found, Found::Starting(_)));
+    let starting = memory.asked.values().any(|(found, _)| matches!(found, Found::Starting));
     if starting { START_PAUSE } else { PAUSE }
 }
 
@@ -324,7 +342,7 @@ impl Gate<'_> {
             Found::Silent => (false, format!("{standing}; it does not answer from here")),
             Found::Harmless(what) => (true, format!("{standing}; asked from here: {what}")),
             Found::Writable(_) => (true, format!("{standing}; asked from here: it takes writes")),
-            Found::Starting(_) => (true, format!("{standing}; asked from here: it is starting")),
+            Found::Starting => (true, format!("{standing}; asked from here: it is starting")),
             Found::Stopping => (true, format!("{standing}; asked from here: it is shutting down")),
         }
     }

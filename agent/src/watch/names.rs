@@ -70,18 +70,25 @@ fn is_good(known: &latest::Receiver<Found>) -> bool {
     }
 }
 
+impl Names {
+    /// The addresses of a name, within 0.9 s; the ports mean nothing.
+    pub(super) async fn addresses(&self, name: &str) -> Result<Vec<SocketAddr>, NotResolved> {
+        let mut found = self.look_up(name);
+        let failed = |why: &str| NotResolved { name: name.to_owned(), why: why.to_owned() };
+        let found = match timeout(LIMIT, found.wait_for(Option::is_some)).await {
+            Ok(Ok(found)) => found.clone().map(|(found, _)| found),
+            Ok(Err(_)) => None,
+            Err(_) => return Err(failed("its name server has not answered within 0.9 s")),
+        };
+        found.ok_or_else(|| failed("the look-up failed"))?
+    }
+}
+
 impl Resolve for Names {
     fn resolve(&self, name: Name) -> Resolving {
-        let mut found = self.look_up(name.as_str());
-        let failed = move |why: &str| NotResolved { name: name.as_str().to_owned(), why: why.to_owned() };
+        let names = self.clone();
         Box::pin(async move {
-            let found = match timeout(LIMIT, found.wait_for(Option::is_some)).await {
-                Ok(Ok(found)) => found.clone().map(|(found, _)| found),
-                Ok(Err(_)) => None,
-                Err(_) => return Err(failed("its name server has not answered within 0.9 s").into()),
-            };
-            let addresses = found.ok_or_else(|| failed("the look-up failed"))??;
-            let addresses: Addrs = Box::new(addresses.into_iter());
+            let addresses: Addrs = Box::new(names.addresses(name.as_str()).await?.into_iter());
             Ok(addresses)
         })
     }

@@ -8,7 +8,9 @@
 
 use super::beside::{Beside, Port};
 use super::heartbeat::Heartbeat;
+use super::names::{Names, NotResolved};
 use super::question::{no_way_back, question, read_answer};
+use super::session::is_about_the_login;
 pub(crate) use super::session::{Driver, client_config, connect};
 use super::{Closed, Events, io_cause, root_cause};
 use crate::config::{NodeConfig, SslMode, Superuser};
@@ -22,6 +24,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
 use warden_core::event::{Event, PostgresAnswer, Starting};
 use warden_core::fact::{Reading, Source};
+use warden_core::limits::PROBE_LIMIT;
 use warden_core::types::{MemberName, Moment};
 
 /// A question every second, and as long for an answer.
@@ -32,6 +35,11 @@ const GIVE_UP: Duration = Duration::from_secs(10);
 
 /// Pause between attempts to connect, while the server cannot be reached.
 const RECONNECT: Duration = Duration::from_millis(500);
+
+/// The longest one while it refuses the login. What it said is to be believed until it is asked again.
+const LOCKED_OUT: Duration = Duration::from_millis(2300);
+
+const _: () = assert!(LOCKED_OUT.as_millis() * 5 / 4 < PROBE_LIMIT.as_millis());
 
 /// The same for a local server that takes no sessions, or that nobody finds on its socket any more: it is on its way up
 /// or down, and a handover, a nudge or a standby waits for the end of that. Each attempt costs it a process of a few
@@ -97,17 +105,31 @@ pub async fn watch(
 ) -> Result<(), Closed> {
     let sslmode = place.sslmode(&login);
     let config = client_config(&place, &login);
+    let names = Names::default();
     let heartbeat = Heartbeat::default();
     let mut watcher = Watcher { member, place, config, sslmode, beside, had_session: false, heartbeat, probe, events };
     // Since when it has refused sessions.
     let mut refusing: Option<Instant> = None;
     // The last attempt was broken off.
     let mut broken = false;
+    // So often in a row has it refused the login.
+    let mut locked_out = 0;
     loop {
         let asked = Instant::now();
         let at = watcher.events.clock.now();
-        match timeout(PERIOD, connect(&watcher.config, watcher.sslmode)).await {
-            Ok(Ok((client, connection))) => {
+        let attempt = async {
+            let config = watcher.resolved(&names).await.map_err(Failed::Name)?;
+            let connected = timeout(PERIOD, connect(&config, watcher.sslmode)).await;
+            connected.map_err(|_| Failed::Silent)?.map_err(Failed::Refused)
+        };
+        let attempt = attempt.await;
+        locked_out = if matches!(&attempt, Err(Failed::Refused(error)) if is_about_the_login(error)) {
+            locked_out + 1
+        } else {
+            0
+        };
+        match attempt {
+            Ok((client, connection)) => {
                 watcher.had_session = true;
                 refusing = None;
                 // The driver ends with the connection, and the connection with the client: nothing leaks.
@@ -124,12 +146,12 @@ pub async fn watch(
                 // A server that lets us in and throws us out again is not to be asked without a pause.
             }
             // Perhaps it ended with our attempt under way, which says nothing of it: the next one does.
-            Ok(Err(error)) if broke_off(&error) && !broken && watcher.place.source() == Source::Socket => {
+            Err(Failed::Refused(error)) if broke_off(&error) && !broken && watcher.place.source() == Source::Socket => {
                 broken = true;
                 sleep(BROKEN).await;
                 continue;
             }
-            Ok(Err(error)) => {
+            Err(Failed::Refused(error)) => {
                 broken = false;
                 let answer = watcher.answer_of_failure(&error).await;
                 let data_dir = watcher.beside.as_ref().and_then(Beside::shutdown);
@@ -143,18 +165,36 @@ pub async fn watch(
                 refusing = if refuses { refusing.or(Some(asked)) } else { None };
                 watcher.tell(at, answer).await?;
             }
-            Err(_) => watcher.tell(at, PostgresAnswer::Silent("no session within 1 s".to_owned())).await?,
+            // It says nothing of the server.
+            Err(Failed::Name(why)) => watcher.tell(at, PostgresAnswer::Unknown(why.to_string())).await?,
+            Err(Failed::Silent) => {
+                watcher.tell(at, PostgresAnswer::Silent("no session within 1 s".to_owned())).await?;
+            }
         }
         // Jitter, so that agents which lost the same server do not come back in step.
         let hurry = watcher.place.source() == Source::Socket
             && refusing.is_some_and(|since| since.elapsed() < TRANSITION_LIMIT);
-        let pause = if hurry { TRANSITION } else { RECONNECT };
+        let pause = match locked_out {
+            0 if hurry => TRANSITION,
+            times => RECONNECT.saturating_mul(1 << times.min(8)).min(LOCKED_OUT),
+        };
         let turn = sleep_until(asked + pause.mul_f64(rand::random_range(0.75..1.25)));
         tokio::select! {
             () = turn => {}
-            () = watcher.probe.notified() => {}
+            // Each attempt is a line in the server's log, whoever wants to know.
+            () = watcher.probe.notified(), if locked_out == 0 => {}
         }
     }
+}
+
+/// Why an attempt came to nothing.
+enum Failed {
+    /// The server's name has no address, as far as is known.
+    Name(NotResolved),
+    /// The server said so, or its host.
+    Refused(tokio_postgres::Error),
+    /// Nobody has answered.
+    Silent,
 }
 
 struct Watcher {
@@ -174,6 +214,21 @@ struct Watcher {
 }
 
 impl Watcher {
+    /// How to connect, with the addresses of the server's name: a name server that is silent is not a silent server.
+    async fn resolved(&self, names: &Names) -> Result<Config, NotResolved> {
+        let mut config = self.config.clone();
+        if let Place::Tcp(host, _) = &self.place {
+            for (nth, address) in names.addresses(host).await?.into_iter().enumerate() {
+                // Each address belongs to a name; the first one has been named.
+                if nth > 0 {
+                    config.host(host);
+                }
+                config.hostaddr(address.ip());
+            }
+        }
+        Ok(config)
+    }
+
     /// What a failed attempt to connect says about the server.
     async fn answer_of_failure(&self, error: &tokio_postgres::Error) -> PostgresAnswer {
         match (io_cause(error).map(io::Error::kind), &self.place) {
@@ -210,7 +265,7 @@ impl Watcher {
         }
     }
 
-    /// Where the server beside us starts, and does not say itself that it is a standby, its data directory does.
+    /// Where the server beside us starts, its data directory says whether it is a standby.
     async fn with_role(&self, mut answer: PostgresAnswer) -> PostgresAnswer {
         if let PostgresAnswer::Starting(Starting { standby: standby @ None, .. }) = &mut answer
             && let Some(data_dir) = self.beside.as_ref().and_then(|beside| beside.data_dir.as_ref())
@@ -298,10 +353,11 @@ pub(crate) fn broke_off(error: &tokio_postgres::Error) -> bool {
 
 /// What a refusal with 57P03 means. Its text is in the server's language: what is not understood may be a shutdown.
 fn refusal(text: &str) -> PostgresAnswer {
+    // None of them says whether it is a standby: from PostgreSQL 15 on a primary in crash recovery is "not yet accepting
+    // connections", too.
     let not_open = ["starting up", "in recovery mode", "accepting connections"];
     if not_open.iter().any(|words| text.contains(words)) {
-        let standby = text.contains("accepting connections").then_some(true);
-        PostgresAnswer::Starting(Starting { why: text.to_owned(), standby })
+        PostgresAnswer::Starting(Starting { why: text.to_owned(), standby: None })
     } else {
         PostgresAnswer::Stopping(text.to_owned())
     }
@@ -322,9 +378,30 @@ pub(crate) fn answer_of_error(error: &tokio_postgres::Error) -> PostgresAnswer {
         Some(io::ErrorKind::PermissionDenied) => {
             PostgresAnswer::Unknown("the socket may not be used by this user".to_owned())
         }
-        Some(_) => PostgresAnswer::Silent(root_cause(error)),
-        None => PostgresAnswer::Unknown(root_cause(error)),
+        Some(kind) if is_of_the_way(kind) => PostgresAnswer::Silent(root_cause(error)),
+        // A name that does not resolve, for one.
+        _ => PostgresAnswer::Unknown(root_cause(error)),
     }
+}
+
+/// Whether an attempt failed on its way to the host, or on the way back.
+const fn is_of_the_way(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkDown, NetworkUnreachable, NotConnected,
+        TimedOut, UnexpectedEof,
+    };
+    matches!(
+        kind,
+        TimedOut
+            | HostUnreachable
+            | NetworkUnreachable
+            | NetworkDown
+            | ConnectionReset
+            | ConnectionAborted
+            | NotConnected
+            | BrokenPipe
+            | UnexpectedEof
+    )
 }
 
 #[cfg(test)]
@@ -337,7 +414,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[test]
-    fn a_server_that_is_shutting_down_has_not_stopped_and_one_that_lets_nobody_in_yet_is_no_primary() {
+    fn a_server_that_is_shutting_down_has_not_stopped_and_one_that_lets_nobody_in_yet_may_be_a_primary() {
         for (text, stopping) in [
             ("the database system is starting up", false),
             ("the database system is in recovery mode", false),
@@ -347,7 +424,9 @@ mod tests {
             // In another language it may be anything.
             ("das Datenbanksystem startet", true),
         ] {
-            assert_eq!(matches!(refusal(text), PostgresAnswer::Stopping(_)), stopping, "{text}");
+            let answer = refusal(text);
+            assert_eq!(matches!(answer, PostgresAnswer::Stopping(_)), stopping, "{text}");
+            assert_eq!(answer.says(), None, "{text}");
         }
     }
 
@@ -367,7 +446,16 @@ mod tests {
         let events_in = Events::new(sender, crate::clock::Clock::start());
         let login = crate::watch::real_postgres::login("a", "a");
         let place = Place::Socket(directory.path().to_owned(), 5432);
-        let watching = tokio::spawn(watch("a".into(), place, None, login, Arc::default(), events_in));
+        // Somebody wants to know all the time.
+        let probe = Arc::new(Notify::new());
+        let asks = Arc::clone(&probe);
+        let asking = tokio::spawn(async move {
+            loop {
+                asks.notify_one();
+                sleep(Duration::from_millis(50)).await;
+            }
+        });
+        let watching = tokio::spawn(watch("a".into(), place, None, login, probe, events_in));
         let mut told = Vec::new();
         while told.len() < wanted {
             let observed = timeout(Duration::from_secs(10), events.recv()).await.unwrap().unwrap();
@@ -376,6 +464,7 @@ mod tests {
             }
         }
         watching.abort();
+        asking.abort();
         told
     }
 
@@ -385,6 +474,29 @@ mod tests {
     async fn a_server_that_ends_under_an_attempt_is_asked_again_before_anything_is_said_of_it() {
         let told = told(&[SHUTTING_DOWN, b""], 2).await;
         assert!(matches!(told.as_slice(), [PostgresAnswer::Stopping(_), PostgresAnswer::Refused(_)]), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_does_not_resolve_says_nothing_of_the_server() {
+        let (sender, mut events) = tokio::sync::mpsc::channel(64);
+        let events_in = Events::new(sender, crate::clock::Clock::start());
+        let login = crate::watch::real_postgres::login("a", "a");
+        let place = Place::Tcp("nowhere.invalid".to_owned(), 5432);
+        let watching = tokio::spawn(watch("a".into(), place, None, login, Arc::default(), events_in));
+        let told = timeout(Duration::from_secs(10), events.recv()).await.unwrap().unwrap();
+        watching.abort();
+        let Event::Postgres { answer: PostgresAnswer::Unknown(why), .. } = &told.event else { panic!("{told:?}") };
+        assert!(why.contains("nowhere.invalid cannot be resolved"), "{why}");
+    }
+
+    const REFUSED: &[u8] = b"E\0\0\0\x1eSFATAL\0C28000\0Mno pg_hba\0\0";
+
+    #[tokio::test]
+    async fn a_server_that_refuses_the_login_is_not_asked_out_of_turn() {
+        let begun = Instant::now();
+        let told = told(&[REFUSED, REFUSED], 2).await;
+        assert!(told.iter().all(|answer| matches!(answer, PostgresAnswer::Unknown(_))), "{told:?}");
+        assert!(begun.elapsed() > Duration::from_millis(700), "{:?}", begun.elapsed());
     }
 
     #[tokio::test]

@@ -234,15 +234,17 @@ fn turns_away(directory: &Path, code: &'static str, message: &'static str) -> Pl
 #[tokio::test]
 async fn of_a_server_that_starts_its_own_agent_tells_whether_it_is_a_standby() {
     let (starts, recovers) = ("the database system is starting up", "the database system is in recovery mode");
-    let standbys = "the database system is not yet accepting connections";
+    let redoes = "the database system is not yet accepting connections";
     for (says, control, signal, standby) in [
         (starts, Some(RUNNING), false, Some(false)),
         (recovers, Some(RUNNING), false, Some(false)),
         (starts, Some(RUNNING), true, Some(true)),
         (starts, Some(SHUT_DOWN_IN_RECOVERY), false, Some(true)),
         (starts, None, false, None),
-        // Its own word is enough.
-        (standbys, None, false, Some(true)),
+        // So a primary says in crash recovery, too, from PostgreSQL 15 on.
+        (redoes, Some(RUNNING), false, Some(false)),
+        (redoes, Some(RUNNING), true, Some(true)),
+        (redoes, None, false, None),
     ] {
         let directory = tempfile::tempdir().unwrap();
         let place = turns_away(directory.path(), "57P03", says);

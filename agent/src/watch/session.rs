@@ -77,7 +77,7 @@ fn is_about_the_database(error: &tokio_postgres::Error) -> bool {
 }
 
 /// pg_hba.conf may let a role into one database only.
-fn is_about_the_login(error: &tokio_postgres::Error) -> bool {
+pub(super) fn is_about_the_login(error: &tokio_postgres::Error) -> bool {
     let codes = [SqlState::INVALID_AUTHORIZATION_SPECIFICATION, SqlState::INVALID_PASSWORD];
     error.code().is_some_and(|code| codes.contains(code))
 }

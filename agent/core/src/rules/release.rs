@@ -102,6 +102,13 @@ pub fn judge(view: &View, policy: &ReleasePolicy, now: Moment) -> Due {
     } else {
         Due::Nothing
     };
+    let due = match due {
+        Due::Nothing if policy.enabled && case.may_be_dead() => {
+            let why = "has never answered Warden, so that its free alive lock does not prove its death";
+            Due::Held(format!("Patroni of {member} {why}"), None)
+        }
+        due => due,
+    };
     let next = view.leadership.release.as_ref().map(|last| last.at.plus(PAUSE)).filter(|next| now < *next);
     match (due, next) {
         (Due::Nothing, _) => Due::Nothing,
@@ -120,6 +127,14 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
+    /// Its alive lock is free and its server takes no session; but Patroni never answered, so nothing shows whose lock it was.
+    fn may_be_dead(&self) -> bool {
+        let free = self.view.alive_lock.as_ref().is_some_and(|fact| fact.value == AliveLock::Gone);
+        let Some(known) = self.view.members.get(self.member) else { return false };
+        let shut = known.postgres.as_ref().is_some_and(|fact| fact.value.turns_away());
+        free && !self.view.leadership.has_answered && shut
+    }
+
     /// Patroni is dead. Its server has to be proved gone in two looks, and a candidate has to be there that has every
     /// acknowledged row, unless the operator trades rows for time.
     fn crashed(&self, policy: &ReleasePolicy) -> Due {

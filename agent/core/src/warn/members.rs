@@ -83,7 +83,15 @@ fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) 
             list.about("patroni_refused", name, format!("Patroni of {name} refuses connections{lasting}: {why}"));
         }
         Some(PatroniAnswer::Unusable(why)) => {
-            list.about("patroni_unusable", name, format!("Patroni of {name} cannot be used: {why}"));
+            // What rests on an answer of its own Patroni is not done, and nobody would find out before it is wanted.
+            let own = view.identity.member.as_ref() == Some(name) && !view.leadership.has_answered;
+            let lost = if own {
+                ". Until it has answered once, its key is not released and it is not nudged (patroni.cacert, \
+                 patroni.username)"
+            } else {
+                ""
+            };
+            list.about("patroni_unusable", name, format!("Patroni of {name} cannot be used: {why}{lost}"));
         }
         Some(PatroniAnswer::Answering(status)) => {
             if view.members.get(name).is_some_and(|member| loop_is_late(member, now)) {
