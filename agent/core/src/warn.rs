@@ -53,7 +53,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("failsafe_active", "the leader goes on without ZooKeeper (failsafe mode)"),
     ("postgres_silent", "a member's PostgreSQL does not answer"),
     ("postgres_refused", "a member's PostgreSQL refuses connections"),
-    ("postgres_unknown", "a member's PostgreSQL answers, but not to Warden"),
+    ("postgres_unknown", "Warden cannot ask a member's PostgreSQL"),
     ("reserved_connections_low", "PostgreSQL keeps too few connections for superusers: Patroni may not get in"),
     ("system_identifier_differs", "a member's PostgreSQL does not belong to this cluster"),
     ("timeline_differs", "a standby is not on the leader's timeline"),

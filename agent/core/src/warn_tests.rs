@@ -329,7 +329,7 @@ fn about_postgres() -> Vec<Scenario> {
             .both(silent_patroni("b"))
             .wrong(probe("b", PostgresAnswer::Refused("the database system is starting up".to_string())))
             .right(probe("b", standby(1))),
-        Scenario::new("postgres_unknown", Some("b"), &["PostgreSQL of b answers, but not to Warden", "password"])
+        Scenario::new("postgres_unknown", Some("b"), &["Warden cannot ask PostgreSQL of b", "password"])
             .wrong(probe("b", PostgresAnswer::Unknown("password authentication failed".to_string())))
             .right(probe("b", standby(1))),
         // 3 for Patroni, 2 for us, 2 for others.

@@ -121,7 +121,8 @@ async fn knock(place: &Place, login: &Superuser, limit: Duration) -> Result<Sess
     if postgres::broke_off(&error) {
         return Err(Door::Broken);
     }
-    if io_cause(&error).map(io::Error::kind) == Some(io::ErrorKind::NotFound) {
+    let cause = io_cause(&error).map(io::Error::kind);
+    if cause == Some(io::ErrorKind::NotFound) {
         return Err(Door::Shut(Shut::NoSocket));
     }
     Err(match postgres::answer_of_error(&error) {
@@ -130,6 +131,8 @@ async fn knock(place: &Place, login: &Superuser, limit: Duration) -> Result<Sess
         PostgresAnswer::Stopping(_) => Door::Shut(Shut::Stopping),
         PostgresAnswer::Gone(_) => Door::Shut(Shut::Nobody),
         PostgresAnswer::Unknown(why) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) => Door::Crowded(why),
+        // A name that does not resolve, as a stopped container's: nothing answers, and nothing refuses the login either.
+        PostgresAnswer::Unknown(_) if cause.is_some_and(|kind| kind != io::ErrorKind::PermissionDenied) => Door::Silent,
         PostgresAnswer::Unknown(why) => Door::Locked(why),
         _ => Door::Silent,
     })

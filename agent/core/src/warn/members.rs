@@ -143,7 +143,7 @@ fn postgres(
     let name = member.name;
     let Some(postgres) = &member.postgres else { return };
     if let Some(why) = turned_away(view, member, now) {
-        list.about("postgres_unknown", name, format!("PostgreSQL of {name} answers, but not to Warden: {why}"));
+        list.about("postgres_unknown", name, format!("Warden cannot ask PostgreSQL of {name}: {why}"));
     }
     match &postgres.value {
         PostgresAnswer::Silent(why) => {
