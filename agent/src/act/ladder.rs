@@ -33,6 +33,10 @@ const STEP: Duration = Duration::from_millis(1500);
 /// Between two looks whether it is.
 const VERIFY: Duration = Duration::from_millis(4);
 
+/// One whose fence, or the release of whose key, is recorded has this long to open a session: it has stopped by all that is
+/// known, and the address of a container that was killed answers nothing for a second.
+const RECORDED: Duration = Duration::from_millis(100);
+
 /// The first look waits for a word that the order was heard, no longer than this: each look costs the server a process,
 /// and so does the order.
 const HEARD: Duration = Duration::from_millis(25);
@@ -470,14 +474,16 @@ pub async fn after_waking(server: &Server<'_>, since: Instant) -> Option<FenceOu
 }
 
 /// Asks a member's server for the gate, and stops it where it takes writes of the cluster with this system identifier.
-/// Also says whether it was stopped from here. `and_fence` is false where it is only to be looked.
+/// Also says whether it was stopped from here. One for whom a `record` stands has less time to answer. `and_fence` is
+/// false where it is only to be looked.
 pub async fn ask_old_primary(
     place: &Place,
     login: &Superuser,
     cluster: Option<SystemId>,
+    record: bool,
     and_fence: bool,
 ) -> (Found, bool) {
-    let found = match knock(place, login, CONNECT).await {
+    let found = match knock(place, login, if record { RECORDED } else { CONNECT }).await {
         Err(Door::Shut(Shut::Nobody | Shut::NoSocket)) => Found::Harmless("no process listens there".to_owned()),
         Err(Door::Shut(Shut::NotOpen)) => Found::Starting,
         Err(Door::Shut(Shut::Stopping)) => Found::Stopping,

@@ -167,7 +167,8 @@ impl<'a> Gate<'a> {
             let (host, port) = other.place.clone()?;
             Some(async move {
                 let (place, asked) = (Place::Tcp(host, port), Instant::now());
-                let answer = timeout(limit, ask_old_primary(&place, self.login, picture.system_id, enforce)).await;
+                let asking = ask_old_primary(&place, self.login, picture.system_id, other.recorded, enforce);
+                let answer = timeout(limit, asking).await;
                 (&other.name, answer, asked.elapsed())
             })
         });
@@ -325,7 +326,7 @@ impl Gate<'_> {
         };
         let Some((host, port)) = other.place.clone() else { return (true, format!("{standing}; it has no address")) };
         let place = Place::Tcp(host, port);
-        let found = ask_old_primary(&place, self.login, picture.system_id, false).await.0;
+        let found = ask_old_primary(&place, self.login, picture.system_id, false, false).await.0;
         if !matches!(found, Found::NoLogin(_)) && is_superuser(&place, self.login).await == Some(false) {
             let role = &self.login.username;
             return (false, format!("{standing}; the gate could ask it and not stop it: {role} is no superuser"));
