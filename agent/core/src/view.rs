@@ -341,13 +341,18 @@ impl View {
             Event::NameTaken { by } => self.name_taken = Some(Fact::new(by, Source::ZooKeeper, at)),
             Event::Patroni { member, answer } => {
                 let member = self.members.entry(member).or_default();
-                if let PatroniAnswer::Answering(status) = &answer {
-                    member.alive_at = Some(at);
-                    member.patroni_away_since = None;
-                    member.note_writable(status.writable, at);
-                    member.note_word(status.writable, at);
-                } else if member.patroni_away_since.is_none() {
-                    member.patroni_away_since = Some(at);
+                match &answer {
+                    PatroniAnswer::Answering(status) => {
+                        member.alive_at = Some(at);
+                        member.patroni_away_since = None;
+                        member.note_writable(status.writable, at);
+                        member.note_word(status.writable, at);
+                    }
+                    // Something answers.
+                    PatroniAnswer::Unusable(_) => member.patroni_away_since = None,
+                    PatroniAnswer::Silent(_) | PatroniAnswer::Refused(_) => {
+                        member.patroni_away_since.get_or_insert(at);
+                    }
                 }
                 replace(&mut member.patroni, Fact::new(answer, Source::Patroni, at));
             }

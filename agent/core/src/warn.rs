@@ -43,6 +43,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("no_leader", "nobody holds the leader key"),
     ("leader_not_writable", "the holder of the leader key takes no writes"),
     ("writable_without_leader_key", "a member takes writes but does not hold the leader key"),
+    ("may_still_write", "a member took writes when it was last heard, and nothing shows that it has stopped"),
     ("several_writable", "more than one member takes writes"),
     ("address_shared", "more than one member has the same address in its znode"),
     ("member_key_missing", "a member has no znode"),

@@ -257,6 +257,10 @@ fn about_zookeeper() -> Vec<Scenario> {
 }
 
 fn about_leadership() -> Vec<Scenario> {
+    let mut silent_primary = Scenario::new("may_still_write", Some("b"), &["b took writes", "a leads since"]);
+    silent_primary.now = 9000;
+    silent_primary.wrong = vec![(1400, probe("b", writable()))];
+    silent_primary.right = vec![(1400, probe("b", writable())), (8900, probe("b", standby(1)))];
     vec![
         Scenario::new("no_leader", None, &["nobody holds the leader key"])
             .wrong(barrier(Reading::Absent))
@@ -267,6 +271,7 @@ fn about_leadership() -> Vec<Scenario> {
         Scenario::new("writable_without_leader_key", Some("b"), &["b is writable", "does not hold the leader key"])
             .wrong(probe("b", writable()))
             .right(probe("b", standby(1))),
+        silent_primary,
         Scenario::new("several_writable", None, &["a and b take writes at once"])
             .both(probe("b", writable()))
             .wrong(probe("a", writable()))

@@ -3,8 +3,10 @@
 use super::{List, STALE_AGENT};
 use crate::assess::{Leader, MemberTruth};
 use crate::event::{AliveLock, PatroniAnswer, PostgresAnswer, Role, Starting};
+use crate::evidence::{Standing, standing};
 use crate::fact::{Reading, Source};
 use crate::limits::{LIVENESS_LIMIT, PROBE_LIMIT};
+use crate::rules::gate::recorded;
 use crate::rules::reconnect;
 use crate::types::Moment;
 use crate::types::seconds;
@@ -16,7 +18,7 @@ use core::time::Duration;
 /// Every member.
 pub(super) fn each(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], now: Moment, list: &mut List) {
     for member in members {
-        leadership(view, leader, member, list);
+        leadership(view, leader, member, now, list);
         patroni(view, member, now, list);
         postgres(view, leader, members, member, now, list);
         agent(view, member, list);
@@ -31,7 +33,7 @@ pub(super) fn our_own(view: &View, now: Moment, list: &mut List) {
     superuser_slots(view, now, list);
 }
 
-fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, list: &mut List) {
+fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, now: Moment, list: &mut List) {
     let name = member.name;
     let holds = leader.holder() == Some(name);
     // A key that cannot be read says nothing about who holds it.
@@ -48,6 +50,18 @@ fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, list: 
             "writable_without_leader_key",
             name,
             format!("{name} is writable but does not hold the leader key{certainty}{pause}"),
+        );
+    }
+    if let Some(holder) = leader.holder().filter(|_| !is_the_holder)
+        && may_still_write(view, member, now)
+    {
+        list.about(
+            "may_still_write",
+            name,
+            format!(
+                "{name} took writes when it was last heard, {holder} leads since, and nothing shows that {name} has \
+                 stopped: make sure that it has"
+            ),
         );
     }
     // From afar a refusal may be a firewall's.
@@ -69,12 +83,20 @@ fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, list: 
     }
 }
 
+/// It does not hold the key, took writes when it was last heard, and neither an answer nor a record says that it has stopped.
+fn may_still_write(view: &View, member: &MemberTruth<'_>, now: Moment) -> bool {
+    let shut = member.postgres.as_ref().is_some_and(|fact| fact.value.turns_away());
+    let held = view.leader.as_ref().and_then(|read| read.value.present()).is_some_and(|key| key.holder == *member.name);
+    !held && !shut && standing(view, member.name, now) == Standing::WasWritable && !recorded(view, member.name)
+}
+
 fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) {
     let name = member.name;
     // Since when its agent has heard nothing, it does not say.
     let ours = member.patroni.as_ref().is_some_and(|fact| fact.source == Source::Patroni);
     let away = view.members.get(name).and_then(|member| member.patroni_away_since).filter(|_| ours);
     let lasting = away.map_or_else(String::new, |since| format!(" for {}", seconds(now.since(since))));
+    let answered = member.patroni.as_ref().map(|fact| fact.at);
     match member.patroni.as_ref().map(|fact| fact.value) {
         Some(PatroniAnswer::Silent(why)) => {
             list.about("patroni_silent", name, format!("Patroni of {name} has been silent{lasting}: {why}"));
@@ -108,7 +130,10 @@ fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) 
                     format!("{name} goes on without ZooKeeper in failsafe mode: bring ZooKeeper back"),
                 );
             }
-            if member.alive_lock == Some(AliveLock::Gone) {
+            // It may have died since it answered.
+            let newer = view.alive_lock.as_ref().is_some_and(|lock| Some(lock.at) > answered);
+            let died = newer && view.identity.member.as_ref() == Some(name);
+            if member.alive_lock == Some(AliveLock::Gone) && !died {
                 list.about(
                     "alive_lock_free",
                     name,
