@@ -10,6 +10,7 @@ use crate::{fence_record, record};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
 use std::time::Duration;
 use warden_core::event::{
     Barrier, ClusterConfig, Event, FailoverRequest, FenceRecord, LeaderKey, MemberRecord, Observed, Session, State,
@@ -252,11 +253,11 @@ fn initialize(value: Option<&Raw>) -> Reading<SystemId> {
 fn member(value: &Value) -> Result<MemberRecord, String> {
     let map = object(value)?;
     let text = |key: &str| map.get(key).and_then(Value::as_str);
-    let (host, port) = match text("conn_url").map(split_conn_url) {
-        Some(Some((host, port))) => (Some(host), Some(port)),
-        Some(None) => return Err("conn_url is not a PostgreSQL URL".to_owned()),
+    let (host, port) = match text("conn_url").map(split_conn_url).transpose()? {
+        Some((host, port)) => (Some(host), Some(port)),
         None => (None, None),
     };
+    let api = text("api_url").map(api_url).transpose()?;
     let state = State::from_patroni(text("state").unwrap_or_default());
     let state = match (state, text("replication_state")) {
         (State::Running, Some("streaming")) => State::Streaming,
@@ -267,7 +268,7 @@ fn member(value: &Value) -> Result<MemberRecord, String> {
     Ok(MemberRecord {
         host,
         port,
-        api: text("api_url").map(|url| url.trim_end_matches("/patroni").trim_end_matches('/').to_owned()),
+        api,
         role: role_of(text("role").unwrap_or_default()),
         state,
         timeline: timeline.filter(|timeline| *timeline > 0).map(Timeline),
@@ -277,19 +278,58 @@ fn member(value: &Value) -> Result<MemberRecord, String> {
 }
 
 /// Host and port of `postgres://[user[:password]@]host[:port][/db][?…]`.
-fn split_conn_url(url: &str) -> Option<(String, u16)> {
-    let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"))?;
-    let authority = rest.split(['/', '?']).next()?;
-    let address = authority.rsplit('@').next()?;
+fn split_conn_url(url: &str) -> Result<(String, u16), String> {
+    let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
+    let rest = rest.ok_or("conn_url is not a PostgreSQL URL")?;
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    // What stands before the last @ may be a password.
+    let address = authority.rsplit('@').next().unwrap_or_default();
+    let (host, port) = split_address(address).map_err(|why| format!("conn_url: {why}"))?;
+    Ok((host.to_owned(), port.unwrap_or(5432)))
+}
+
+/// `http[s]://host[:port]` of Patroni's `api_url`, without the path.
+fn api_url(url: &str) -> Result<String, String> {
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
+    if !["http", "https"].contains(&scheme) {
+        return Err("api_url is not an HTTP URL".to_owned());
+    }
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    split_address(authority).map_err(|why| format!("api_url: {why}"))?;
+    Ok(format!("{scheme}://{authority}"))
+}
+
+/// Host and port of `host[:port]`, where the host is an IP address (IPv6 in brackets) or a name of letters, digits and
+/// `-._`. Whoever can write a member's znode has this text in HAProxy's configuration: nothing else may get there.
+fn split_address(address: &str) -> Result<(&str, Option<u16>), String> {
+    let shown = || address.chars().take(80).collect::<String>().escape_debug().to_string();
+    let wrong = |what: &str| format!("\"{}\" {what}", shown());
     let (host, port) = match address.strip_prefix('[') {
         Some(v6) => {
-            let (host, rest) = v6.split_once(']')?;
-            (host, rest.strip_prefix(':').unwrap_or("5432"))
+            let (host, rest) = v6.split_once(']').ok_or_else(|| wrong("has no ] behind its IPv6 address"))?;
+            if host.parse::<Ipv6Addr>().is_err() {
+                return Err(wrong("has no IPv6 address in its brackets"));
+            }
+            let port = rest.strip_prefix(':');
+            if port.is_none() && !rest.is_empty() {
+                return Err(wrong("has neither a port nor an end behind its IPv6 address"));
+            }
+            (host, port)
         }
-        None => address.split_once(':').unwrap_or((address, "5432")),
+        None => {
+            let (host, port) = address.split_once(':').map_or((address, None), |(host, port)| (host, Some(port)));
+            let named = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+            if host.is_empty() || !host.chars().all(named) {
+                return Err(wrong("names a host that is neither an IP address nor letters, digits, - . and _"));
+            }
+            (host, port)
+        }
     };
-    let port = port.parse().ok().filter(|port| *port > 0)?;
-    (!host.is_empty()).then(|| (host.to_owned(), port))
+    let port = match port {
+        Some(port) => Some(port.parse().ok().filter(|port| *port > 0).ok_or_else(|| wrong("has no valid port"))?),
+        None => None,
+    };
+    Ok((host, port))
 }
 
 #[cfg(test)]

@@ -70,7 +70,46 @@ fn connection_urls_of_every_kind_are_split() {
         ("http://host:5432", None),
     ];
     for (url, expected) in cases {
-        assert_eq!(split_conn_url(url), expected.map(|(host, port)| (host.to_owned(), port)), "{url}");
+        assert_eq!(split_conn_url(url).ok(), expected.map(|(host, port)| (host.to_owned(), port)), "{url}");
+    }
+}
+
+/// Whoever can write a member's znode has these texts in HAProxy's configuration.
+#[test]
+fn a_host_that_is_neither_an_address_nor_a_name_makes_the_znode_unreadable() {
+    let good = r#"{"conn_url": "postgres://db-1.example_net:5432/postgres", "api_url": "https://[::1]:8008/patroni"}"#;
+    let record = json(Some(&raw(good)), member).present().cloned().unwrap();
+    assert_eq!((record.host.as_deref(), record.api.as_deref()), (Some("db-1.example_net"), Some("https://[::1]:8008")));
+    let conn_urls = [
+        r"postgres://10.9.9.9\n    server evil 10.9.9.9:5432 check\n#:5432/postgres",
+        "postgres://10.9.9.9 backup:5432/postgres",
+        "postgres://${HOME}:5432/postgres",
+        "postgres://%[env(PATH)]:5432/postgres",
+        r#"postgres://a\"b:5432/postgres"#,
+        "postgres://[fe80::1%eth0]:5432/postgres",
+        "postgres://[::1]x:5432/postgres",
+        "postgres://h\u{f6}st:5432/postgres",
+    ];
+    for url in conn_urls {
+        let text = format!(r#"{{"conn_url": "{url}", "api_url": "http://a:8008/patroni"}}"#);
+        let why = json(Some(&raw(&text)), member).unreadable().unwrap_or_default().to_owned();
+        assert!(why.contains("conn_url") && !why.contains('\n'), "{url}: {why}");
+    }
+    for url in
+        [r"http://10.9.9.9\n:8008/patroni", "http://a b:8008/patroni", "gopher://a:8008", "http://u@a:8008", "http://"]
+    {
+        let text = format!(r#"{{"conn_url": "postgres://a:5432/postgres", "api_url": "{url}"}}"#);
+        let why = json(Some(&raw(&text)), member).unreadable().unwrap_or_default().to_owned();
+        assert!(why.contains("api_url"), "{url}: {why}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_is_taken_for_a_host_that_could_be_more_than_one_word(text in ".{0,40}") {
+        if let Ok((host, _)) = split_conn_url(&format!("postgres://{text}/postgres")) {
+            prop_assert!(host.chars().all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c)), "{host:?}");
+        }
     }
 }
 
