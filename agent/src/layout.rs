@@ -114,6 +114,7 @@ pub fn render(
             read_backend => haproxy.read_backend,
             max_lag => haproxy.max_lag,
             max_wait_ms => haproxy.max_wait_ms,
+            hard_stop_after => haproxy.hard_stop_after,
             state_file => file.state_file(),
             wait_script => file.wait_script(),
             resolvers => file.resolvers,

@@ -22,9 +22,6 @@ const JOINED: Duration = Duration::from_secs(180);
 /// Until one that has left is served no more: it is forgotten after a minute, and written off after another.
 const LEFT: Duration = Duration::from_secs(300);
 
-/// Below the template's `hard-stop-after`, which ends the sessions that an old worker still has.
-const OLD_WORKERS_LIVE: Duration = Duration::from_secs(55);
-
 /// A third member, whose Patroni is started by hand as a user would. It neither leads nor is synchronous.
 async fn join(stack: &Stack) -> anyhow::Result<Container> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no top")?;
@@ -85,12 +82,12 @@ async fn third_is_served(stack: &Stack, wanted: bool, limit: Duration) -> anyhow
     .await
 }
 
-/// Fails if a row failed that was not to: clients that connect for each row notice nothing; a session that is kept goes on
-/// in the old worker until that is ended.
-fn nobody_noticed(report: &Report, sessions_cut: usize) -> anyhow::Result<()> {
-    for (route, most) in [(Route::ProxyAnew, 0), (Route::Proxy, sessions_cut)] {
+/// Fails if a row failed: clients that connect for each row notice nothing, and a session that is kept goes on in the old
+/// worker.
+fn nobody_noticed(report: &Report) -> anyhow::Result<()> {
+    for route in [Route::ProxyAnew, Route::Proxy] {
         let story = report.stories.get(&route).context("nobody wrote")?;
-        ensure!(story.errors.len() <= most, "{} rows failed: {:?}", story.errors.len(), story.errors);
+        ensure!(story.errors.is_empty(), "{} rows failed: {:?}", story.errors.len(), story.errors);
     }
     Ok(())
 }
@@ -125,8 +122,7 @@ pub(crate) async fn a_third_node_joins_and_leaves(stack: &Stack) -> anyhow::Resu
     outcome?;
     let (_, report, _, _) = observed.end(stack).await?;
     report.nothing_lost_and_no_two_primaries()?;
-    // Each reload, and the one more of an agent that does not know whether its own was heard.
-    nobody_noticed(&report, 3)
+    nobody_noticed(&report)
 }
 
 /// Ten reloads, one a second: not one row fails, in a session that is kept or in new ones.
@@ -136,7 +132,6 @@ pub(crate) async fn ten_reloads_under_load(stack: &Stack) -> anyhow::Result<()> 
     let workers = || async { anyhow::Ok(haproxy.logs().await?.matches("New worker").count()) };
     let before = workers().await?;
     let observed = Observed::start(stack, Commit::Synchronous).await?;
-    let started = tokio::time::Instant::now();
     for reload in 1..=RELOADS {
         // As an administrator would, and without the agent's knowledge.
         docker(&["kill", "--signal", "USR2", &haproxy.0]).await?;
@@ -154,10 +149,8 @@ pub(crate) async fn ten_reloads_under_load(stack: &Stack) -> anyhow::Result<()> 
         })
         .await?;
     }
-    let took = started.elapsed();
     let failed: Vec<_> =
         [Route::Proxy, Route::ProxyAnew].into_iter().flat_map(|route| observed.writers().story(route).errors).collect();
-    ensure!(took < OLD_WORKERS_LIVE, "{RELOADS} reloads took {took:?}: this machine is too slow to say anything");
     ensure!(failed.is_empty(), "{} rows failed in {RELOADS} reloads: {failed:?}", failed.len());
     let (_, report, _, _) = observed.end(stack).await?;
     report.nothing_lost_and_no_two_primaries()

@@ -129,6 +129,7 @@ pub(super) struct HaproxySection {
     pub read_backend: Option<Spanned<String>>,
     pub max_lag: Option<u64>,
     pub max_wait_ms: Option<Spanned<u64>>,
+    pub hard_stop_after: Option<Spanned<u64>>,
     pub config_file: Option<Spanned<PathBuf>>,
     pub master_socket: Option<PathBuf>,
     pub template: Option<PathBuf>,

@@ -193,6 +193,8 @@ pub struct HaproxyConfig {
     pub max_lag: u64,
     /// A new connection for writes waits no longer than this, in milliseconds, where it cannot be sent anywhere.
     pub max_wait_ms: u64,
+    /// Sessions from before a reload go on in the old worker for so long, in seconds.
+    pub hard_stop_after: u64,
     /// Its configuration file, where that is ours to write.
     #[serde(flatten)]
     pub file: Option<RenderConfig>,
@@ -252,6 +254,7 @@ impl HaproxyConfig {
             read_backend: None,
             max_lag: 16 << 20,
             max_wait_ms: 5000,
+            hard_stop_after: 3600,
             file: None,
             mode: FencingMode::Enforce,
         }

@@ -379,6 +379,13 @@ impl Resolver<'_> {
             let problem = format!("{max_wait_ms} ms is no time to wait for a new primary");
             return Err(ConfigError::new(self.path, "haproxy.max_wait_ms", problem, "use 500 to 60000").at(wait_line));
         }
+        let (hard_stop_after, stop_line) =
+            section.hard_stop_after.map_or((3600, 0), |limit| (limit.value, limit.defined.line()));
+        if !(10..=604_800).contains(&hard_stop_after) {
+            let problem = format!("{hard_stop_after} s is no time for sessions to end in after a reload");
+            let remedy = "use 10 to 604800, in seconds";
+            return Err(ConfigError::new(self.path, "haproxy.hard_stop_after", problem, remedy).at(stop_line));
+        }
         Ok(Some(HaproxyConfig {
             socket: section.socket,
             file,
@@ -386,6 +393,7 @@ impl Resolver<'_> {
             read_backend: section.read_backend.map(|reads| reads.value),
             max_lag: section.max_lag.unwrap_or(16 << 20),
             max_wait_ms,
+            hard_stop_after,
             mode: section.mode.unwrap_or_default(),
         }))
     }

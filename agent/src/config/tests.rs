@@ -301,6 +301,11 @@ fn what_is_wrong_is_named_with_file_line_key_and_remedy() {
         ),
         (
             PATRONI,
+            "patroni_config: PATRONI\nhaproxy:\n  socket: /s\n  hard_stop_after: 5\n",
+            &["warden.yml:4: haproxy.hard_stop_after", "5 s", "use 10 to 604800"],
+        ),
+        (
+            PATRONI,
             "patroni_config: PATRONI\nnode: {}\nrelease:\n  after_ms: 10001\n",
             &["warden.yml:4: release.after_ms", "10001 ms", "use 10 to 1000"],
         ),
