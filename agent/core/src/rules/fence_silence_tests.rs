@@ -215,7 +215,7 @@ fn an_old_primary_that_recovers_from_a_crash_is_fenced_before_it_takes_writes() 
         ("nobody looked whether it is a standby", recovering().with("starts", 29_900, starts(None))),
         (
             "nobody knows anything of it: its agent was started since",
-            recovering().without("postgres").without("refused").with("starts", 29_900, starts(None)),
+            recovering().without("patroni").without("postgres").without("refused").with("starts", 29_900, starts(None)),
         ),
         (
             "its Patroni lives, and stops it itself",
