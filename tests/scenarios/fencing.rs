@@ -213,7 +213,7 @@ const CRASH_AND_HOLD: &str = "server=$(head -n1 /var/lib/postgresql/data/*/postm
     for turn in $(seq 1000); do pkill -STOP -P $server -f 'postgres:.*startup' && break; sleep 0.005; done
     sleep 0.2; ps -o stat= -p $(pgrep -P $server -f 'postgres:.*startup')";
 
-/// Patroni is frozen and its server crashes. The server recovers for longer than its key lasts, and nobody can stop it
+/// Patroni is frozen and its server crashes. The server recovers for longer than its key lasts, and no agent can stop it
 /// meanwhile, because it opens no session: the candidate is not promoted before it has been stopped.
 pub(crate) async fn frozen_while_its_server_recovers_from_a_crash(stack: &Stack) -> anyhow::Result<()> {
     let leader = Leader::find(stack).await?;

@@ -88,12 +88,12 @@ pub fn starts_as_primary<'a>(
     (primary && !follows).then_some(starting)
 }
 
-/// A server that lets no session in yet, and of which nobody knows whether it takes writes when it does: its data
-/// directory cannot be looked into, and nothing was heard of it before. (Its agent was started since, for one.)
+/// A server that lets no session in yet, and that may take writes when it does: its data directory cannot be looked into,
+/// and no word of it was heard before. (Its agent was started since, for one.)
 pub fn may_start_as_primary(view: &View, name: &MemberName, now: Moment) -> bool {
     let Some(member) = view.members.get(name) else { return false };
-    let answer = member.postgres.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT));
-    let unknown = matches!(answer, Some(PostgresAnswer::Starting(Starting { standby: None, .. })));
+    let unknown =
+        matches!(our_session_says(member, now), Some(PostgresAnswer::Starting(Starting { standby: None, .. })));
     let follows = fresh_status(member, now).is_some_and(|status| status.role.follows());
     unknown && member.last_word.is_none() && !follows
 }
@@ -158,8 +158,13 @@ fn agent_says<'a>(view: &'a View, name: &MemberName, now: Moment) -> Option<&'a 
     (recent && *agent != view.identity.agent).then_some(answer)
 }
 
+/// What a member's Patroni answered, if that is recent.
+fn patroni_says(member: &Member, now: Moment) -> Option<&PatroniAnswer> {
+    member.patroni.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT))
+}
+
 fn fresh_status(member: &Member, now: Moment) -> Option<&PatroniStatus> {
-    match member.patroni.as_ref()?.fresh(now, PROBE_LIMIT)? {
+    match patroni_says(member, now)? {
         PatroniAnswer::Answering(status) => Some(status),
         _ => None,
     }
@@ -246,8 +251,12 @@ fn witness(view: &View, member: &Member, now: Moment) -> Option<Moment> {
 
 /// No process listens on the port of a member's Patroni: a living one always does.
 pub fn refuses(member: &Member, now: Moment) -> bool {
-    let answer = member.patroni.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT));
-    matches!(answer, Some(PatroniAnswer::Refused(_)))
+    matches!(patroni_says(member, now), Some(PatroniAnswer::Refused(_)))
+}
+
+/// What a member's Patroni answers cannot be used.
+pub fn is_unusable(member: &Member, now: Moment) -> bool {
+    matches!(patroni_says(member, now), Some(PatroniAnswer::Unusable(_)))
 }
 
 /// How long Patroni's HA loop may take for a round before it counts as stuck.
@@ -300,7 +309,7 @@ fn answering_away(view: &View, member: &Member, status: &PatroniStatus, config: 
 fn silent(view: &View, own: &MemberName, now: Moment) -> Away {
     let memory = &view.leadership;
     let Some(member) = view.members.get(own) else { return Away::No };
-    let answer = member.patroni.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT));
+    let answer = patroni_says(member, now);
     let (Some(silence), Some(PatroniAnswer::Silent(_) | PatroniAnswer::Refused(_))) = (memory.silence, answer) else {
         return Away::No;
     };

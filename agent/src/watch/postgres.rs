@@ -181,7 +181,7 @@ pub async fn watch(
         let turn = sleep_until(asked + pause.mul_f64(rand::random_range(0.75..1.25)));
         tokio::select! {
             () = turn => {}
-            // Each attempt is a line in the server's log, whoever wants to know.
+            // Each attempt is a line in the server's log: a probe does not add to them.
             () = watcher.probe.notified(), if locked_out == 0 => {}
         }
     }
@@ -193,7 +193,7 @@ enum Failed {
     Name(NotResolved),
     /// The server said so, or its host.
     Refused(tokio_postgres::Error),
-    /// Nobody has answered.
+    /// No answer came in time.
     Silent,
 }
 

@@ -4,10 +4,10 @@
 //! ([`crate::evidence`]). What cannot be known is an obstacle; an obstacle holds, and what is held back is said
 //! ([`Held`]). Unknown never destroys.
 
-use crate::event::{ClusterConfig, FenceOutcome, LeaderKey, PatroniAnswer, PostgresAnswer, Rule, Server};
+use crate::event::{ClusterConfig, FenceOutcome, LeaderKey, PostgresAnswer, Rule, Server};
 use crate::evidence::{
     Away, Ground, MARGIN, Standing, contact, heartbeat_can_be_had, heartbeat_is_stale, heartbeat_is_stale_in_failsafe,
-    lock_proves_death, may_start_as_primary, out_of_contact_at, patroni_away, patroni_away_for_lease,
+    is_unusable, lock_proves_death, may_start_as_primary, out_of_contact_at, patroni_away, patroni_away_for_lease,
     presumed_writable, refuses, standing, starts_as_primary, verified,
 };
 use crate::fact::Reading;
@@ -221,8 +221,7 @@ fn lease(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
 
 /// Nothing tells whether its Patroni lives: what it says cannot be used, and its heartbeat cannot be had.
 fn unseen(view: &View, own: &MemberName, now: Moment) -> bool {
-    let answer = view.members.get(own).and_then(|member| member.patroni.as_ref()?.fresh(now, PROBE_LIMIT));
-    matches!(answer, Some(PatroniAnswer::Unusable(_))) && !heartbeat_can_be_had(view, now)
+    view.members.get(own).is_some_and(|member| is_unusable(member, now)) && !heartbeat_can_be_had(view, now)
 }
 
 /// In failsafe mode a leader goes on without ZooKeeper, and only its own Patroni says so. A Patroni that answers nothing

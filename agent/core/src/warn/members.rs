@@ -52,7 +52,7 @@ fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, now: M
             format!("{name} is writable but does not hold the leader key{certainty}{pause}"),
         );
     }
-    if let Some(holder) = leader.holder().filter(|_| !is_the_holder)
+    if let Some(holder) = leader.holder().filter(|_| !holds && !is_the_holder)
         && may_still_write(view, member, now)
     {
         list.about(
@@ -83,11 +83,10 @@ fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, now: M
     }
 }
 
-/// It does not hold the key, took writes when it was last heard, and neither an answer nor a record says that it has stopped.
+/// It took writes when it was last heard, and neither an answer nor a record says that it has stopped.
 fn may_still_write(view: &View, member: &MemberTruth<'_>, now: Moment) -> bool {
     let shut = member.postgres.as_ref().is_some_and(|fact| fact.value.turns_away());
-    let held = view.leader.as_ref().and_then(|read| read.value.present()).is_some_and(|key| key.holder == *member.name);
-    !held && !shut && standing(view, member.name, now) == Standing::WasWritable && !recorded(view, member.name)
+    !shut && standing(view, member.name, now) == Standing::WasWritable && !recorded(view, member.name)
 }
 
 fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) {
@@ -105,7 +104,7 @@ fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) 
             list.about("patroni_refused", name, format!("Patroni of {name} refuses connections{lasting}: {why}"));
         }
         Some(PatroniAnswer::Unusable(why)) => {
-            // What rests on an answer of its own Patroni is not done, and nobody would find out before it is wanted.
+            // What rests on an answer of its own Patroni is not done, and without a word that would come out first when it is wanted.
             let own = view.identity.member.as_ref() == Some(name) && !view.leadership.has_answered;
             let lost = if own {
                 ". Until it has answered once, its key is not released and it is not nudged (patroni.cacert, \

@@ -39,7 +39,7 @@ const RECOVERED: u64 = 150;
 /// After unpausing: a fence in front of it is done by then, or the one under way.
 const WOKEN: u64 = 80;
 
-/// Nobody holds the key, and its Patroni wakes with it: that one finds out by itself.
+/// No member holds the key, and its Patroni wakes with it: that one finds out by itself.
 const WOKEN_PATRONI: u64 = 2000;
 
 /// From losing the key to the end of the fence. A successor needs at least as long to be promoted.
