@@ -10,6 +10,7 @@ use crate::secret::Secret;
 use serde_saphyr::Spanned;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -210,14 +211,10 @@ impl Resolver<'_> {
             ));
         }
         let ttl = self.patroni.bootstrap.dcs.ttl.as_ref().map_or(DEFAULT_TTL, |ttl| ttl.value);
-        let (tick_time, line) = own
-            .and_then(|section| section.tick_time.as_ref())
-            .map_or((2000, 0), |tick| (tick.value, tick.defined.line()));
-        if !(100..=60_000).contains(&tick_time) {
-            let problem = format!("{tick_time} ms is no tickTime");
-            let remedy = "write the ensemble's tickTime, in milliseconds, as in zoo.cfg (usually 2000)";
-            return Err(ConfigError::new(self.path, "zookeeper.tick_time", problem, remedy).at(line));
-        }
+        let tick_time = own.and_then(|section| section.tick_time.as_ref());
+        let remedy = "write the ensemble's tickTime, in milliseconds, as in zoo.cfg (usually 2000)";
+        let problem = "ms is no tickTime";
+        let tick_time = self.within("zookeeper.tick_time", tick_time, 2000, 100..=60_000, problem, remedy)?;
         Ok(ZooKeeperConfig { hosts, chroot, auth_data, session_timeout: Duration::from_secs(ttl), tick_time })
     }
 
@@ -318,14 +315,30 @@ impl Resolver<'_> {
         }
     }
 
+    /// A number that has to lie in `range`; `default` where the file has none. `problem` follows the number.
+    fn within(
+        &self,
+        key: &'static str,
+        number: Option<&Spanned<u64>>,
+        default: u64,
+        range: RangeInclusive<u64>,
+        problem: &str,
+        remedy: &'static str,
+    ) -> Result<u64, ConfigError> {
+        match number {
+            Some(number) if !range.contains(&number.value) => {
+                let problem = format!("{} {problem}", number.value);
+                Err(ConfigError::new(self.path, key, problem, remedy).at(number.defined.line()))
+            }
+            number => Ok(number.map_or(default, |number| number.value)),
+        }
+    }
+
     fn gate(&mut self) -> Result<GateConfig, ConfigError> {
         let wait = self.file.gate.take().and_then(|section| section.wait_s);
-        let (wait_s, line) = wait.map_or((15, 0), |wait| (wait.value, wait.defined.line()));
-        if !(6..=300).contains(&wait_s) {
-            let problem = format!("{wait_s} s is no time to wait for an old primary");
-            let remedy = "use 6 to 300; a silent one is waited for until its lease is over, 5 s";
-            return Err(ConfigError::new(self.path, "gate.wait_s", problem, remedy).at(line));
-        }
+        let problem = "s is no time to wait for an old primary";
+        let remedy = "use 6 to 300; a silent one is waited for until its lease is over, 5 s";
+        let wait_s = self.within("gate.wait_s", wait.as_ref(), 15, 6..=300, problem, remedy)?;
         Ok(GateConfig { wait_s })
     }
 
@@ -373,19 +386,12 @@ impl Resolver<'_> {
                 return Err(error.at(config_file.defined.line()));
             }
         };
-        let (max_wait_ms, wait_line) =
-            section.max_wait_ms.map_or((5000, 0), |limit| (limit.value, limit.defined.line()));
-        if !(500..=60_000).contains(&max_wait_ms) {
-            let problem = format!("{max_wait_ms} ms is no time to wait for a new primary");
-            return Err(ConfigError::new(self.path, "haproxy.max_wait_ms", problem, "use 500 to 60000").at(wait_line));
-        }
-        let (hard_stop_after, stop_line) =
-            section.hard_stop_after.map_or((3600, 0), |limit| (limit.value, limit.defined.line()));
-        if !(10..=604_800).contains(&hard_stop_after) {
-            let problem = format!("{hard_stop_after} s is no time for sessions to end in after a reload");
-            let remedy = "use 10 to 604800, in seconds";
-            return Err(ConfigError::new(self.path, "haproxy.hard_stop_after", problem, remedy).at(stop_line));
-        }
+        let (limit, problem) = (section.max_wait_ms.as_ref(), "ms is no time to wait for a new primary");
+        let max_wait_ms = self.within("haproxy.max_wait_ms", limit, 5000, 500..=60_000, problem, "use 500 to 60000")?;
+        let limit = section.hard_stop_after.as_ref();
+        let problem = "s is no time for sessions to end in after a reload";
+        let remedy = "use 10 to 604800, in seconds";
+        let hard_stop_after = self.within("haproxy.hard_stop_after", limit, 3600, 10..=604_800, problem, remedy)?;
         Ok(Some(HaproxyConfig {
             socket: section.socket,
             file,
