@@ -1,4 +1,4 @@
-//! The `warden` command. Everything is in the library, so that tests can reach it.
+//! The `warden` command. The code is in the library, so that tests can use it.
 
 fn main() -> std::process::ExitCode {
     warden::cli::main()

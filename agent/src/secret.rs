@@ -1,12 +1,12 @@
-//! Text that must never be shown: passwords, tokens, ZooKeeper credentials.
+//! Text that the agent must never show: passwords, tokens, ZooKeeper credentials.
 
 use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
 
-/// What stands in place of a secret wherever it would be shown.
+/// The text in place of a secret.
 const MASK: &str = "********";
 
-/// A secret. `Debug` and `Serialize` mask it; only [`Secret::reveal`] gives it away.
+/// A secret. `Debug` and `Serialize` mask it; only [`Secret::reveal`] returns it.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
@@ -17,12 +17,12 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The secret itself, to be handed to whoever needs it for authentication and nobody else.
+    /// The secret itself, for authentication only.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// Compares in a time that does not depend on where the two differ.
+    /// Compares with `other`. The time does not depend on the position of the first difference.
     pub fn matches(&self, other: &str) -> bool {
         let (a, b) = (self.0.as_bytes(), other.as_bytes());
         let difference = a.iter().zip(b).fold(a.len() ^ b.len(), |acc, (x, y)| acc | usize::from(x ^ y));
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_shows_in_no_text_form() {
+    fn a_secret_is_masked_in_debug_and_in_json() {
         let secret = Secret::new("hunter2");
         assert!(!format!("{secret:?}").contains("hunter2"));
         assert!(!serde_json::to_string(&secret).unwrap().contains("hunter2"));

@@ -1,17 +1,21 @@
-//! Supervised tasks: one that ends by an error or a panic is reported as an event and started again.
+//! Supervised tasks. The supervisor reports a task that ends as an event, and starts it again.
 
-use crate::watch::Events;
+use crate::events::Events;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use warden_core::event::Event;
 
-/// Pause before a failed task is started again; doubled with each failure in a row, with jitter.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The first pause before a restart, with jitter. It doubles with each failure in a row, up to [`RESTART_PAUSE_MAX`].
+const RESTART_PAUSE_MIN: Duration = Duration::from_millis(100);
 
-/// A task that ran at least this long before it failed starts over with the first pause.
-const HEALTHY: Duration = Duration::from_secs(60);
+/// The longest pause before a restart.
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// The pause returns to [`RESTART_PAUSE_MIN`] if the task ran this long before it failed.
+const HEALTHY_RUN_MIN: Duration = Duration::from_secs(60);
+
+const _: () = assert!(RESTART_PAUSE_MIN.as_millis() < RESTART_PAUSE_MAX.as_millis());
 
 /// Starts and restarts tasks until shutdown.
 #[derive(Clone, Debug)]
@@ -22,12 +26,12 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// A supervisor that reports to `events` and stops everything on `shutdown`.
+    /// A supervisor that reports to `events` and stops all tasks on `shutdown`.
     pub fn new(events: Events, shutdown: CancellationToken) -> Self {
         Self { tracker: TaskTracker::new(), shutdown, events }
     }
 
-    /// Keeps the task that `make` makes running. It should end only when the agent shuts down.
+    /// Keeps the task that `make` returns running. The task should end only when the agent shuts down.
     pub fn keep<F, T>(&self, task: &'static str, make: F)
     where
         F: Fn() -> T + Send + 'static,
@@ -35,10 +39,10 @@ impl Supervisor {
     {
         let Self { tracker: _, shutdown, events } = self.clone();
         self.tracker.spawn(async move {
-            let mut pause = FIRST_PAUSE;
+            let mut pause = RESTART_PAUSE_MIN;
             loop {
                 let started = tokio::time::Instant::now();
-                // A task of its own, so that a panic ends it and not its supervisor.
+                // A task of its own, so that a panic does not end the supervisor.
                 let mut running = tokio::spawn(make());
                 let error = tokio::select! {
                     () = shutdown.cancelled() => {
@@ -54,19 +58,20 @@ impl Supervisor {
                 if events.send(events.clock.now(), Event::TaskFailed { task, error }).await.is_err() {
                     return;
                 }
-                if started.elapsed() >= HEALTHY {
-                    pause = FIRST_PAUSE;
+                if started.elapsed() >= HEALTHY_RUN_MIN {
+                    pause = RESTART_PAUSE_MIN;
                 }
                 tokio::select! {
                     () = shutdown.cancelled() => return,
                     () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))) => {}
                 }
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause = (pause * 2).min(RESTART_PAUSE_MAX);
             }
         });
     }
 
-    /// Waits, for at most `limit`, until every task has stopped. Shutdown has to have been asked for.
+    /// Waits until every task has stopped, for at most `limit`. Returns `false` if the limit has passed. Call it after
+    /// the shutdown was requested.
     pub async fn stopped(&self, limit: Duration) -> bool {
         self.tracker.close();
         tokio::time::timeout(limit, self.tracker.wait()).await.is_ok()

@@ -1,6 +1,6 @@
-//! `warden gate` as Patroni calls it: its own troubles never keep a promotion back.
+//! `warden gate` as Patroni calls it: an error of the gate itself never prevents a promotion.
 
-// clippy.toml allows it in tests; the helper here is outside of them.
+// clippy.toml allows `unwrap` in tests, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::process::{Command, Output};
@@ -15,7 +15,7 @@ fn gate(yaml: Option<&str>) -> Output {
 }
 
 #[test]
-fn whatever_is_wrong_with_wardens_configuration_the_candidate_passes_and_the_log_says_why() {
+fn a_wrong_configuration_never_prevents_a_promotion_and_the_gate_reports_it() {
     let router = "scope: s\nzookeeper: {hosts: 127.0.0.1:1}\nhaproxy: {socket: /s}\n";
     let no_login = "scope: s\nname: a\nzookeeper: {hosts: 127.0.0.1:1}\nnode: {api: 127.0.0.1:1}\n";
     let cases = [
@@ -34,7 +34,7 @@ fn whatever_is_wrong_with_wardens_configuration_the_candidate_passes_and_the_log
 }
 
 #[test]
-fn what_is_to_be_written_down_waits_for_zookeeper() {
+fn the_writer_of_an_audit_entry_waits_for_zookeeper() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("warden.yml");
     std::fs::write(&path, "scope: s\nname: a\nzookeeper: {hosts: 127.0.0.1:1}\nnode: {api: 127.0.0.1:1}\n").unwrap();
@@ -44,11 +44,11 @@ fn what_is_to_be_written_down_waits_for_zookeeper() {
     let ended = writer.try_wait().unwrap();
     writer.kill().unwrap();
     writer.wait().unwrap();
-    assert_eq!(ended, None, "it tries for a minute");
+    assert_eq!(ended, None, "the writer tries for a minute");
 }
 
 #[test]
-fn a_mode_of_fencing_that_is_none_does_not_open_the_gate_but_stops_the_agent() {
+fn a_wrong_mode_of_fencing_does_not_open_the_gate_and_stops_the_agent() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("warden.yml");
     let yaml = "scope: s\nname: a\nzookeeper: {hosts: 127.0.0.1:1}\nnode: {api: 127.0.0.1:1}\nfencing: {mode: of}\n";
@@ -63,17 +63,18 @@ fn a_mode_of_fencing_that_is_none_does_not_open_the_gate_but_stops_the_agent() {
         assert!(code == Some(3) && told.contains(":5: fencing.mode: \"of\""), "{command}: {code:?}, {told}");
         assert!(told.contains("enforce, observe or off"), "{command}: {told}");
     }
-    // It goes on, to what keeps it from asking anybody here.
+    // The gate continues until it finds no superuser.
     let (code, told) = warden("gate");
     assert_eq!(code, Some(0), "{told}");
-    assert!(told.contains("as with enforce") && told.contains("no superuser to ask others with"), "{told}");
+    assert!(told.contains("as with enforce") && told.contains("no superuser to ask the other members with"), "{told}");
 }
 
 #[test]
-fn where_fencing_is_off_the_gate_is_open_and_where_it_is_observed_it_says_what_it_sees() {
+fn the_gate_is_silent_with_fencing_off_and_reports_with_observe() {
     let yaml = |mode: &str| {
         format!(
-            "scope: s\nname: a\nzookeeper: {{hosts: 127.0.0.1:1}}\nnode: {{api: 127.0.0.1:1}}\nfencing: {{mode: {mode}}}\n"
+            "scope: s\nname: a\nzookeeper: {{hosts: 127.0.0.1:1}}\nnode: {{api: 127.0.0.1:1}}\n\
+             fencing: {{mode: {mode}}}\n"
         )
     };
     let output = gate(Some(&yaml("off")));
@@ -81,5 +82,5 @@ fn where_fencing_is_off_the_gate_is_open_and_where_it_is_observed_it_says_what_i
     let output = gate(Some(&yaml("observe")));
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{told}");
-    assert!(told.contains("no superuser to ask others with"), "{told}");
+    assert!(told.contains("no superuser to ask the other members with"), "{told}");
 }

@@ -1,15 +1,15 @@
--- Written by Warden, for haproxy.cfg beside it. What is changed here is written over.
+-- Warden wrote this file, for haproxy.cfg beside it. Warden overwrites changes.
 --
--- A new connection for writes waits while no server is up, or while Warden holds it: one that comes in the middle of a
--- switchover must not reach the server that is about to stop, whatever Patroni says of it in that moment.
+-- A new connection for writes waits while no server is up, or while Warden holds new connections. It must not reach a
+-- server that is about to stop in a switchover, even if Patroni still answers that this server leads.
 
--- After inspect-delay nothing can wait any more: that is the template's proc.warden_max_wait_ms, or this.
+-- No connection waits longer than inspect-delay: that is the template's proc.warden_max_wait_ms, or this value.
 local MAX_WAIT_MILLISECONDS = 5000
 
--- So long before that whoever waits is given up.
+-- The script gives up this long before that.
 local MARGIN_MILLISECONDS = 100
 
--- Between two looks, each of which reads two counters. The more connections there are, the less often each looks.
+-- The time between two checks, each of which reads two counters. A connection checks less often when there are many.
 local LOOK_MILLISECONDS = 5
 local CONNECTIONS_PER_MILLISECOND = 20
 
@@ -18,19 +18,18 @@ local function milliseconds()
   return now.sec * 1000 + now.usec // 1000
 end
 
--- HAProxy documents the one and takes the other.
+-- HAProxy documents the first form and accepts the second.
 local function wake_in(delay)
   if not pcall(act.wake_time, delay) then
     act:wake_time(delay)
   end
 end
 
--- Every look is a call of its own that ends, with the time of the next: not a loop around core.msleep(), whose wake-up
--- HAProxy loses when its clock has gone beyond it by the time that the function is put aside. On a busy machine that
--- happens, and the connection then waits for the whole of inspect-delay.
-core.register_action("warden_wait", { "tcp-req" }, function(txn)
-  local has_somewhere_to_go = txn.c:table_gpc0("writes", "warden_hold") == 0 and txn.f:nbsrv("warden_writable") > 0
-  -- A worker that a reload has replaced is told nothing any more: the template sends whoever waits there to the new one.
+-- Every check is a call of its own that ends with the time of the next call. HAProxy loses the wake-up of core.msleep()
+-- if its clock passes that time before it suspends the function. That happens on a busy machine, and the connection
+-- then waits for the whole inspect-delay.
+local function wait(txn, has_somewhere_to_go)
+  -- A worker that a reload has replaced gets no commands. The template sends its waiting connections to the new worker.
   if has_somewhere_to_go or txn.f:stopping() == 1 then
     txn:set_var("txn.warden_waited", false)
     return act.CONTINUE
@@ -40,7 +39,7 @@ core.register_action("warden_wait", { "tcp-req" }, function(txn)
   if not since then
     since = now
     txn:set_var("txn.warden_since", since)
-    -- The template rejects it, also if HAProxy does not ask again in time.
+    -- The template then rejects the connection, even if HAProxy does not call again in time.
     txn:set_var("txn.warden_waited", true)
   end
   local limit = txn:get_var("proc.warden_max_wait_ms") or MAX_WAIT_MILLISECONDS
@@ -49,4 +48,18 @@ core.register_action("warden_wait", { "tcp-req" }, function(txn)
   end
   wake_in(math.max(LOOK_MILLISECONDS, txn.f:fe_conn() // CONNECTIONS_PER_MILLISECOND))
   return act.YIELD
+end
+
+-- For the proxy of this name: a server that is up has room or a queue, and the table warden_hold_<proxy> has no entry.
+-- All servers but the backup server, which always refuses, have a maxconn. HAProxy therefore counts -1 free connections
+-- only if no other server is up.
+core.register_action("warden_wait_for", { "tcp-req" }, function(txn, proxy)
+  local held = txn.c:table_gpc0("writes", "warden_hold_" .. proxy) > 0
+  return wait(txn, not held and txn.f:be_conn_free(proxy) ~= -1)
+end, 1)
+
+-- For templates of the time when there was one proxy: the servers in warden_writable track those for writes.
+core.register_action("warden_wait", { "tcp-req" }, function(txn)
+  local held = txn.c:table_gpc0("writes", "warden_hold") > 0
+  return wait(txn, not held and txn.f:nbsrv("warden_writable") > 0)
 end)

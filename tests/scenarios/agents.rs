@@ -1,13 +1,16 @@
-//! Agents killed, stopped, frozen; members taken away and given back.
+//! Agents killed, stopped and frozen, and members removed and added.
 
 use anyhow::{Context, ensure};
 use std::time::Duration;
 use warden_e2e::stack::{AGENTS, NODES, Stack};
+use warden_e2e::undo::undone_by;
 use warden_e2e::watching::Watching;
 use warden_e2e::{docker, truth, wait};
 
-/// SIGKILL, and Docker starts it again: its former session still lives, and its znode has to be its own again.
-pub(crate) async fn an_agent_is_killed_and_comes_back(stack: &Stack) -> anyhow::Result<()> {
+/// SIGKILL, and Docker restarts the agent. Its earlier session still lives, and the agent has to own its znode again.
+pub(crate) async fn a_killed_agent_gets_its_znode_back_and_a_missing_one_is_reported(
+    stack: &Stack,
+) -> anyhow::Result<()> {
     let watching = Watching::start(stack);
     for agent in AGENTS {
         stack.container(agent).crash().await?;
@@ -15,16 +18,16 @@ pub(crate) async fn an_agent_is_killed_and_comes_back(stack: &Stack) -> anyhow::
         let restarts = stack.container(agent).inspect("{{ .RestartCount }}").await?;
         ensure!(restarts != "0", "{agent} was not restarted");
     }
-    // One that stays away is missed.
+    // The others report an agent that stays away.
     stack.container("warden-pg-slave").kill().await?;
-    wait::until("the others miss it", Duration::from_secs(240), || async {
+    wait::until("the others report it", Duration::from_secs(240), || async {
         for agent in ["warden-pg-master", "warden-haproxy"] {
             let state = stack.status(agent, &[]).await?;
             let warned = state["warnings"].as_array().into_iter().flatten().any(|warning| {
                 warning["member"] == "postgresql1"
                     && (warning["code"] == "agent_missing" || warning["code"] == "agent_stale")
             });
-            ensure!(warned, "{agent} does not miss it: {:#}", state["warnings"]);
+            ensure!(warned, "{agent} does not report it: {:#}", state["warnings"]);
         }
         Ok(())
     })
@@ -35,13 +38,13 @@ pub(crate) async fn an_agent_is_killed_and_comes_back(stack: &Stack) -> anyhow::
     Ok(())
 }
 
-/// Where the local agent does not answer, `warden status` asks another one, or sees for itself.
-pub(crate) async fn status_without_the_local_agent(stack: &Stack) -> anyhow::Result<()> {
+/// If the local agent does not answer, `warden status` asks another agent, or observes by itself.
+pub(crate) async fn warden_status_answers_without_the_local_agent(stack: &Stack) -> anyhow::Result<()> {
     let truth = truth::all_well(stack).await?;
     for agent in AGENTS {
         let state = stack.status(agent, &["--direct"]).await?;
         ensure!(state["source"] == "direct", "--direct asked an agent");
-        // The agent beside HAProxy has no superuser: Patroni's word has to do, and it is the same.
+        // The agent beside HAProxy has no superuser. It relies on Patroni, which reports the same.
         truth::compare(&state, &truth).with_context(|| format!("direct, from {agent}: {state:#}"))?;
         let known = state["agents"].as_array().map_or(0, Vec::len);
         ensure!(known == AGENTS.len(), "direct, from {agent}, {known} agents are known: {}", state["agents"]);
@@ -50,19 +53,19 @@ pub(crate) async fn status_without_the_local_agent(stack: &Stack) -> anyhow::Res
         let warnings = state["warnings"].as_array().context("no warnings[]")?;
         ensure!(warnings.is_empty(), "direct, from {agent}: {warnings:?}");
     }
-    // Frozen: its port accepts and nothing answers. `docker exec` still works.
+    // A frozen agent's port accepts connections, and it answers none. `docker exec` still works.
     let frozen = stack.container("warden-pg-master");
     let pid = frozen.pid().await?.to_string();
     docker::run("kill", &["-STOP", &pid]).await?;
-    let asked = stack.status("warden-pg-master", &[]).await;
-    docker::run("kill", &["-CONT", &pid]).await?;
-    let state = asked.context("no status while the local agent is frozen")?;
+    let asked =
+        async { stack.status("warden-pg-master", &[]).await.context("no status while the local agent is frozen") };
+    let state = undone_by(asked, async { docker::run("kill", &["-CONT", &pid]).await.map(drop) }).await?;
     ensure!(state["source"] == "agent" && state["agent"]["name"] != "postgresql0", "answered by {}", state["agent"]);
     truth::compare(&state, &truth)?;
     for format in ["pretty", "yaml", "tsv"] {
         let text = stack.container("warden-haproxy").exec(&["warden", "status", "-f", format]).await?;
         ensure!(text.contains("postgresql0") && text.contains("postgresql1"), "{format}: {text}");
-        ensure!(!text.contains('\u{1b}'), "{format} has colours though nobody looks at a terminal");
+        ensure!(!text.contains('\u{1b}'), "{format} has colors although no terminal is there");
         if format == "pretty" {
             let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
             ensure!(widest <= 80, "{widest} columns: {text}");
@@ -72,11 +75,11 @@ pub(crate) async fn status_without_the_local_agent(stack: &Stack) -> anyhow::Res
     Ok(())
 }
 
-/// Docker kills whoever takes longer than that to stop, which shows in the exit code. (2 s are usual, at most; what is
-/// wanted here is that it does not wait for somebody who does not answer.)
+/// Docker kills an agent that takes longer to stop, and the exit code shows it. (An agent usually takes 2 s at most.
+/// The test asks that it does not wait for a server that does not answer.)
 const PROMPTLY: Duration = Duration::from_secs(10);
 
-/// SIGTERM: promptly, with exit code 0, and the agent's znode is gone long before its session would have expired.
+/// SIGTERM: the agent stops promptly, with exit code 0. Its znode is gone long before its session would have expired.
 pub(crate) async fn agents_stop_promptly_and_cleanly(stack: &Stack) -> anyhow::Result<()> {
     for (agent, name) in [("warden-pg-master", "postgresql0"), ("warden-haproxy", "haproxy")] {
         let container = stack.container(agent);
@@ -92,7 +95,7 @@ pub(crate) async fn agents_stop_promptly_and_cleanly(stack: &Stack) -> anyhow::R
         .await?;
         container.start().await?;
     }
-    // Also while ZooKeeper hangs.
+    // An agent also stops while ZooKeeper hangs.
     let zoo = stack.container("zoo");
     let container = stack.container("warden-pg-master");
     wait::until("the agent is back", Duration::from_secs(120), || async {
@@ -100,9 +103,7 @@ pub(crate) async fn agents_stop_promptly_and_cleanly(stack: &Stack) -> anyhow::R
     })
     .await?;
     zoo.pause().await?;
-    let stopped = container.stop(PROMPTLY).await;
-    zoo.unpause().await?;
-    stopped?;
+    undone_by(container.stop(PROMPTLY), zoo.unpause()).await?;
     let code = container.inspect("{{ .State.ExitCode }}").await?;
     ensure!(code == "0", "with ZooKeeper paused it ended with {code}");
     container.start().await?;
@@ -110,8 +111,8 @@ pub(crate) async fn agents_stop_promptly_and_cleanly(stack: &Stack) -> anyhow::R
     Ok(())
 }
 
-/// A member with its agent leaves for good and comes back.
-pub(crate) async fn a_member_is_removed_and_added(stack: &Stack) -> anyhow::Result<()> {
+/// A member leaves with its agent for good, and comes back.
+pub(crate) async fn a_removed_member_is_forgotten_and_known_again_when_it_returns(stack: &Stack) -> anyhow::Result<()> {
     let before = truth::all_well(stack).await?;
     let (leader, _) = before.leader.context("no leader")?;
     let (node, standby) = *NODES.iter().find(|(_, member)| *member != leader).context("no standby")?;

@@ -1,18 +1,18 @@
-//! The leader changes because somebody wants it to: switchovers and restarts. Nothing may be lost, and nobody fenced
-//! who leads.
+//! The leader changes on request: switchovers and restarts. No row may be lost, and no leader fenced.
 
 use anyhow::{Context, ensure};
 use std::time::SystemTime;
 use warden_e2e::stack::Stack;
+use warden_e2e::undo::undone_by;
 use warden_e2e::watching::{Watching, writable_was_true};
 use warden_e2e::writers::{Commit, Writers};
-use warden_e2e::{fences, trial, truth};
+use warden_e2e::{agent_log, fences, trial, truth};
 
 async fn leader(stack: &Stack) -> anyhow::Result<String> {
     Ok(truth::all_well(stack).await?.leader.context("no leader")?.0)
 }
 
-pub(crate) async fn switchover_there_and_back(stack: &Stack) -> anyhow::Result<()> {
+pub(crate) async fn a_switchover_hands_the_key_over_and_loses_no_row(stack: &Stack) -> anyhow::Result<()> {
     let begin = SystemTime::now();
     let first = leader(stack).await?;
     let writers = Writers::start(stack, Commit::Synchronous).await?;
@@ -33,13 +33,13 @@ pub(crate) async fn switchover_there_and_back(stack: &Stack) -> anyhow::Result<(
     handed_over(stack, writers, begin).await
 }
 
-/// Without a synchronous standby: what the clients were told is on the candidate because its LSN says so.
-pub(crate) async fn switchover_there_and_back_asynchronously(stack: &Stack) -> anyhow::Result<()> {
+/// Without a synchronous standby. The candidate has all acknowledged rows because its LSN shows so.
+pub(crate) async fn an_asynchronous_switchover_hands_the_key_over_and_loses_no_row(
+    stack: &Stack,
+) -> anyhow::Result<()> {
     trial::synchronous(stack, false).await?;
-    let outcome = asynchronous_switchovers(stack).await;
-    // The stack is used again.
-    trial::synchronous(stack, true).await?;
-    outcome
+    // Other scenarios use the stack again.
+    undone_by(asynchronous_switchovers(stack), trial::synchronous(stack, true)).await
 }
 
 async fn asynchronous_switchovers(stack: &Stack) -> anyhow::Result<()> {
@@ -53,25 +53,25 @@ async fn asynchronous_switchovers(stack: &Stack) -> anyhow::Result<()> {
     handed_over(stack, writers, begin).await
 }
 
-/// Fails if a row was lost, a leader was fenced, or no key was handed over since `begin`. Now and then Patroni itself is
-/// faster.
+/// Fails if a row was lost, a leader was fenced, or no key was handed over since `begin`. One of two is enough, because
+/// Patroni itself is sometimes faster.
 async fn handed_over(stack: &Stack, writers: Writers, begin: SystemTime) -> anyhow::Result<()> {
     let report = writers.stop(stack).await?;
     report.nothing_lost_and_no_two_primaries()?;
     eprintln!("      {report}");
-    let lines = fences::lines_since(stack, begin).await?;
+    let lines = agent_log::lines_since(stack, begin).await?;
     fences::none_of_a_leader(stack, &lines).await?;
-    let released = lines.iter().any(|line| line.text.contains("leader key released"));
+    let released = lines.iter().any(|line| line.is("leader_key_released"));
     ensure!(released, "in neither of two switchovers was the key handed over");
     Ok(())
 }
 
-pub(crate) async fn patroni_is_restarted_on_either_node(stack: &Stack) -> anyhow::Result<()> {
+pub(crate) async fn a_restart_of_patroni_on_either_node_loses_no_row(stack: &Stack) -> anyhow::Result<()> {
     let old = leader(stack).await?;
     let writers = Writers::start(stack, Commit::Synchronous).await?;
     let watching = Watching::start(stack);
     for member in [warden_e2e::stack::other(&old), &old] {
-        // Patroni is the container's process: it stops its PostgreSQL and starts it again.
+        // Patroni is the container's process. It stops its PostgreSQL and starts it again.
         stack.node_of(member)?.restart().await?;
         truth::all_well(stack).await.with_context(|| format!("after a restart of {member}"))?;
     }

@@ -1,4 +1,4 @@
-//! The gate where it cannot see everything, and where it dies.
+//! The gate without a login to the other nodes, and a gate that is killed.
 
 use anyhow::{Context, ensure};
 use std::fmt::Write;
@@ -7,44 +7,51 @@ use warden_e2e::docker::{Container, docker, run_with};
 use warden_e2e::faults::{Fault, Leader};
 use warden_e2e::stack::{AGENTS, Stack, other};
 use warden_e2e::trial::{self, Observed};
+use warden_e2e::undo::undone_by;
 use warden_e2e::writers::Commit;
 use warden_e2e::{history, truth, wait};
 
-/// A program that is found before `warden`, and is killed where it is the gate, as by the container's memory limit.
-const DIES: &str = r#"printf '#!/bin/sh\nif [ "$1" = gate ]; then touch /tmp/gate.died; kill -9 $$; fi\nexec /usr/local/bin/warden "$@"\n' >/usr/local/sbin/warden
+/// A program that the shell finds before `warden`. It kills itself when it is called as the gate, as a container's
+/// memory limit would.
+const DIES: &str = r#"cat >/usr/local/sbin/warden <<'END'
+#!/bin/sh
+if [ "$1" = gate ]; then touch /tmp/gate.died; kill -9 $$; fi
+exec /usr/local/bin/warden "$@"
+END
 chmod 755 /usr/local/sbin/warden
 test "$(command -v warden)" = /usr/local/sbin/warden"#;
 
-/// Fails if none has died.
+/// Removes that program. Fails if no gate was killed.
 const LIVES: &str = "rm /usr/local/sbin/warden; rm /tmp/gate.died";
 
 async fn as_root(container: &Container, script: &str) -> anyhow::Result<()> {
     docker(&["exec", "-u", "0", &container.0, "sh", "-ec", script]).await.map(drop)
 }
 
-/// A gate that is killed is a yes: the candidate is promoted at the first attempt, and nobody waits for a ttl.
+/// A gate that is killed counts as a yes. The candidate is promoted at the first attempt, and no ttl passes.
 pub(crate) async fn a_gate_that_is_killed_costs_no_promotion(stack: &Stack) -> anyhow::Result<()> {
     let leader = Leader::find(stack).await?;
     let candidate = stack.node_of(other(&leader.member))?;
     let zoo = stack.zookeepers().into_iter().next().context("no ZooKeeper")?;
-    let before = history::reigns(&zoo).await?.len();
+    let before = history::leader_terms(&zoo).await?.len();
     let observed = Observed::start(stack, Commit::Synchronous).await?;
     as_root(&candidate, DIES).await?;
-    let outcome = trial::with(stack, Fault::Switchover, leader, observed).await;
-    as_root(&candidate, LIVES).await?;
-    let outcome = outcome?;
+    let switchover = trial::with(stack, Fault::Switchover, leader, observed);
+    let outcome = undone_by(switchover, as_root(&candidate, LIVES)).await?;
     eprintln!("      {}", outcome.report);
     outcome.report.nothing_lost_and_no_two_primaries()?;
-    // A candidate that is refused gives the key back, and somebody takes it again.
-    let reigns = history::reigns(&zoo).await?;
-    let since = reigns.get(before..).unwrap_or_default();
+    // A refused candidate gives the key back, and a member takes it again.
+    let terms = history::leader_terms(&zoo).await?;
+    let since = terms.get(before..).unwrap_or_default();
     ensure!(since.len() == 1 && outcome.led != outcome.leader.member, "not one change of the leader, but {since:#?}");
     Ok(())
 }
 
-/// Superusers may not log in from other nodes: the gate says so beforehand, and neither refuses the candidate nor lets
-/// two nodes take writes.
-pub(crate) async fn logins_between_nodes_are_refused(stack: &Stack) -> anyhow::Result<()> {
+/// Superusers may not log in from other nodes. The gate reports that in advance. It does not refuse the candidate, and
+/// two nodes never take writes.
+pub(crate) async fn refused_logins_neither_block_a_promotion_nor_leave_two_primaries(
+    stack: &Stack,
+) -> anyhow::Result<()> {
     let leader = Leader::find(stack).await?;
     let candidate = stack.node_of(other(&leader.member))?;
     let observed = Observed::start(stack, Commit::Local).await?;
@@ -53,12 +60,13 @@ pub(crate) async fn logins_between_nodes_are_refused(stack: &Stack) -> anyhow::R
     for container in beside.map(|agent| stack.container(agent)).chain([candidate.clone()]) {
         write!(rules, "host all postgres {}/32 reject\\n", container.ip_in("default").await?)?;
     }
-    // Patroni writes the file anew when it starts its server again. Sessions that are open already are ended.
+    // Patroni rewrites the file when it restarts its server. Open sessions are terminated here.
     let script = format!(
         "dir=$(dirname /var/lib/postgresql/data/*/postmaster.pid); sed -i '1i {rules}' $dir/pg_hba.conf
          kill -HUP $(head -n1 $dir/postmaster.pid); sleep 1
          PGPASSWORD=$PATRONI_SUPERUSER_PASSWORD psql -qAt -h /var/run/postgresql -U postgres -c \
-           \"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'warden' AND client_addr IS NOT NULL\""
+           \"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+              WHERE application_name = 'warden' AND client_addr IS NOT NULL\""
     );
     leader.node.exec(&["sh", "-ec", &script]).await?;
     let (status, said) = check(&candidate).await?;
@@ -66,8 +74,8 @@ pub(crate) async fn logins_between_nodes_are_refused(stack: &Stack) -> anyhow::R
     let outcome = trial::with(stack, Fault::Freeze, leader, observed).await?;
     eprintln!("      {}", outcome.report);
     outcome.report.nothing_lost_and_no_two_primaries()?;
-    outcome.somebody_fenced(stack).await?;
-    // The one that was frozen has started its server again, with Patroni's own rules.
+    outcome.a_member_was_fenced(stack).await?;
+    // The frozen member's Patroni has restarted its server with its own rules.
     wait::until("the login is let in again", Duration::from_secs(180), || async {
         truth::all_well(stack).await?;
         let (status, said) = check(&candidate).await?;
@@ -77,7 +85,7 @@ pub(crate) async fn logins_between_nodes_are_refused(stack: &Stack) -> anyhow::R
     .await
 }
 
-/// `warden gate --check` in a node's container: its exit code, and what it said.
+/// Runs `warden gate --check` in a node's container. Returns its exit code and output.
 async fn check(node: &Container) -> anyhow::Result<(i32, String)> {
     let args = ["exec", node.0.as_str(), "warden", "gate", "--check"];
     let (status, said, wrong) = run_with("docker", &args, &[], Duration::from_secs(120)).await?;

@@ -1,18 +1,19 @@
-//! What `tests/run --all` adds: each fault in asynchronous and in synchronous mode, and the churn.
+//! The scenarios that `tests/run --all` adds: each fault in asynchronous and in synchronous mode, and the churn.
 
-use crate::fencing::{few_on_waking, frozen_without_a_socket_file};
-use crate::{LIMIT, Scenario};
+use crate::fencing::{a_missing_socket_file_is_never_taken_for_a_stopped_server, few_on_waking};
+use crate::{LIMIT, Scenario, shapes, shared};
 use anyhow::Context;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::time::sleep;
 use warden_e2e::faults::Fault;
 use warden_e2e::promise::kept;
 use warden_e2e::stack::{Flavor, NODES, Stack};
-use warden_e2e::trial::{self, Observed};
+use warden_e2e::trial::{self, Observation, Observed};
+use warden_e2e::undo::undone_by;
 use warden_e2e::writers::Commit;
 use warden_e2e::{fences, history};
 
-/// All of them.
+/// All long scenarios.
 pub(crate) fn scenarios() -> anyhow::Result<Vec<Scenario>> {
     let minutes = setting("WARDEN_CHURN_MINUTES")?.unwrap_or(30);
     let seed = match setting("WARDEN_CHURN_SEED")? {
@@ -20,24 +21,53 @@ pub(crate) fn scenarios() -> anyhow::Result<Vec<Scenario>> {
         None => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
     };
     let mut scenarios = vec![Scenario {
-        name: "long::churn".to_owned(),
+        name: "long::churn_breaks_no_promise".to_owned(),
         flavor: Flavor::Single,
         limit: LIMIT + Duration::from_secs(minutes * 60 * 2),
         run: Box::new(move |stack| Box::pin(async move { churn(&stack, minutes, seed).await })),
     }];
     scenarios.push(Scenario {
-        name: "long::frozen_without_a_socket_file".to_owned(),
+        name: "long::a_missing_socket_file_is_never_taken_for_a_stopped_server".to_owned(),
         flavor: Flavor::Single,
         limit: LIMIT,
-        run: Box::new(|stack| Box::pin(async move { frozen_without_a_socket_file(&stack).await })),
+        run: Box::new(|stack| {
+            Box::pin(async move { a_missing_socket_file_is_never_taken_for_a_stopped_server(&stack).await })
+        }),
     });
-    // Those on the same kind of stack one after the other.
+    scenarios.push(Scenario {
+        name: "long::clients_of_one_cluster_do_not_notice_a_fault_of_the_other".to_owned(),
+        flavor: Flavor::Single,
+        limit: LIMIT,
+        run: Box::new(|stack| {
+            Box::pin(async move { shared::clients_of_one_cluster_do_not_notice_a_fault_of_the_other(&stack).await })
+        }),
+    });
+    for (name, shape) in [
+        ("pooler_and_direct", &shapes::POOLER_AND_DIRECT),
+        ("frontends_resolvers", &shapes::FRONTENDS_RESOLVERS),
+        ("agent_check", &shapes::AGENT_CHECK),
+        ("checks_that_fail", &shapes::CHECKS_THAT_FAIL),
+        ("pgsql_check", &shapes::PGSQL_CHECK),
+        ("tracking", &shapes::TRACKING),
+        ("tracked", &shapes::TRACKED),
+    ] {
+        scenarios.push(Scenario {
+            name: format!("long::no_client_is_worse_off_with_{name}"),
+            flavor: Flavor::Single,
+            limit: LIMIT,
+            run: Box::new(move |stack| Box::pin(async move { shapes::compared(&stack, shape).await })),
+        });
+    }
+    // Faults on the same kind of stack come one after the other.
     let mut faults = Fault::ALL;
     faults.sort_by_key(|fault| fault.flavor() != Flavor::Single);
     for fault in faults {
         for synchronous in [false, true] {
             scenarios.push(Scenario {
-                name: format!("long::{fault}_{}", if synchronous { "synchronous" } else { "asynchronous" }),
+                name: format!(
+                    "long::{fault}_breaks_no_promise_{}",
+                    if synchronous { "synchronously" } else { "asynchronously" }
+                ),
                 flavor: fault.flavor(),
                 limit: LIMIT,
                 run: Box::new(move |stack| Box::pin(async move { in_mode(&stack, fault, synchronous).await })),
@@ -58,40 +88,38 @@ fn setting(name: &str) -> anyhow::Result<Option<u64>> {
 async fn in_mode(stack: &Stack, fault: Fault, synchronous: bool) -> anyhow::Result<()> {
     trial::synchronous(stack, synchronous).await?;
     let commit = if synchronous { Commit::Synchronous } else { Commit::Local };
-    let outcome = trial::run(stack, fault, commit).await;
-    // The stack is used again.
-    trial::synchronous(stack, true).await?;
-    let outcome = outcome?;
+    // Other scenarios use the stack again.
+    let outcome = undone_by(trial::run(stack, fault, commit), trial::synchronous(stack, true)).await?;
     match fault {
         Fault::Pause => few_on_waking(&outcome),
-        // A primary that dies takes with it what only it had: that is what asynchronous means.
-        // One that comes back before its key is over has lost nothing: nobody may take it away before.
+        // In asynchronous mode a dead primary loses the rows that only it had. A primary that comes back before its key
+        // expires has lost none, because no member may take the key before.
         Fault::Restart if !synchronous && outcome.led == outcome.leader.member => {
             outcome.report.nothing_lost_and_no_two_primaries()
         }
         Fault::Crash | Fault::Restart if !synchronous => outcome.report.no_two_primaries(),
         _ => outcome.report.nothing_lost_and_no_two_primaries(),
     }?;
-    // Without an agent beside it the old primary is stopped by the gate, which says so in Patroni's log.
-    if fault.wants_a_fence() && fault != Fault::FreezeAlone { outcome.somebody_fenced(stack).await } else { Ok(()) }
+    // Without its agent the old primary is stopped by the gate, which logs that in Patroni's log.
+    if fault.wants_a_fence() && fault != Fault::FreezeAlone { outcome.a_member_was_fenced(stack).await } else { Ok(()) }
 }
 
-/// What the churn does to a stack, one after the other.
+/// The steps of the churn, one after the other.
 #[derive(Clone, Copy, Debug)]
 enum Turn {
     Fault(Fault),
     RestartZookeeper,
-    /// For less than ttl.
+    /// The pause is shorter than ttl.
     PauseZookeeper(Duration),
     CrashAgent(&'static str),
-    /// Maintenance mode for a while.
+    /// Maintenance mode for this long.
     Maintenance(Duration),
-    /// ttl, and back.
+    /// Another ttl, and the old one again.
     Ttl,
     Quiet(Duration),
 }
 
-/// Faults and what must never fence, at random, for `minutes`; whoever is fenced must not have led.
+/// Random faults, and events that must never fence a member, for `minutes`. No fenced member may have led.
 async fn churn(stack: &Stack, minutes: u64, seed: u64) -> anyhow::Result<()> {
     eprintln!("      WARDEN_CHURN_SEED={seed} WARDEN_CHURN_MINUTES={minutes}");
     let (begun, mut dice) = (Instant::now(), Dice(seed));
@@ -105,20 +133,20 @@ async fn churn(stack: &Stack, minutes: u64, seed: u64) -> anyhow::Result<()> {
         fenced += done;
     }
     let zoo = stack.zookeepers().into_iter().next().context("no ZooKeeper")?;
-    let reigns = history::reigns(&zoo).await?.len();
+    let terms = history::leader_terms(&zoo).await?.len();
     eprintln!(
-        "      churn: {turns} turns in {:.0?}, {reigns} reigns, {fenced} fences, none of a leader",
+        "      churn: {turns} turns in {:.0?}, {terms} terms, {fenced} fences, none of a leader",
         begun.elapsed()
     );
     Ok(())
 }
 
-/// Takes a turn; how many were fenced. `Observed::end` fails if one of them led.
+/// Takes a turn. Returns how many members were fenced. `Observed::end` fails if one of them led.
 async fn take(stack: &Stack, turn: Turn) -> anyhow::Result<usize> {
     eprintln!("      {turn:?}");
     if let Turn::Fault(fault) = turn {
-        // In synchronous mode nothing may be lost, but for what a node acknowledges on waking. Where the old primary
-        // goes on, commits do not wait for the standby: a second primary shows at once.
+        // In synchronous mode no row may be lost, except those that a node acknowledges when it wakes. If the old
+        // primary takes further writes, commits do not wait for the standby, so that a second primary shows at once.
         let commit = if fault.wants_a_fence() { Commit::Local } else { Commit::Synchronous };
         let outcome = trial::run(stack, fault, commit).await?;
         if fault == Fault::Pause {
@@ -151,15 +179,15 @@ async fn take(stack: &Stack, turn: Turn) -> anyhow::Result<usize> {
         }
         Turn::Quiet(time) => sleep(time).await,
     }
-    let (_, report, lines, _) = observed.end(stack).await?;
+    let Observation { report, lines, .. } = observed.end(stack).await?;
     eprintln!("      {report}");
     report.nothing_lost_and_no_two_primaries()?;
     let fences = fences::carried_out(&lines);
-    kept(fences.is_empty(), || format!("somebody was fenced: {fences:#?}"))?;
+    kept(fences.is_empty(), || format!("a member was fenced: {fences:#?}"))?;
     Ok(0)
 }
 
-/// xorshift64*: enough for turns, and the same ones for the same seed on every machine.
+/// xorshift64*. The same seed gives the same turns on every machine.
 struct Dice(u64);
 
 impl Dice {

@@ -1,11 +1,11 @@
-//! Scenarios on the real stack. Each gets a healthy stack for itself, does something to it, and asks what the
-//! agents say, during and after; writers keep writing through it.
+//! Scenarios on the real stack. Each scenario has a healthy stack for itself and causes a fault. It judges the agents'
+//! answers during the fault and afterwards, while writers write.
 //!
-//! Stacks are brought up as needed, used one after the other, and removed at the end, also after a failure; the
-//! logs of a failed scenario are in `tests/out/<scenario>`. `WARDEN_TEST_STACKS` (2) is how many run side by side.
-//! `WARDEN_TEST_ALL=1` adds the long ones.
+//! Stacks come up as needed, are used one after the other, and are removed at the end, also after a failure. The logs
+//! of a failed scenario are in `tests/out/<scenario>`. `WARDEN_TEST_STACKS` (2) is the number of stacks side by side.
+//! `WARDEN_TEST_ALL=1` adds the long scenarios.
 
-// serde_json answers null where an index leads nowhere; nothing else is indexed in here.
+// serde_json returns null for a missing index. The code indexes nothing else.
 #![allow(clippy::indexing_slicing)]
 
 mod agents;
@@ -18,6 +18,8 @@ mod pool;
 mod reloads;
 mod routing;
 mod secured;
+mod shapes;
+mod shared;
 mod walkthrough;
 mod zookeeper;
 
@@ -30,19 +32,19 @@ use warden_e2e::stack::{Flavor, Stack};
 
 type Outcome = anyhow::Result<()>;
 
-/// A scenario at work.
+/// A running scenario.
 type Running = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
-/// What a scenario is.
+/// A scenario.
 struct Scenario {
     name: String,
     flavor: Flavor,
-    /// One that takes longer hangs.
+    /// A scenario that takes longer hangs.
     limit: Duration,
     run: Box<dyn Fn(Arc<Stack>) -> Running + Send + Sync>,
 }
 
-/// Enough for each of the short ones on a machine that is busy with others.
+/// The limit for the short scenarios, also on a busy machine.
 const LIMIT: Duration = Duration::from_secs(1200);
 
 macro_rules! scenario {
@@ -56,60 +58,66 @@ macro_rules! scenario {
     };
 }
 
-fn main() -> std::process::ExitCode {
-    // The longest first, so that none of them is left alone at the end. Those that need another stack than most come
-    // where a stack of theirs can be used again.
-    let mut scenarios = vec![
+/// The scenarios of `tests/run`.
+fn scenarios() -> Vec<Scenario> {
+    // The longest come first, so that none of them runs alone at the end. Scenarios that need a rare kind of stack
+    // stand where such a stack can be used again.
+    vec![
         scenario!(Ensemble, zookeeper::a_stalled_follower_is_not_believed),
-        scenario!(Ensemble, never::a_rolling_restart_of_the_ensemble),
-        // By turns: each leaves the leadership where the next one wants it.
-        scenario!(Supervised, fencing::frozen_where_the_postmaster_is_visible),
-        scenario!(Supervised, fencing::patroni_is_killed_and_outlived),
-        scenario!(Supervised, fencing::frozen_where_the_postmaster_is_visible_and_has_no_room),
-        scenario!(Supervised, fencing::patroni_is_restarted_without_zookeeper),
-        scenario!(Supervised, fencing::frozen_with_its_server_where_the_postmaster_is_visible),
-        scenario!(Single, zookeeper::paused_for_longer_than_ttl),
-        scenario!(Single, agents::a_member_is_removed_and_added),
-        scenario!(Single, fencing::the_node_is_paused_past_the_failover),
-        scenario!(Single, fencing::frozen_in_a_storm_of_connections),
-        scenario!(Single, never::zookeeper_is_away_in_failsafe_mode),
-        scenario!(Single, fencing::frozen_while_its_server_recovers_from_a_crash),
-        scenario!(Single, fencing::patroni_is_frozen),
-        scenario!(Single, never::rest_is_silent_and_zookeeper_away),
-        scenario!(Single, gate::logins_between_nodes_are_refused),
-        scenario!(Single, reloads::a_third_node_joins_and_leaves),
-        scenario!(Single, reloads::the_nodes_swap_their_addresses),
-        scenario!(Single, reloads::a_second_haproxy_with_a_template_of_its_own),
-        scenario!(Single, reloads::ten_reloads_under_load),
-        scenario!(Single, reloads::haproxy_hangs_and_is_started_again),
+        scenario!(Ensemble, never::a_rolling_restart_of_the_ensemble_fences_no_member),
+        // These alternate: each leaves the leadership where the next one needs it.
+        scenario!(Supervised, fencing::a_visible_postmaster_is_fenced_by_a_signal),
+        scenario!(Supervised, fencing::a_server_that_outlives_its_patroni_is_fenced),
+        scenario!(Supervised, fencing::a_visible_postmaster_without_a_free_slot_is_fenced_by_a_signal),
+        scenario!(Supervised, fencing::without_zookeeper_the_lease_fences_a_server_whose_patroni_restarts),
+        scenario!(Supervised, fencing::a_visible_postmaster_that_is_stopped_is_fenced_by_a_signal),
+        scenario!(Single, reloads::a_member_that_joins_moves_or_leaves_cuts_no_session),
+        scenario!(Single, zookeeper::zookeeper_paused_past_ttl_leaves_no_member_called_writable),
+        scenario!(Single, agents::a_removed_member_is_forgotten_and_known_again_when_it_returns),
+        scenario!(Single, fencing::a_node_paused_past_the_failover_acknowledges_few_rows_when_it_wakes),
+        scenario!(Single, fencing::a_storm_of_connections_does_not_keep_the_fence_out),
+        scenario!(Single, never::zookeeper_away_in_failsafe_mode_fences_no_member),
+        scenario!(Single, fencing::no_candidate_is_promoted_while_the_old_primary_recovers_from_a_crash),
+        scenario!(Single, fencing::a_frozen_patroni_never_leaves_two_primaries),
+        scenario!(Single, never::a_silent_rest_api_and_then_zookeeper_away_fence_no_member),
+        scenario!(Single, gate::refused_logins_neither_block_a_promotion_nor_leave_two_primaries),
+        scenario!(Single, reloads::writes_go_to_the_primary_after_the_nodes_swap_addresses),
+        scenario!(Single, reloads::a_broken_template_is_reported_and_routing_goes_on),
+        scenario!(Single, reloads::ten_reloads_under_load_fail_no_row),
+        scenario!(Single, reloads::a_hung_haproxy_is_reported_and_writes_go_on_after_its_restart),
         scenario!(Single, routing::a_frozen_patroni_is_not_felt),
         scenario!(Single, routing::a_replica_that_falls_back_takes_no_new_reads),
         scenario!(Single, routing::haproxy_goes_on_without_its_agent),
         scenario!(Single, routing::a_dead_name_server_costs_no_write),
+        scenario!(Single, routing::a_hundred_and_fifty_clients_find_room),
         scenario!(Single, routing::an_edited_configuration_is_left_alone),
         scenario!(Single, routing::a_switchover_is_followed),
         scenario!(Single, routing::a_crash_is_followed),
-        scenario!(Single, fencing::frozen_and_cut_off),
-        scenario!(Single, fencing::the_agent_is_dead_and_patroni_frozen),
-        scenario!(Single, walkthrough::walkthrough),
-        scenario!(Single, failover::patroni_is_restarted_on_either_node),
-        scenario!(Single, never::zookeeper_restarts_ttl_and_pause),
-        scenario!(Single, never::twenty_lost_sessions),
-        scenario!(Single, fencing::the_primary_is_killed),
-        scenario!(Single, fencing::patroni_and_postgres_are_killed),
-        scenario!(Single, fencing::the_postmaster_is_killed),
+        scenario!(Single, fencing::without_zookeeper_the_lease_fences_a_frozen_leader),
+        scenario!(Single, fencing::without_its_agent_a_frozen_leader_is_fenced_from_the_other_node),
+        scenario!(Single, walkthrough::the_stack_passes_the_walkthrough),
+        scenario!(Single, failover::a_restart_of_patroni_on_either_node_loses_no_row),
+        scenario!(Single, never::restarts_of_zookeeper_a_new_ttl_and_pause_fence_no_member),
+        scenario!(Single, never::twenty_lost_sessions_fence_no_member),
+        scenario!(Single, fencing::a_killed_primary_costs_no_row_and_its_leader_key_is_released),
+        scenario!(Single, fencing::a_killed_node_that_restarts_at_once_loses_no_row),
+        scenario!(Single, fencing::a_killed_postmaster_comes_back_in_place_without_a_failover),
         scenario!(Single, gate::a_gate_that_is_killed_costs_no_promotion),
-        scenario!(Single, fencing::fenced_by_hand),
-        scenario!(Single, failover::switchover_there_and_back),
-        scenario!(Single, failover::switchover_there_and_back_asynchronously),
-        scenario!(Single, zookeeper::paused_for_less_than_ttl),
-        scenario!(Single, zookeeper::killed_and_started_with_no_connections),
-        scenario!(Single, zookeeper::restarted),
-        scenario!(Single, agents::an_agent_is_killed_and_comes_back),
-        scenario!(Single, agents::status_without_the_local_agent),
+        scenario!(Single, fencing::the_operator_fences_a_leader_and_takes_it_back),
+        scenario!(Single, failover::a_switchover_hands_the_key_over_and_loses_no_row),
+        scenario!(Single, failover::an_asynchronous_switchover_hands_the_key_over_and_loses_no_row),
+        scenario!(Single, zookeeper::zookeeper_paused_for_less_than_ttl_costs_no_row),
+        scenario!(Single, zookeeper::zookeeper_killed_and_started_costs_no_row),
+        scenario!(Single, zookeeper::zookeeper_restarted_costs_no_row),
+        scenario!(Single, agents::a_killed_agent_gets_its_znode_back_and_a_missing_one_is_reported),
+        scenario!(Single, agents::warden_status_answers_without_the_local_agent),
         scenario!(Single, agents::agents_stop_promptly_and_cleanly),
-        scenario!(Secured, secured::tls_and_passwords),
-    ];
+        scenario!(Secured, secured::every_agent_knows_the_cluster_through_tls_and_passwords),
+    ]
+}
+
+fn main() -> std::process::ExitCode {
+    let mut scenarios = scenarios();
     if std::env::var("WARDEN_TEST_ALL").is_ok_and(|all| all == "1") {
         match long::scenarios() {
             Ok(long) => scenarios.splice(0..0, long),

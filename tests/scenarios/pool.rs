@@ -1,4 +1,4 @@
-//! The stacks that scenarios share, one scenario at a time each.
+//! The stacks of the scenarios. Each stack serves one scenario at a time.
 
 use crate::{Outcome, Scenario};
 use anyhow::Context;
@@ -10,14 +10,14 @@ use tokio::runtime::Runtime;
 use warden_e2e::stack::{self, Flavor, Stack};
 use warden_e2e::{promise, truth};
 
-/// Projects of the tests begin so, unless `WARDEN_TEST_PREFIX` says otherwise: what an earlier run left behind is
-/// removed by it, so two runs on one machine need two.
+/// The prefix of the tests' compose projects, unless `WARDEN_TEST_PREFIX` sets another. A run removes all projects with
+/// its prefix that an earlier run left, so two runs on one machine need two prefixes.
 const PREFIX: &str = "wardentest";
 
-/// So many scenarios of a run may fail once.
+/// The number of scenarios of a run that may fail once.
 const SECOND_TRIES: usize = 2;
 
-/// Stacks, and the runtime that everything runs on.
+/// The stacks, and the runtime for everything.
 #[derive(Clone)]
 pub(crate) struct Pool(Arc<Inner>);
 
@@ -27,7 +27,7 @@ struct Inner {
     given_back: Condvar,
     most: usize,
     prefix: String,
-    /// Scenarios that failed once.
+    /// The number of scenarios that failed once.
     tried_again: AtomicUsize,
     out: PathBuf,
 }
@@ -35,14 +35,14 @@ struct Inner {
 #[derive(Default)]
 struct State {
     idle: Vec<Arc<Stack>>,
-    /// All that are up or coming up, idle ones included.
+    /// The number of stacks that are up or coming up, including idle ones.
     count: usize,
-    /// For names.
+    /// The number of stacks made so far, for their names.
     made: usize,
 }
 
 impl Pool {
-    /// A pool of at most `most` stacks. Removes what an earlier run left behind.
+    /// A pool of at most `most` stacks. It removes the stacks of an earlier run.
     pub(crate) fn new(most: usize) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("out");
@@ -66,9 +66,9 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Runs a scenario. One that fails is tried again on a new stack, and that is said, unless a promise was broken: then
-    /// it has failed. A machine that is busy with others may be the cause now and then; more than [`SECOND_TRIES`] in a
-    /// run are no accident any more.
+    /// Runs a scenario. A scenario that fails is tried again on a new stack, and the output says so. One that broke a
+    /// promise has failed at once. A busy machine may cause a failure now and then. More than [`SECOND_TRIES`] failures
+    /// in a run are no accident.
     pub(crate) fn run(&self, scenario: &Scenario) -> Outcome {
         let first = match self.attempt(scenario) {
             Err(error) if !promise::is_broken(&error) => error,
@@ -82,7 +82,7 @@ impl Pool {
         self.attempt(scenario).with_context(|| format!("at the second attempt; at the first: {first:#}"))
     }
 
-    /// Runs a scenario on a healthy stack of its flavor. A stack on which one failed is thrown away.
+    /// Runs a scenario on a healthy stack of its flavor. The stack of a failed scenario is removed.
     fn attempt(&self, scenario: &Scenario) -> Outcome {
         let name = scenario.name.as_str();
         let stack = self.take(scenario.flavor)?;
@@ -131,8 +131,8 @@ impl Pool {
         }
     }
 
-    /// Brings a stack up; if it does not come up, a second time from nothing, and says why. That stacks come up is for
-    /// the walkthrough to judge; the others only need one.
+    /// Brings a stack up. If it does not come up, prints the reason and tries once more from nothing. The walkthrough
+    /// judges whether stacks come up; the other scenarios only need one.
     fn bring_up(&self, project: &str, flavor: Flavor) -> anyhow::Result<Arc<Stack>> {
         let mut tried = 0;
         loop {
@@ -167,7 +167,7 @@ impl Pool {
         self.0.given_back.notify_all();
     }
 
-    /// Removes a stack; keeps its logs if a scenario failed on it.
+    /// Removes a stack. Keeps its logs if a scenario failed on it.
     fn throw_away(&self, stack: &Stack, failed: Option<&str>) {
         self.0.runtime.block_on(async {
             if let Some(name) = failed {
@@ -192,7 +192,7 @@ impl Pool {
         }
     }
 
-    /// Ctrl-C and SIGTERM leave nothing behind either.
+    /// Ctrl-C and SIGTERM remove all stacks as well.
     fn clean_up_when_interrupted(&self) {
         use tokio::signal::unix::{SignalKind, signal};
         let prefix = self.0.prefix.clone();

@@ -1,12 +1,12 @@
-//! The same stack with TLS, client certificates and passwords: that it is well, as the pool checks before each
-//! scenario, says already that every agent can ask everybody.
+//! The stack with TLS, client certificates and passwords. The pool checks before each scenario that the stack is well,
+//! and so that every agent can ask every member.
 
 use anyhow::{Context, ensure};
 use std::time::Duration;
 use warden_e2e::stack::{NODES, Stack, wait_for_session};
 use warden_e2e::{truth, wait};
 
-pub(crate) async fn tls_and_passwords(stack: &Stack) -> anyhow::Result<()> {
+pub(crate) async fn every_agent_knows_the_cluster_through_tls_and_passwords(stack: &Stack) -> anyhow::Result<()> {
     let plain = stack.container("pg-master").exec(&["curl", "-sS", "-m", "20", "http://127.0.0.1:8008/patroni"]).await;
     ensure!(plain.is_err(), "Patroni's REST API answers without TLS: {plain:?}");
     for (node, member) in NODES {
@@ -16,9 +16,10 @@ pub(crate) async fn tls_and_passwords(stack: &Stack) -> anyhow::Result<()> {
             let answer = &shown.context("a member is missing")?["patroni"]["answer"];
             ensure!(answer == "answering", "{agent} says of {member}'s Patroni: {answer}");
         }
-        // The agents that are not beside it come over TCP, and encrypted.
+        // The agents that are not beside the node come over TCP, and encrypted.
         let client = wait_for_session(stack.node_port(node), Duration::from_secs(120)).await?;
-        let question = "SELECT count(*) FILTER (WHERE ssl), count(*) FILTER (WHERE NOT ssl AND client_addr IS NOT NULL), \
+        let question = "SELECT count(*) FILTER (WHERE ssl), \
+            count(*) FILTER (WHERE NOT ssl AND client_addr IS NOT NULL), \
             count(*) FILTER (WHERE client_addr IS NULL) \
             FROM pg_stat_activity JOIN pg_stat_ssl USING (pid) WHERE application_name = 'warden'";
         wait::until("the agents' sessions", Duration::from_secs(120), || async {

@@ -1,5 +1,5 @@
-//! ZooKeeper restarted, paused, killed, and one of three servers cut off: nothing is lost, nobody claims to
-//! know what he does not, and afterwards everybody knows again.
+//! ZooKeeper is restarted, paused or killed, or one of three servers is cut off. No row is lost, no agent calls unknown
+//! facts verified, and afterwards every agent knows the cluster again.
 
 use anyhow::{Context, bail, ensure};
 use std::time::{Duration, Instant};
@@ -11,17 +11,17 @@ use warden_e2e::writers::{Commit, Route, Writers};
 use warden_e2e::{truth, wait};
 use zookeeper_async::{WatchedEvent, ZooKeeper};
 
-/// Answers to questions asked later than this after a fault began are about the fault.
+/// Answers to questions after this time from the beginning of a fault are about the fault.
 const INTO_THE_FAULT: Duration = Duration::from_millis(100);
 
-/// After this long every agent warns that it has lost ZooKeeper. Each notices within 5 s, on a machine that has time.
+/// By then every agent warns that it has lost ZooKeeper. On an idle machine each notices within 5 s.
 const NOTICED: Duration = Duration::from_secs(20);
 
-pub(crate) async fn restarted(stack: &Stack) -> anyhow::Result<()> {
+pub(crate) async fn zookeeper_restarted_costs_no_row(stack: &Stack) -> anyhow::Result<()> {
     undisturbed(stack, || async { stack.container("zoo").restart().await }).await
 }
 
-pub(crate) async fn killed_and_started_with_no_connections(stack: &Stack) -> anyhow::Result<()> {
+pub(crate) async fn zookeeper_killed_and_started_costs_no_row(stack: &Stack) -> anyhow::Result<()> {
     let zoo = stack.container("zoo");
     undisturbed(stack, || async {
         zoo.kill().await?;
@@ -31,11 +31,11 @@ pub(crate) async fn killed_and_started_with_no_connections(stack: &Stack) -> any
     .await
 }
 
-pub(crate) async fn paused_for_less_than_ttl(stack: &Stack) -> anyhow::Result<()> {
+pub(crate) async fn zookeeper_paused_for_less_than_ttl_costs_no_row(stack: &Stack) -> anyhow::Result<()> {
     undisturbed(stack, || async { paused(stack, Duration::from_secs(8)).await.map(drop) }).await
 }
 
-/// How often a Patroni has given up its leadership by itself because it did not reach ZooKeeper within `retry_timeout`.
+/// How often a Patroni gave up its leadership because it did not reach ZooKeeper within `retry_timeout`.
 async fn demotions(stack: &Stack) -> anyhow::Result<usize> {
     let mut count = 0;
     for node in ["pg-master", "pg-slave"] {
@@ -44,8 +44,9 @@ async fn demotions(stack: &Stack) -> anyhow::Result<usize> {
     Ok(count)
 }
 
-/// A fault of ZooKeeper that is over within ttl: not a row lost, and the same leader. On a machine on which ZooKeeper needs
-/// longer than `retry_timeout` to serve again its Patroni demotes it, as it would without Warden; that is told apart.
+/// A fault of ZooKeeper that ends within ttl costs no row, and the leader stays. On a slow machine ZooKeeper may need
+/// longer than `retry_timeout` to serve again. Then its Patroni demotes the primary, as it would without Warden. This
+/// function tells the two apart.
 async fn undisturbed<F>(stack: &Stack, fault: impl FnOnce() -> F) -> anyhow::Result<()>
 where
     F: Future<Output = anyhow::Result<()>>,
@@ -68,7 +69,7 @@ where
     Ok(())
 }
 
-/// Pauses ZooKeeper for `duration`; returns what the agents said meanwhile. None of it may be called verified.
+/// Pauses ZooKeeper for `duration`. Returns the agents' answers meanwhile. No answer may be called verified.
 async fn paused(stack: &Stack, duration: Duration) -> anyhow::Result<Vec<Sample>> {
     let zoo = stack.container("zoo");
     let watching = Watching::start(stack);
@@ -91,9 +92,9 @@ async fn paused(stack: &Stack, duration: Duration) -> anyhow::Result<Vec<Sample>
     Ok(said)
 }
 
-/// Without failsafe mode Patroni demotes the primary. The agents have to say that nobody takes writes, and that
-/// they do not know who leads.
-pub(crate) async fn paused_for_longer_than_ttl(stack: &Stack) -> anyhow::Result<()> {
+/// Without failsafe mode Patroni demotes the primary. The agents must report that no member takes writes, and that they
+/// do not know the leader.
+pub(crate) async fn zookeeper_paused_past_ttl_leaves_no_member_called_writable(stack: &Stack) -> anyhow::Result<()> {
     truth::all_well(stack).await?;
     let writers = Writers::start(stack, Commit::Synchronous).await?;
     let said = paused(stack, Duration::from_secs(45)).await?;
@@ -112,14 +113,14 @@ pub(crate) async fn paused_for_longer_than_ttl(stack: &Stack) -> anyhow::Result<
     report.nothing_lost_and_no_two_primaries()?;
     ensure!(
         report.stories.get(&Route::Proxy).is_some_and(|story| !story.errors.is_empty()),
-        "nobody was demoted: {report}"
+        "no primary was demoted: {report}"
     );
     eprintln!("      {report}");
     Ok(())
 }
 
-/// One of three servers is cut off from the others while its clients still reach it. Until it notices, it
-/// serves what it last knew: a plain read of it is stale, and whoever depends on it must not call that verified.
+/// One of three servers is cut off from the others while its clients still reach it. Until it notices, it serves its
+/// last state, and a plain read of it is stale. An agent that depends on it must not call that verified.
 pub(crate) async fn a_stalled_follower_is_not_believed(stack: &Stack) -> anyhow::Result<()> {
     make_zoo3_a_follower(stack).await?;
     let before = truth::all_well(stack).await?;
@@ -138,7 +139,8 @@ pub(crate) async fn a_stalled_follower_is_not_believed(stack: &Stack) -> anyhow:
         peers.push(stack.container(server).ip_in("quorum").await?);
     }
     zoo3.cut(&peers).await?;
-    // A follower that hears nothing gives up after syncLimit * tickTime = 40 s. The leader has to change before.
+    // A follower without its leader gives up after syncLimit * tickTime = 40 s. The leader of the cluster has to change
+    // before.
     let cut = Instant::now();
     let new = stack.switchover(&old).await?;
     let changed = std::time::SystemTime::now();
@@ -149,7 +151,7 @@ pub(crate) async fn a_stalled_follower_is_not_believed(stack: &Stack) -> anyhow:
         "a plain read of zoo3 is not stale after {:?}: {read}, now {new}",
         cut.elapsed()
     );
-    // Each answer waits for a linearizable read that does not come: a few take a while.
+    // Each answer waits in vain for a linearizable read. A few of them take a while.
     sleep(Duration::from_secs(10)).await;
     let meanwhile: Vec<Sample> = watching.so_far().into_iter().filter(|sample| sample.asked >= changed).collect();
     let depends = |sample: &&Sample| sample.agent == "warden-haproxy";
@@ -167,7 +169,8 @@ pub(crate) async fn a_stalled_follower_is_not_believed(stack: &Stack) -> anyhow:
     Ok(())
 }
 
-/// The ensemble's leader, cut off, would be followed by an election; what is wanted is a follower that is behind.
+/// Makes zoo3 a follower. The loss of the ensemble's leader would cause an election, and the test needs a follower that
+/// is behind.
 async fn make_zoo3_a_follower(stack: &Stack) -> anyhow::Result<()> {
     wait::until("zoo3 follows", Duration::from_secs(240), || async {
         let ask = "exec 3<>/dev/tcp/127.0.0.1/2181; printf srvr >&3; timeout 2 cat <&3";

@@ -1,7 +1,9 @@
-//! Docker's command line, and the faults that it and the kernel can cause. Every call has a time limit.
+//! Docker's command line, and the faults that Docker and the kernel can cause. Every call has a time limit.
 
+use crate::wait;
 use anyhow::{Context, bail, ensure};
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::Command;
@@ -10,14 +12,14 @@ use tokio::time::timeout;
 /// Enough for `docker stop` with its grace period on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(240);
 
-/// Runs `program` and returns its standard output. The error holds what it said.
+/// Runs `program` and returns its standard output. The error holds the program's output.
 pub async fn run(program: &str, args: &[&str]) -> anyhow::Result<String> {
     let (status, out, err) = run_with(program, args, &[], LIMIT).await?;
     ensure!(status == 0, "{program} {} ended with {status}: {}{}", args.join(" "), err.trim(), out.trim());
     Ok(out)
 }
 
-/// Runs `program` with additional environment variables; exit code, standard output, standard error.
+/// Runs `program` with additional environment variables. Returns the exit code, standard output and standard error.
 pub async fn run_with(
     program: &str,
     args: &[&str],
@@ -29,7 +31,7 @@ pub async fn run_with(
     let output = timeout(limit, command.output())
         .await
         .with_context(|| format!("{program} {} took longer than {} s", args.join(" "), limit.as_secs()))?
-        .with_context(|| format!("{program} cannot be run"))?;
+        .with_context(|| format!("{program} cannot be started"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok((output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr)))
 }
@@ -37,6 +39,50 @@ pub async fn run_with(
 /// `docker …`.
 pub async fn docker(args: &[&str]) -> anyhow::Result<String> {
     run("docker", args).await
+}
+
+/// A container that a test starts by itself, with `docker run --detach`.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Run {
+    container: Container,
+    options: Vec<String>,
+}
+
+impl Run {
+    /// A container of this name in this network.
+    pub fn new(container: Container, network: &str) -> Self {
+        let options = vec!["--name".to_owned(), container.0.clone(), "--network".to_owned(), network.to_owned()];
+        Self { container, options }
+    }
+
+    /// An option of `docker run` with its value, as `--memory` and `128m`.
+    pub fn option(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.options.extend([name.to_owned(), value.into()]);
+        self
+    }
+
+    /// The container sees this file or directory of this machine at a path of its own, and cannot write it.
+    pub fn mount(self, from: &Path, to: &str) -> Self {
+        self.option("--volume", format!("{}:{to}:ro", from.display()))
+    }
+
+    /// The container sees this volume at a path of its own.
+    pub fn volume(self, volume: &str, to: &str) -> Self {
+        self.option("--volume", format!("{volume}:{to}"))
+    }
+
+    /// Docker publishes this port on the loopback address, on a port of its choice: [`Container::published`].
+    pub fn publish(self, port: u16) -> Self {
+        self.option("--publish", format!("127.0.0.1::{port}"))
+    }
+
+    /// Starts the container from `image`; without a `command` it runs the image's own.
+    pub async fn start(self, image: &str, command: &[&str]) -> anyhow::Result<Container> {
+        let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
+        docker(&[["run", "--detach"].as_slice(), &options, &[image], command].concat()).await?;
+        Ok(self.container)
+    }
 }
 
 /// A container, by name.
@@ -61,7 +107,7 @@ impl Container {
         Ok(docker(&["inspect", "--format", template, &self.0]).await?.trim().to_owned())
     }
 
-    /// The address of its (first) network.
+    /// The address in the container's first network.
     pub async fn ip(&self) -> anyhow::Result<IpAddr> {
         let all = self.inspect("{{ range .NetworkSettings.Networks }}{{ .IPAddress }} {{ end }}").await?;
         let first = all.split_whitespace().next().with_context(|| format!("{} has no address", self.0))?;
@@ -79,7 +125,7 @@ impl Container {
         address.parse().with_context(|| format!("{}: {address:?} is no address", self.0))
     }
 
-    /// The process that the container consists of, as this machine numbers it.
+    /// The container's process, as this machine numbers it.
     pub async fn pid(&self) -> anyhow::Result<u32> {
         let pid = self.inspect("{{ .State.Pid }}").await?;
         let pid: u32 = pid.parse().with_context(|| format!("{}: {pid:?} is no pid", self.0))?;
@@ -97,24 +143,39 @@ impl Container {
         docker(&["stop", "-t", &grace.as_secs().to_string(), &self.0]).await.map(drop)
     }
 
+    /// Removes it with its anonymous volumes, even while it runs.
+    pub async fn remove(&self) -> anyhow::Result<()> {
+        docker(&["rm", "-f", "-v", &self.0]).await.map(drop)
+    }
+
+    /// The port of this machine at which Docker publishes one of its ports.
+    pub async fn published(&self, port: u16) -> anyhow::Result<u16> {
+        let text = docker(&["port", &self.0, &port.to_string()]).await?;
+        let (_, port) = text.trim().rsplit_once(':').with_context(|| format!("{}: no port in {text:?}", self.0))?;
+        port.parse().with_context(|| format!("{}: {port:?} is no port", self.0))
+    }
+
     /// `docker restart`.
     pub async fn restart(&self) -> anyhow::Result<()> {
         docker(&["restart", &self.0]).await.map(drop)
     }
 
-    /// SIGKILL of everything in it; Docker does not start it again by itself.
+    /// SIGKILL of every process in it. Docker does not restart it by itself.
     pub async fn kill(&self) -> anyhow::Result<()> {
         docker(&["kill", &self.0]).await.map(drop)
     }
 
-    /// SIGKILL of its process behind Docker's back: a crash, after which the restart policy applies.
+    /// SIGKILL of its process without Docker's knowledge: a crash, after which the restart policy applies.
     pub async fn crash(&self) -> anyhow::Result<()> {
         run("kill", &["-KILL", &self.pid().await?.to_string()]).await.map(drop)
     }
 
-    /// Freezes everything in it.
+    /// Freezes every process in it. On a busy machine the kernel may exceed Docker's time limit ("unable to freeze"),
+    /// and the container goes on. Then this tries again.
     pub async fn pause(&self) -> anyhow::Result<()> {
-        docker(&["pause", &self.0]).await.map(drop)
+        wait::until("it is paused", Duration::from_secs(60), || async { docker(&["pause", &self.0]).await })
+            .await
+            .map(drop)
     }
 
     /// Thaws it.
@@ -127,18 +188,18 @@ impl Container {
         self.exec(&["pkill", &format!("-{signal}"), "-f", pattern]).await.map(drop)
     }
 
-    /// Takes it out of `network`: its interface goes away, as when a cable is pulled.
+    /// Disconnects it from `network`. Its interface disappears.
     pub async fn unplug(&self, network: &str) -> anyhow::Result<()> {
         docker(&["network", "disconnect", network, &self.0]).await.map(drop)
     }
 
-    /// Puts it into `network` again, under `aliases`.
+    /// Connects it to `network` again, under `aliases`.
     pub async fn plug_in(&self, network: &str, aliases: &[&str]) -> anyhow::Result<()> {
         let aliases: Vec<&str> = aliases.iter().flat_map(|alias| ["--alias", alias]).collect();
         docker(&[&["network", "connect"], aliases.as_slice(), &[network, self.0.as_str()]].concat()).await.map(drop)
     }
 
-    /// Drops every packet between it and `peers`: both sides wait, and nothing tells either of them why.
+    /// Drops every packet between it and `peers`. Neither side receives an error.
     pub async fn cut(&self, peers: &[IpAddr]) -> anyhow::Result<()> {
         self.filter("-I", peers).await
     }
@@ -148,7 +209,8 @@ impl Container {
         self.filter("-D", peers).await
     }
 
-    /// For `time`, answers what it sends to `port` of `peer` with RST: open connections end, new ones are refused.
+    /// For `time`, the kernel answers its packets to `port` of `peer` with RST. Open connections end, and new ones are
+    /// refused.
     pub async fn refuse(&self, peer: IpAddr, port: u16, time: Duration) -> anyhow::Result<()> {
         let (pid, peer, port) = (self.pid().await?.to_string(), peer.to_string(), port.to_string());
         let rule = |what| {
@@ -166,7 +228,7 @@ impl Container {
         call("-D").await.map(drop)
     }
 
-    /// Drops what `peers` send to one of its ports.
+    /// Drops packets from `peers` to one of its ports.
     pub async fn close(&self, port: u16, peers: &[IpAddr]) -> anyhow::Result<()> {
         self.filter_port("-I", port, peers).await
     }
@@ -189,7 +251,8 @@ impl Container {
         let pid = self.pid().await?.to_string();
         for peer in peers.iter().map(IpAddr::to_string) {
             for (chain, side) in [("INPUT", "-s"), ("OUTPUT", "-d")] {
-                // In the container's network, with this machine's iptables: the image needs none.
+                // The rule applies in the container's network namespace and uses this machine's iptables. The image
+                // needs none.
                 let rule = ["-t", &pid, "-n", "iptables", "-w", what, chain, side, &peer, "-j", "DROP"];
                 run("nsenter", &rule).await?;
             }
@@ -197,7 +260,7 @@ impl Container {
         Ok(())
     }
 
-    /// Whether it runs.
+    /// Whether the container runs.
     pub async fn runs(&self) -> anyhow::Result<bool> {
         match self.inspect("{{ .State.Running }}").await?.as_str() {
             "true" => Ok(true),

@@ -1,4 +1,4 @@
-//! The faults, each with what heals it. Scenarios, the churn, the demonstration and the benchmark use the same ones.
+//! The faults, each with its healing. Scenarios, the churn, the demonstration and the benchmark use the same ones.
 
 use crate::docker::Container;
 use crate::stack::{Flavor, NODES, Stack, other};
@@ -7,24 +7,24 @@ use anyhow::{Context, ensure};
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// How long another member may take to become writable: ttl, and what a busy machine adds.
+/// The limit until another member is writable: ttl, and a margin for a busy machine.
 const REPLACED: Duration = Duration::from_secs(240);
 
-/// Kills the server, whichever data directory is in use.
+/// Kills the server, for any data directory.
 const KILL_POSTMASTER: &str = "kill -9 $(head -n1 /var/lib/postgresql/data/*/postmaster.pid)";
 
-/// Whom it hits: who led when the trial began, and where.
+/// The leader that a fault hits: the member that led when the trial began, and its containers.
 #[derive(Clone, Debug)]
 pub struct Leader {
-    /// By name.
+    /// The member's name.
     pub member: String,
-    /// The container of its node, in the compose file.
+    /// The service of its node, in the compose file.
     pub service: &'static str,
-    /// That container.
+    /// The container of that service.
     pub node: Container,
     /// The agent beside it.
     pub agent: Container,
-    /// Matches its Patroni's command line, and no supervisor's.
+    /// A pattern that matches its Patroni's command line, and no supervisor's.
     pub patroni: &'static str,
 }
 
@@ -41,7 +41,7 @@ impl Leader {
         Ok(Self { member, service, node: stack.container(service), agent, patroni })
     }
 
-    /// The same, once it is the member of the node `service`: by a switchover, if it has to be.
+    /// The same, after a switchover if the member of the node `service` does not lead yet.
     pub async fn at(stack: &Stack, service: &str) -> anyhow::Result<Self> {
         let leader = Self::find(stack).await?;
         if leader.service == service {
@@ -53,7 +53,7 @@ impl Leader {
         Ok(leader)
     }
 
-    /// Whether it still leads.
+    /// Whether the member still leads.
     pub async fn leads(&self, stack: &Stack) -> anyhow::Result<bool> {
         Ok(truth::truth(stack).await?.leader.is_some_and(|(name, _)| name == self.member))
     }
@@ -70,19 +70,20 @@ impl Leader {
     }
 }
 
-/// What can go wrong with a leader.
+/// A fault of a leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// SIGSTOP of Patroni: its PostgreSQL goes on.
     Freeze,
-    /// SIGKILL of Patroni, which stays dead: its PostgreSQL goes on. On a supervised stack only: elsewhere the node dies.
+    /// SIGKILL of Patroni, which stays dead: its PostgreSQL goes on. It needs a supervised stack, because elsewhere the
+    /// node dies with Patroni.
     Orphan,
-    /// The same, and it is started again while its node and agent are cut off from ZooKeeper: it gives up without
-    /// touching its PostgreSQL.
+    /// The same, and the supervisor restarts Patroni while its node and agent are cut off from ZooKeeper. Patroni gives
+    /// up without touching its PostgreSQL.
     OrphanCut,
     /// SIGKILL of the postmaster: Patroni goes on.
     Postmaster,
-    /// SIGKILL of everything in the node, and nobody starts it again.
+    /// SIGKILL of every process in the node, which stays down.
     Crash,
     /// SIGKILL of Patroni and PostgreSQL at once; Docker starts the node again.
     Restart,
@@ -92,7 +93,7 @@ pub enum Fault {
     FreezeAlone,
     /// The whole node paused until another leads, and a while longer.
     Pause,
-    /// Nothing is wrong: a switchover.
+    /// No fault, but a switchover.
     Switchover,
 }
 
@@ -111,7 +112,7 @@ impl Fault {
         Self::Switchover,
     ];
 
-    /// As a user types it.
+    /// Its name on a command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Freeze => "freeze",
@@ -134,7 +135,7 @@ impl Fault {
         found.with_context(|| format!("no fault is called {name:?}; there are {}", names()))
     }
 
-    /// What is done, for people.
+    /// A description for people.
     pub const fn what(self) -> &'static str {
         match self {
             Self::Freeze => "Patroni is frozen (SIGSTOP), its PostgreSQL goes on",
@@ -150,7 +151,7 @@ impl Fault {
         }
     }
 
-    /// Which stack it needs.
+    /// The stack that it needs.
     pub const fn flavor(self) -> Flavor {
         match self {
             Self::Orphan | Self::OrphanCut => Flavor::Supervised,
@@ -158,12 +159,12 @@ impl Fault {
         }
     }
 
-    /// Whether another member has to take over. (After [`Fault::Restart`] it may be either.)
+    /// Whether another member has to take over. (After [`Fault::Restart`] either member may lead.)
     pub const fn replaces(self) -> bool {
         !matches!(self, Self::Postmaster | Self::Restart)
     }
 
-    /// How long it goes on once another member takes writes: long enough for the old one to do harm.
+    /// How long the fault lasts once another member takes writes: long enough for the old primary to do harm.
     pub const fn lingers(self) -> Duration {
         match self {
             Self::Pause => Duration::from_secs(12),
@@ -173,12 +174,12 @@ impl Fault {
         }
     }
 
-    /// Whether whoever led goes on taking writes until somebody stops it.
+    /// Whether the old leader takes writes until something stops it.
     pub const fn wants_a_fence(self) -> bool {
         matches!(self, Self::Freeze | Self::Orphan | Self::OrphanCut | Self::FreezeCut | Self::FreezeAlone)
     }
 
-    /// Does it.
+    /// Causes the fault.
     pub async fn strike(self, stack: &Stack, leader: &Leader) -> anyhow::Result<()> {
         let Leader { node, agent, patroni, .. } = leader;
         match self {
@@ -207,7 +208,7 @@ impl Fault {
         }
     }
 
-    /// Undoes it. Does not wait until the cluster is well.
+    /// Heals the fault. It does not wait until the cluster is well.
     pub async fn heal(self, stack: &Stack, leader: &Leader) -> anyhow::Result<()> {
         let Leader { node, agent, patroni, .. } = leader;
         match self {
@@ -243,7 +244,7 @@ async fn zookeepers(stack: &Stack) -> anyhow::Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
-/// Node and agent reach no ZooKeeper any more.
+/// Cuts the node and its agent off from ZooKeeper.
 async fn cut(stack: &Stack, leader: &Leader) -> anyhow::Result<()> {
     let zookeepers = zookeepers(stack).await?;
     leader.node.cut(&zookeepers).await?;

@@ -1,9 +1,9 @@
-//! What really happened to the leader key: ZooKeeper's own transaction log, read from the server's disk.
+//! The history of the leader key, from ZooKeeper's transaction log on the server's disk.
 //!
-//! A witness that shares nothing with the agent: not its client, not its session, not its view. The format is
-//! that of `org.apache.zookeeper.server.persistence.FileTxnLog` (3.8): a header `ZKLG`, version, database id;
-//! then for each transaction its checksum (8 bytes), its length (4) and a jute record, ended by one byte `B`;
-//! zeros from where the file was only allocated.
+//! It shares nothing with the agent: not its client, not its session, not its view. The format is that of
+//! `org.apache.zookeeper.server.persistence.FileTxnLog` (3.8). The file begins with a header: `ZKLG`, version, database
+//! id. Each transaction follows: its checksum (8 bytes), its length (4 bytes), a jute record, and one byte `B`. Zeros
+//! fill the part that was only allocated.
 
 use crate::docker::Container;
 use anyhow::{Context, ensure};
@@ -11,24 +11,24 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The key of the cluster that every stack makes.
+/// The leader key of the cluster in every stack.
 pub const LEADER: &str = "/service/my_cluster/leader";
 
 /// A time during which one member held the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reign {
-    /// Who.
+pub struct LeaderTerm {
+    /// The member that held the key.
     pub holder: String,
     /// The transaction that created the key.
     pub czxid: i64,
     /// When the leader of the ensemble proposed it.
     pub from: SystemTime,
-    /// When it was gone; `None` while it is held.
+    /// When the key was gone; `None` while it is held.
     pub until: Option<SystemTime>,
 }
 
-/// Every reign, in order, from the log of the server in `container`.
-pub async fn reigns(container: &Container) -> anyhow::Result<Vec<Reign>> {
+/// Every term, in order, from the log of the server in `container`.
+pub async fn leader_terms(container: &Container) -> anyhow::Result<Vec<LeaderTerm>> {
     let template =
         r#"{{ range .Mounts }}{{ if eq .Destination "/var/lib/zookeeper/data" }}{{ .Source }}{{ end }}{{ end }}"#;
     let data = PathBuf::from(container.inspect(template).await?).join("version-2");
@@ -50,7 +50,7 @@ fn log_files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// What a transaction does that matters here.
+/// A change that matters for the leader key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Change {
     Create { path: String, data: Vec<u8>, ephemeral: bool },
@@ -72,7 +72,7 @@ fn read_log(bytes: &[u8], into: &mut BTreeMap<i64, Transaction>) -> anyhow::Resu
     }
     ensure!(log.bytes(4)? == b"ZKLG", "is not a transaction log");
     log.bytes(12)?;
-    // A record that is being written now ends the log as far as we can know it.
+    // A record that ZooKeeper is still writing ends the log.
     while let Ok((checksum, length)) = log.long().and_then(|checksum| Ok((checksum, log.int()?))) {
         let Some(length) = usize::try_from(length).ok().filter(|length| *length > 0 && checksum != 0) else { break };
         let Ok(record) = log.bytes(length) else { break };
@@ -99,7 +99,7 @@ fn read_transaction(record: &[u8]) -> anyhow::Result<(i64, Transaction)> {
 /// Types as in `org.apache.zookeeper.ZooDefs.OpCode`.
 fn read_changes(kind: i32, record: &mut Jute<'_>) -> anyhow::Result<Vec<Change>> {
     Ok(match kind {
-        // create, create2; createContainer and createTTL make nothing that is ephemeral, and Patroni does not use them
+        // create, create2. createContainer and createTTL make no ephemeral znodes, and Patroni does not use them.
         1 | 15 => {
             let path = record.text()?;
             let data = record.buffer()?.to_vec();
@@ -125,15 +125,15 @@ fn read_changes(kind: i32, record: &mut Jute<'_>) -> anyhow::Result<Vec<Change>>
     })
 }
 
-fn follow(transactions: &BTreeMap<i64, Transaction>) -> Vec<Reign> {
-    let mut reigns: Vec<Reign> = Vec::new();
+fn follow(transactions: &BTreeMap<i64, Transaction>) -> Vec<LeaderTerm> {
+    let mut terms: Vec<LeaderTerm> = Vec::new();
     let mut owner = None;
     for (zxid, transaction) in transactions {
         for change in &transaction.changes {
             let ends = match change {
                 Change::Create { path, data, ephemeral } if path == LEADER => {
                     let holder = String::from_utf8_lossy(data).into_owned();
-                    reigns.push(Reign { holder, czxid: *zxid, from: transaction.at, until: None });
+                    terms.push(LeaderTerm { holder, czxid: *zxid, from: transaction.at, until: None });
                     owner = ephemeral.then_some(transaction.session);
                     false
                 }
@@ -141,31 +141,32 @@ fn follow(transactions: &BTreeMap<i64, Transaction>) -> Vec<Reign> {
                 Change::CloseSession => owner == Some(transaction.session),
                 Change::Create { .. } => false,
             };
-            if ends && let Some(reign) = reigns.last_mut().filter(|reign| reign.until.is_none()) {
-                reign.until = Some(transaction.at);
+            if ends && let Some(term) = terms.last_mut().filter(|term| term.until.is_none()) {
+                term.until = Some(transaction.at);
                 owner = None;
             }
         }
     }
-    reigns
+    terms
 }
 
-/// Whether `holder` (with `czxid`) held the key, or, for `None`, nobody did, at some moment between `from` and `until`.
-pub fn was_so(reigns: &[Reign], claim: Option<(&str, i64)>, from: SystemTime, until: SystemTime) -> bool {
+/// Whether a claim was true at some moment between `from` and `until`. The claim is that this holder held the key with
+/// this czxid, or, for `None`, that no member held it.
+pub fn was_so(terms: &[LeaderTerm], claim: Option<(&str, i64)>, from: SystemTime, until: SystemTime) -> bool {
     match claim {
-        Some((holder, czxid)) => reigns.iter().any(|reign| {
-            reign.holder == holder
-                && reign.czxid == czxid
-                && reign.from <= until
-                && reign.until.is_none_or(|end| end >= from)
+        Some((holder, czxid)) => terms.iter().any(|term| {
+            term.holder == holder
+                && term.czxid == czxid
+                && term.from <= until
+                && term.until.is_none_or(|end| end >= from)
         }),
         None => {
             let mut free_since = UNIX_EPOCH;
-            for reign in reigns {
-                if free_since <= until && reign.from >= from {
+            for term in terms {
+                if free_since <= until && term.from >= from {
                     return true;
                 }
-                match reign.until {
+                match term.until {
                     Some(end) => free_since = end,
                     None => return false,
                 }
@@ -221,17 +222,17 @@ mod tests {
     }
 
     #[test]
-    fn a_reign_ends_with_the_session_that_created_the_key_and_no_other() {
+    fn a_term_ends_with_the_session_that_created_the_key_and_no_other() {
         let log =
             BTreeMap::from([(1, create(7, 10, "a")), (2, close(8, 11)), (3, close(7, 12)), (4, create(9, 15, "b"))]);
-        let reigns = follow(&log);
-        assert_eq!(reigns.iter().map(|reign| reign.until).collect::<Vec<_>>(), [Some(at(12)), None]);
+        let terms = follow(&log);
+        assert_eq!(terms.iter().map(|term| term.until).collect::<Vec<_>>(), [Some(at(12)), None]);
     }
 
     #[test]
     fn a_claim_is_true_if_it_was_so_at_some_moment_of_the_interval() {
         let log = BTreeMap::from([(1, create(7, 10, "a")), (3, close(7, 12)), (4, create(9, 15, "b"))]);
-        let reigns = follow(&log);
+        let terms = follow(&log);
         let cases = [
             (Some(("a", 1)), 11, 11, true),
             (Some(("a", 1)), 12, 13, true),
@@ -247,7 +248,7 @@ mod tests {
             (None, 16, 17, false),
         ];
         for (claim, from, until, expected) in cases {
-            assert_eq!(was_so(&reigns, claim, at(from), at(until)), expected, "{claim:?} {from}..{until}");
+            assert_eq!(was_so(&terms, claim, at(from), at(until)), expected, "{claim:?} {from}..{until}");
         }
     }
 

@@ -1,15 +1,18 @@
-//! The end-to-end harness: a stack of its own for each test, real faults, and two witnesses that owe nothing
-//! to Warden: the clients ([`writers`]) and ZooKeeper's own transaction log ([`history`]).
-// serde_json answers null where an index leads nowhere; nothing else is indexed in here.
+//! The end-to-end harness: a stack for each test, real faults, and two witnesses that do not depend on Warden. They are
+//! the clients ([`writers`]) and ZooKeeper's own transaction log ([`history`]).
+// serde_json returns null for a missing index. The crate indexes nothing else.
 #![allow(clippy::indexing_slicing)]
 
 pub mod docker;
 pub mod secured;
 pub mod stack;
 pub mod supervised;
+pub mod undo;
 pub mod wait;
 
+pub mod agent_log;
 pub mod fences;
+pub mod haproxies;
 pub mod history;
 pub mod promise;
 pub mod truth;
@@ -20,4 +23,5 @@ pub mod faults;
 pub mod measure;
 pub mod rivals;
 pub mod storm;
+pub mod throng;
 pub mod trial;

@@ -1,8 +1,9 @@
-//! What a trial amounts to in figures, and how many of them meet their aims.
+//! The figures of a trial, and how many trials meet their aims.
 
+use crate::agent_log::Line;
 use crate::docker::Container;
 use crate::faults::Fault;
-use crate::history::Reign;
+use crate::history::LeaderTerm;
 use crate::stack::{self, NODES};
 use crate::trial::Outcome;
 use crate::writers::{Ack, Route};
@@ -13,17 +14,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// What has been measured: a line of JSON for each run, written as soon as it is done.
+/// The measurements: a line of JSON for each run, written as soon as the run is done.
 #[derive(Debug)]
 pub struct File {
     path: PathBuf,
-    /// In order.
+    /// The lines in order.
     pub lines: Vec<Value>,
 }
 
 impl File {
-    /// The file `name` in `tests/out`, with what is in it or, unless a run is to `go_on`, empty; then what was in it is
-    /// kept under another name.
+    /// Opens the file `name` in `tests/out`. With `go_on` its lines are kept. Otherwise it starts empty, and the old
+    /// content is kept under another name.
     pub fn open(name: &str, go_on: bool) -> anyhow::Result<Self> {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("out");
         std::fs::create_dir_all(&directory)?;
@@ -31,7 +32,7 @@ impl File {
         let mut lines = Vec::new();
         if path.exists() && go_on {
             for line in std::fs::read_to_string(&path)?.lines() {
-                // A line that was cut short is measured again.
+                // A line that was cut short is dropped, and its run is done again.
                 lines.extend(serde_json::from_str(line).ok());
             }
         } else if path.exists() {
@@ -40,7 +41,7 @@ impl File {
         Ok(Self { path, lines })
     }
 
-    /// One more.
+    /// Adds a line.
     pub fn add(&mut self, line: Value) -> anyhow::Result<()> {
         let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&self.path)?;
         writeln!(file, "{line}")?;
@@ -49,11 +50,11 @@ impl File {
     }
 }
 
-/// So many runs may fail one after the other.
+/// The number of consecutive failures that ends the benchmark.
 const FAILURES: usize = 3;
 
-/// Does one run, `what` for people. One that fails is done again, on a new stack: `run` has let go of its own by then, and
-/// what is left of `project` is removed. Also says how long the run took that did not fail.
+/// Does one run; `what` names it for people. A run that fails is done again on a new stack. `run` has dropped its own
+/// stack by then, and this removes the rest of `project`. Also returns how long the successful run took.
 pub async fn on_a_new_stack_if_it_fails(
     project: &str,
     what: &str,
@@ -76,22 +77,22 @@ pub async fn on_a_new_stack_if_it_fails(
     }
 }
 
-/// A figure that has an aim.
+/// A figure with an aim.
 #[derive(Clone, Copy, Debug)]
 pub struct Figure {
-    /// In the JSON.
+    /// Its key in the JSON.
     pub key: &'static str,
-    /// Of which fault.
+    /// The fault that it measures.
     pub fault: Fault,
-    /// For people.
+    /// Its description for people.
     pub what: &'static str,
     /// `ms`, `s` or `rows`.
     pub unit: &'static str,
-    /// Share (1 is the worst) and what that must not be above.
+    /// The aims: a share of the runs (1 is the worst run), and the limit for that share.
     pub aims: &'static [(f64, f64)],
 }
 
-/// All of them. A row comes every 20 ms and each writer's commit takes some, so a figure between two writes is good to
+/// All figures. A row comes every 20 ms and each commit takes some time, so a figure between two writes is exact to
 /// about that.
 pub const FIGURES: [Figure; 10] = [
     Figure {
@@ -166,22 +167,22 @@ pub const FIGURES: [Figure; 10] = [
     },
 ];
 
-/// Steps that end something.
+/// The steps at which a measured time ends.
 const FIRST_WRITE: &str = "first write on the new primary";
 const SYNCHRONOUS: &str = "its standby is synchronous again";
 
-/// A trial in figures: a line of the bench's output.
-pub fn figures(outcome: &Outcome, fault: Fault, reigns: &[Reign], synchronous: Option<Instant>) -> Value {
+/// The figures of a trial: a line of the benchmark's output.
+pub fn figures(outcome: &Outcome, fault: Fault, terms: &[LeaderTerm], synchronous: Option<Instant>) -> Value {
     let turn = turn(outcome);
     let mut figures: BTreeMap<&str, f64> = BTreeMap::new();
-    let key_gone = key_gone(outcome, reigns);
+    let key_gone = key_gone(outcome, terms);
     match fault {
         Fault::Freeze => {
             let fence = outcome.fences().first().copied().cloned();
             if let Some(took) = fence.as_ref().and_then(|fence| fence.field("took_ms")?.parse::<f64>().ok()) {
                 figures.insert("decision_to_refused_ms", took);
             }
-            // Without a fence the old primary refuses after the last row that it acknowledged.
+            // Without a fence the old primary refuses writes after the last row that it acknowledged.
             let refused = fence.map(|fence| fence.at).or(turn.last_old.map(|ack| ack.wall));
             if let (Some(gone), Some(refused)) = (key_gone, refused) {
                 figures.insert("key_gone_to_refused_ms", between(gone, refused));
@@ -200,7 +201,7 @@ pub fn figures(outcome: &Outcome, fault: Fault, reigns: &[Reign], synchronous: O
             }
         }
         Fault::Postmaster => {
-            if let Some((outage, _)) = outcome.report.nobody_writable() {
+            if let Some((outage, _)) = outcome.report.without_a_primary() {
                 figures.insert("postmaster_to_first_write_s", outage.as_secs_f64());
             }
         }
@@ -212,14 +213,14 @@ pub fn figures(outcome: &Outcome, fault: Fault, reigns: &[Reign], synchronous: O
     }
     json!({
         "figures": figures,
-        "steps": steps(outcome, reigns, &turn, synchronous),
+        "steps": steps(outcome, terms, &turn, synchronous),
         "lost": outcome.report.lost.len(),
         "two_primaries_ms": outcome.report.dual.as_millis(),
-        "proxy_outage_s": outcome.report.outage(Route::ProxyAnew).as_secs_f64(),
+        "proxy_outage_s": outcome.report.outage(Route::ProxyPerRow).as_secs_f64(),
     })
 }
 
-/// When the server in `node` last logged that it is shut down, since `since`.
+/// When the server in `node` last logged its shutdown, since `since`.
 pub async fn shut_down(node: &Container, since: SystemTime) -> anyhow::Result<Option<SystemTime>> {
     let logs = node.logs().await?;
     let ends = logs.lines().filter(|line| line.ends_with("LOG:  database system is shut down"));
@@ -233,7 +234,7 @@ pub async fn shut_down(node: &Container, since: SystemTime) -> anyhow::Result<Op
     Ok(at.rfind(|at| *at >= since))
 }
 
-/// How long `warden gate` takes in `node`, which leads, in milliseconds: the median of nine.
+/// How long `warden gate` takes in `node`, the leader's, in milliseconds: the median of nine calls.
 pub async fn gate(node: &Container) -> anyhow::Result<f64> {
     let nine = "for i in 1 2 3 4 5 6 7 8 9; do a=$EPOCHREALTIME; warden gate || exit; b=$EPOCHREALTIME; \
                 echo $((${b/./} - ${a/./})); done";
@@ -243,22 +244,22 @@ pub async fn gate(node: &Container) -> anyhow::Result<f64> {
     Ok(quantile(&took, 0.5).context("nothing was measured")? / 1000.0)
 }
 
-/// When the key of whoever led was gone.
-pub fn key_gone(outcome: &Outcome, reigns: &[Reign]) -> Option<SystemTime> {
-    let ours = |reign: &&Reign| reign.holder == outcome.leader.member;
-    reigns.iter().filter(ours).filter_map(|reign| reign.until).find(|end| *end >= outcome.struck_at)
+/// When the old leader's key was gone.
+pub fn key_gone(outcome: &Outcome, terms: &[LeaderTerm]) -> Option<SystemTime> {
+    let ours = |term: &&LeaderTerm| term.holder == outcome.leader.member;
+    terms.iter().filter(ours).filter_map(|term| term.until).find(|end| *end >= outcome.struck_at)
 }
 
-/// The turn from one primary to the next, as clients straight at the nodes saw it.
+/// The change from one primary to the next, as clients connected straight to the nodes saw it.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn {
     /// The last row that the old primary acknowledged.
     pub last_old: Option<Ack>,
-    /// The first row that the new one did.
+    /// The first row that the new primary acknowledged.
     pub first_new: Option<Ack>,
 }
 
-/// Who acknowledged what last, and first.
+/// The last row of the old primary and the first row of the new one.
 pub fn turn(outcome: &Outcome) -> Turn {
     let story = |node: &str| {
         let (node, _) = NODES.into_iter().find(|(known, _)| *known == node)?;
@@ -271,25 +272,33 @@ pub fn turn(outcome: &Outcome) -> Turn {
     Turn { last_old, first_new }
 }
 
-/// What happened when, in milliseconds since the fault, in order: to see which step took the time.
-fn steps(outcome: &Outcome, reigns: &[Reign], turn: &Turn, synchronous: Option<Instant>) -> Vec<(&'static str, f64)> {
-    const SIGNS: [(&str, &str); 5] = [
-        ("the alive lock is seen free", "alive lock state=\"gone\""),
-        ("fenced", "act::fence: fenced"),
-        ("the key is released", "leader key released"),
-        ("Patroni is nudged", "Patroni nudged"),
-        ("the fence waits for the server to wake", "the server takes no session now"),
+/// The events of a trial in order, in milliseconds since the fault. They show which step took the time.
+fn steps(
+    outcome: &Outcome,
+    terms: &[LeaderTerm],
+    turn: &Turn,
+    synchronous: Option<Instant>,
+) -> Vec<(&'static str, f64)> {
+    const EVENTS: [(&str, &str); 4] = [
+        ("fenced", "fenced"),
+        ("the key is released", "leader_key_released"),
+        ("Patroni is nudged", "patroni_nudged"),
+        ("the fence waits for the server to wake", "fence_waiting"),
     ];
     let since = |at: SystemTime| between(outcome.struck_at, at);
     let mut steps: Vec<(&str, f64)> = Vec::new();
-    for (what, sign) in SIGNS {
-        if let Some(line) = outcome.lines.iter().find(|line| line.at >= outcome.struck_at && line.text.contains(sign)) {
-            steps.push((what, since(line.at)));
-        }
+    let mut first = |what, is_it: &dyn Fn(&Line) -> bool| {
+        let line = outcome.lines.iter().find(|line| line.at >= outcome.struck_at && is_it(line));
+        steps.extend(line.map(|line| (what, since(line.at))));
+    };
+    let seen_free = |line: &Line| line.is("alive_lock_changed") && line.field("state") == Some("gone");
+    first("the alive lock is seen free", &seen_free);
+    for (what, event) in EVENTS {
+        first(what, &|line| line.is(event));
     }
-    steps.extend(key_gone(outcome, reigns).map(|gone| ("the leader key is gone", since(gone))));
-    let taken = reigns.iter().find(|reign| reign.from >= outcome.struck_at && reign.holder != outcome.leader.member);
-    steps.extend(taken.map(|reign| ("the other one has the key", since(reign.from))));
+    steps.extend(key_gone(outcome, terms).map(|gone| ("the leader key is gone", since(gone))));
+    let taken = terms.iter().find(|term| term.from >= outcome.struck_at && term.holder != outcome.leader.member);
+    steps.extend(taken.map(|term| ("the other one has the key", since(term.from))));
     steps.extend(turn.last_old.map(|ack| ("last write on the old primary", since(ack.wall))));
     steps.extend(turn.first_new.map(|ack| (FIRST_WRITE, since(ack.wall))));
     steps.extend(synchronous.map(|at| (SYNCHRONOUS, ms(outcome.struck, at))));
@@ -297,13 +306,13 @@ fn steps(outcome: &Outcome, reigns: &[Reign], turn: &Turn, synchronous: Option<I
     steps
 }
 
-/// Milliseconds, below zero where `to` was before `from`.
+/// Milliseconds from `from` to `to`; negative if `to` was earlier.
 pub fn ms(from: Instant, to: Instant) -> f64 {
     let ahead = to.saturating_duration_since(from).as_secs_f64();
     (ahead - from.saturating_duration_since(to).as_secs_f64()) * 1000.0
 }
 
-/// The same by the wall clock.
+/// The same, by the wall clock.
 pub fn between(from: SystemTime, to: SystemTime) -> f64 {
     match to.duration_since(from) {
         Ok(ahead) => ahead.as_secs_f64() * 1000.0,
@@ -311,7 +320,7 @@ pub fn between(from: SystemTime, to: SystemTime) -> f64 {
     }
 }
 
-/// The value that `share` of all are not above (nearest rank); nothing of none.
+/// The value that the share `share` of all values does not exceed (nearest rank); `None` without values.
 pub fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     // small and positive
@@ -319,7 +328,7 @@ pub fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     sorted.get(rank.saturating_sub(1)).or(sorted.last()).copied()
 }
 
-/// The table of a figure's values with and without Warden, and for each aim whether it is met.
+/// The table of a figure's values with and without Warden, and whether each aim is met.
 pub fn table(figure: &Figure, lines: &[Value]) -> String {
     let mut text = format!("\n{} ({})\n", figure.what, figure.unit);
     let mut missed = false;
@@ -333,7 +342,8 @@ pub fn table(figure: &Figure, lines: &[Value]) -> String {
             continue;
         };
         text += &format!(
-            "  {:8} {:3} runs   least {least:9.2}   median {median:9.2}   p90 {p90:9.2}   p99 {p99:9.2}   most {most:9.2}\n",
+            "  {:8} {:3} runs   least {least:9.2}   median {median:9.2}   p90 {p90:9.2}   p99 {p99:9.2}   \
+             most {most:9.2}\n",
             if with { "with" } else { "without" },
             values.len()
         );
@@ -362,7 +372,7 @@ fn of(fault: Fault, with: bool, lines: &[Value]) -> impl Iterator<Item = &Value>
     lines.iter().filter(move |line| line["fault"] == fault.name() && line["with"] == with)
 }
 
-/// The medians of when each step was, and how long after the one before, as far as `end`.
+/// The median time of each step, and of its distance from the step before, up to `end`.
 fn longest_steps(fault: Fault, end: &str, lines: &[Value]) -> String {
     let mut steps: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for step in of(fault, true, lines).flat_map(|line| line["steps"].as_array().into_iter().flatten()) {

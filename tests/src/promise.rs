@@ -1,9 +1,9 @@
-//! What may never happen, and is never put down to a slow machine.
+//! Promises of Warden whose breach is never put down to a slow machine.
 
 use std::fmt;
 
-/// A promise of Warden's that was seen broken: acknowledged rows lost, two primaries, a leader fenced, something called
-/// verified that was not so. Every other failure of a scenario may be the machine's, and the scenario is tried again.
+/// A broken promise of Warden: acknowledged rows lost, two primaries, a leader fenced, or a false claim called
+/// verified. Any other failure of a scenario may be the machine's, and the scenario is tried again.
 #[derive(Debug)]
 pub struct Broken(String);
 
@@ -20,7 +20,7 @@ pub fn kept(kept: bool, why: impl FnOnce() -> String) -> anyhow::Result<()> {
     if kept { Ok(()) } else { Err(Broken(why()).into()) }
 }
 
-/// Whether it was a promise that made it fail.
+/// Whether the error is a broken promise.
 pub fn is_broken(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Broken>().is_some()
 }

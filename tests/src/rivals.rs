@@ -1,10 +1,10 @@
-//! Two other ways to have HAProxy follow the primary, in front of the same nodes as the stack's own HAProxy, so that
-//! all three feel one fault at the same moment: HAProxy's checks alone, in the configuration that such stacks usually
-//! begin with; and a file that is rendered anew when the leader znode changes, and HAProxy reloaded.
+//! Two other ways to let HAProxy follow the primary, in front of the same nodes as the stack's own HAProxy. All three
+//! see one fault at the same moment. The first has HAProxy's checks alone, in the configuration with which such stacks
+//! usually begin. The second renders a file when the leader znode changes, and reloads HAProxy.
 //!
-//! The second stands for confd and its like. It is what they could be at their best: it looks at the leader key ten
-//! times a second, loses no change, and reloads at once; the file has only the leader, so that no check has to find it
-//! first. While nobody holds the key there is nothing to render, and the file stays as it is.
+//! The second stands for confd and similar programs, at their best. It reads the leader key ten times a second, loses
+//! no change, and reloads at once. Its file names only the leader, so that no check has to find the leader first. While
+//! no member holds the key it leaves the file unchanged.
 
 use crate::docker::{self, Container};
 use crate::history::LEADER;
@@ -19,16 +19,16 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use zookeeper_async::{WatchedEvent, ZkError, ZooKeeper};
 
-/// The service that follows by its checks alone, as containers' names have it.
+/// The service that follows by its checks alone, as in the containers' names.
 pub const CHECKS: &str = "haproxy-checks";
 
-/// The one that is reloaded.
+/// The service that is reloaded.
 pub const RELOADED: &str = "haproxy-reloaded";
 
-/// How often the leader key is looked at.
+/// The pause between two reads of the leader key.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// HAProxy takes 9 s to drop a server, and more if it has to wait for each check's time limit.
+/// HAProxy takes 9 s to drop a server, and longer if it has to wait for each check's time limit.
 const SETTLE: Duration = Duration::from_secs(120);
 
 const CONFIGURATION: &str = "\
@@ -57,24 +57,24 @@ listen postgres
     default-server inter 3s fall 3 rise 2 on-marked-down shutdown-sessions
 ";
 
-/// A reload without this refuses connections for a moment, and everybody who reloads has it.
+/// A reload without this line refuses connections for a moment, so all such setups have it.
 const HAND_OVER: &str = "    stats socket /run/haproxy/admin.sock mode 660 level admin expose-fd listeners\n";
 
 fn server(node: &str) -> String {
     format!("    server {node} {node}:5432 maxconn 100 check port 8008\n")
 }
 
-/// Both nodes; the checks find the primary.
+/// The configuration with both nodes. The checks find the primary.
 fn with_both() -> String {
     CONFIGURATION.to_owned() + &NODES.map(|(node, _)| server(node)).concat()
 }
 
-/// The leader's node, and no other.
+/// The configuration with the leader's node only.
 fn with_only(node: &str) -> String {
     CONFIGURATION.replace("    maxconn 100\n\n", &format!("    maxconn 100\n{HAND_OVER}\n")) + &server(node)
 }
 
-/// Both of them, beside a stack. Their containers are of the stack's project, and are removed with it.
+/// Both HAProxys beside a stack. Their containers belong to the stack's project and go with it.
 #[derive(Debug)]
 pub struct Rivals {
     checks: Rival,
@@ -82,7 +82,7 @@ pub struct Rivals {
     /// `haproxy.cfg` of the one that is reloaded.
     file: PathBuf,
     zookeeper: String,
-    /// Renders and reloads.
+    /// The task that renders and reloads.
     following: JoinHandle<()>,
 }
 
@@ -93,9 +93,9 @@ struct Rival {
 }
 
 impl Rivals {
-    /// Starts them beside a stack that is well; `leads` is its leader's node.
+    /// Starts them beside a healthy stack. `leads` is its leader's node.
     pub async fn start(stack: &Stack, leads: &str) -> anyhow::Result<Self> {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("out").join(&stack.project);
+        let directory = stack.out();
         let [checks, reloaded] = free_ports()?;
         let checks = Rival::start(stack, CHECKS, checks, &directory, &with_both()).await?;
         let reloaded = Rival::start(stack, RELOADED, reloaded, &directory, &with_only(leads)).await?;
@@ -106,7 +106,7 @@ impl Rivals {
         Ok(Self { checks, reloaded, file, zookeeper, following })
     }
 
-    /// The ways through the one that follows by its checks: in one session, and with a session for each row.
+    /// The routes through the one that follows by its checks: in one session, and with a session for each row.
     pub const fn through_checks(&self) -> [Route; 2] {
         self.checks.routes()
     }
@@ -116,7 +116,8 @@ impl Rivals {
         self.reloaded.routes()
     }
 
-    /// Starts both anew: they resolve the nodes' names only then, and a node that comes back may have another address.
+    /// Restarts both. They resolve the nodes' names only at the start, and a node that comes back may have another
+    /// address.
     pub async fn restart(&mut self, leads: &str) -> anyhow::Result<()> {
         self.following.abort();
         tokio::fs::write(&self.file, with_only(leads)).await?;
@@ -127,7 +128,7 @@ impl Rivals {
         Ok(())
     }
 
-    /// Waits until both have the node `leads` up and no other.
+    /// Waits until both have the node `leads` up, and no other.
     pub async fn settled(&self, leads: &str) -> anyhow::Result<()> {
         let http = reqwest::Client::builder().timeout(Duration::from_secs(4)).no_proxy().build()?;
         for rival in [&self.checks, &self.reloaded] {
@@ -162,25 +163,20 @@ impl Rival {
         let directory = directory.join(service);
         tokio::fs::create_dir_all(&directory).await?;
         tokio::fs::write(directory.join("haproxy.cfg"), configuration).await?;
-        let container = stack.container(service);
-        let project = format!("com.docker.compose.project={}", stack.project);
-        let published = format!("{port}:5432");
-        let mount = format!("{}:/etc/haproxy:ro", directory.display());
-        let network = stack.network("default");
-        let place = ["--name", &container.0, "--hostname", service, "--network", &network, "--label", &project];
-        let rest = ["--publish", &published, "--volume", &mount, "--memory", "128m", "warden/haproxy:local"];
-        docker::docker(&[["run", "--detach"].as_slice(), &place, &rest].concat()).await?;
+        let run = stack.run(service).option("--hostname", service).option("--publish", format!("{port}:5432"));
+        let run = run.mount(&directory, "/etc/haproxy").option("--memory", "128m");
+        let container = run.start("warden/haproxy:local", &[]).await?;
         Ok(Self { container, port })
     }
 
     const fn routes(&self) -> [Route; 2] {
         let port = self.port;
-        [Route::Beside { port, anew: false }, Route::Beside { port, anew: true }]
+        [Route::Beside { port, per_row: false }, Route::Beside { port, per_row: true }]
     }
 }
 
-/// The servers that take the writes, and the states that HAProxy's checks give them, from its statistics: a line for
-/// each, whose columns are named by the first.
+/// The servers for writes, and the states that HAProxy's checks give them. The source is HAProxy's statistics, a line
+/// for each server; the first line names the columns.
 async fn servers(http: &reqwest::Client, address: IpAddr) -> anyhow::Result<Vec<(String, String)>> {
     let text = http.get(format!("http://{address}:7000/;csv")).send().await?.error_for_status()?.text().await?;
     let header: Vec<&str> = text.lines().next().unwrap_or_default().trim_start_matches("# ").split(',').collect();
@@ -197,7 +193,7 @@ async fn servers(http: &reqwest::Client, address: IpAddr) -> anyhow::Result<Vec<
     Ok(of_postgres.collect())
 }
 
-/// Renders the file and has HAProxy (whose master is the process `pid`) reload it whenever another member holds the key.
+/// Renders the file and makes HAProxy (its master is the process `pid`) reload it when another member holds the key.
 async fn follow(zookeeper: String, file: PathBuf, mut rendered: String, pid: u32) {
     loop {
         if let Err(error) = follow_in_a_session(&zookeeper, &file, &mut rendered, pid).await {

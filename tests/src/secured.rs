@@ -1,5 +1,5 @@
-//! The stack's own configuration, made stricter: TLS, client certificates and a password on Patroni's REST API,
-//! TLS to PostgreSQL. Made from the files in `compose/`, so that it cannot fall behind them.
+//! The stack's configuration with TLS, client certificates and a password on Patroni's REST API, and TLS to PostgreSQL.
+//! It is made from the files in `compose/`, so that it follows their changes.
 
 use crate::docker;
 use anyhow::{Context, ensure};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// The uid and gid of every container's process.
 const UID: u32 = 999;
 
-/// Writes certificates and configuration below `directory`; returns the compose file that mounts them.
+/// Writes certificates and configuration below `directory`. Returns the compose file that mounts them.
 pub async fn prepare(root: &Path, directory: &Path) -> anyhow::Result<PathBuf> {
     let tls = directory.join("tls");
     tokio::fs::create_dir_all(&tls).await?;
@@ -24,7 +24,7 @@ pub async fn prepare(root: &Path, directory: &Path) -> anyhow::Result<PathBuf> {
 }
 
 fn replace(text: &str, from: &str, to: &str) -> anyhow::Result<String> {
-    ensure!(text.contains(from), "there is no {from:?} in the stack's configuration any more");
+    ensure!(text.contains(from), "the stack's configuration no longer has {from:?}");
     Ok(text.replace(from, to))
 }
 
@@ -37,7 +37,8 @@ fn patroni(text: &str, node: &str) -> anyhow::Result<String> {
     let text = replace(text, &address, &restapi)?;
     let ctl = "ctl:\n  cacert: /tls/ca.crt\n  certfile: /tls/server.crt\n  keyfile: /tls/server.key\n\nzookeeper:\n";
     let text = replace(&text, "zookeeper:\n", ctl)?;
-    let parameters = "  parameters:\n    ssl: \"on\"\n    ssl_cert_file: /tls/server.crt\n    ssl_key_file: /tls/server.key\n    # Not";
+    let parameters = "  parameters:\n    ssl: \"on\"\n    ssl_cert_file: /tls/server.crt\n    \
+                      ssl_key_file: /tls/server.key\n    # Not";
     replace(&text, "  parameters:\n    # Not", parameters)
 }
 
@@ -60,12 +61,13 @@ fn compose(directory: &Path) -> String {
 
 fn service_text(service: &str, file: &str, directory: &str) -> String {
     format!(
-        "  {service}:\n    environment:\n      PATRONI_SUPERUSER_SSLMODE: require\n      PATRONI_REPLICATION_SSLMODE: require\n      \
-         PATRONI_REWIND_SSLMODE: require\n    volumes: ['{file}:ro', '{directory}/tls:/tls:ro']\n"
+        "  {service}:\n    environment:\n      PATRONI_SUPERUSER_SSLMODE: require\n      \
+         PATRONI_REPLICATION_SSLMODE: require\n      PATRONI_REWIND_SSLMODE: require\n    \
+         volumes: ['{file}:ro', '{directory}/tls:/tls:ro']\n"
     )
 }
 
-/// A CA and one certificate for both nodes, which are servers to each other and clients.
+/// A CA and one certificate for both nodes. Each node is a server to the other and its client.
 async fn certificates(tls: &Path) -> anyhow::Result<()> {
     let path = |name: &str| tls.join(name).to_string_lossy().into_owned();
     let (ca_key, ca, key, request, certificate) =
@@ -79,7 +81,7 @@ async fn certificates(tls: &Path) -> anyhow::Result<()> {
     docker::run("openssl", &[request_it.as_slice(), &curve].concat()).await?;
     let sign = ["x509", "-req", "-days", "2", "-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-CAcreateserial"];
     docker::run("openssl", &[sign.as_slice(), &["-extfile", &names, "-out", &certificate]].concat()).await?;
-    // PostgreSQL takes no key that others could read.
+    // PostgreSQL refuses a key file that other users can read.
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600))?;
     chown(&key, Some(UID), Some(UID)).with_context(|| format!("{key} cannot be given to uid {UID}"))?;
     Ok(())

@@ -1,5 +1,5 @@
-//! A whole stack for a test: a compose project of its own, with its own container names and ports, so that it
-//! does not collide with a running `compose/up`. It is brought up by `compose/up` itself.
+//! A whole stack for a test: a compose project with its own container names and ports, so that it does not collide with
+//! a running `compose/up`. `compose/up` itself brings it up.
 
 use crate::docker::{self, Container};
 use crate::{secured, supervised, wait};
@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio_postgres::{Client, Config, NoTls};
 
-/// How long `compose/up` may take once the images are there, and how long it waits for a healthy cluster. Half a minute
-/// is usual; a machine that is busy with others may need many times that.
+/// How long `compose/up` may take once the images are there, and how long it waits for a healthy cluster. It usually
+/// takes half a minute. A busy machine may need many times that.
 const UP: Duration = Duration::from_secs(1200);
 const HEALTHY: Duration = Duration::from_secs(600);
 
@@ -24,12 +24,12 @@ const PORTS: std::ops::Range<u16> = 22000..32000;
 pub enum Flavor {
     /// One ZooKeeper server, as `compose/up` makes it.
     Single,
-    /// Three ZooKeeper servers. The agent beside HAProxy knows only `zoo3`, the nodes only the other two:
-    /// so it is known who talks to whom (`tests/ensemble-known.yml`).
+    /// Three ZooKeeper servers. The agent beside HAProxy knows only `zoo3`, the nodes only the other two. So a test
+    /// knows which client talks to which server (`tests/ensemble-known.yml`).
     Ensemble,
-    /// One ZooKeeper server; TLS and passwords wherever Patroni and PostgreSQL have them ([`crate::secured`]).
+    /// One ZooKeeper server. Patroni and PostgreSQL use TLS and passwords everywhere ([`crate::secured`]).
     Secured,
-    /// One ZooKeeper server; Patroni is not its container's process, so that PostgreSQL outlives it; one agent sees its
+    /// One ZooKeeper server. Patroni is not its container's process, so that PostgreSQL outlives it. One agent sees its
     /// node's processes ([`crate::supervised`]).
     Supervised,
 }
@@ -57,16 +57,16 @@ pub struct Ports {
     pub prometheus: u16,
 }
 
-/// A running stack. [`Stack::down`] removes it; so does the next run of the tests, should this one be killed.
+/// A running stack. [`Stack::down`] removes it. The next run of the tests removes a stack that a killed run left.
 #[derive(Clone, Debug)]
 pub struct Stack {
-    /// Of the compose project.
+    /// The name of the compose project.
     pub project: String,
-    /// Before the containers' names.
+    /// The prefix of the containers' names.
     prefix: String,
-    /// What kind of stack it is.
+    /// Its kind.
     pub flavor: Flavor,
-    /// Where it listens on this machine.
+    /// Its ports on this machine.
     pub ports: Ports,
     root: PathBuf,
     /// A compose file over the stack's own.
@@ -88,7 +88,7 @@ impl Stack {
         let ports = Ports { master, slave, proxy, reads, stats, prometheus };
         let stack = Self { project: project.to_owned(), prefix, flavor, ports, root, over };
         let said = stack.compose_up().await?;
-        ensure!(said.contains("the cluster is healthy"), "compose/up did not say that it is healthy: {said}");
+        ensure!(said.contains("the cluster is healthy"), "compose/up did not report a healthy cluster: {said}");
         Ok(stack)
     }
 
@@ -134,7 +134,7 @@ impl Stack {
         let mut env = vec![
             ("COMPOSE_PROJECT_NAME".to_owned(), self.project.clone()),
             ("WARDEN_PREFIX".to_owned(), self.prefix.clone()),
-            // Built once for all stacks, by tests/run.
+            // tests/run builds the images once for all stacks.
             ("WARDEN_BUILD".to_owned(), "no".to_owned()),
             ("WARDEN_WAIT".to_owned(), HEALTHY.as_secs().to_string()),
         ];
@@ -164,6 +164,33 @@ impl Stack {
     /// The container of a service.
     pub fn container(&self, service: &str) -> Container {
         Container(format!("{}{service}", self.prefix))
+    }
+
+    /// A container beside those of the compose file, in the network `default`. It is removed with the stack.
+    pub fn run(&self, service: &str) -> docker::Run {
+        docker::Run::new(self.container(service), &self.network("default")).option("--label", self.label())
+    }
+
+    /// Creates a volume that is removed with the stack; returns its full name.
+    pub async fn create_volume(&self, name: &str) -> anyhow::Result<String> {
+        let volume = format!("{}_{name}", self.project);
+        docker::docker(&["volume", "create", "--label", &self.label(), &volume]).await?;
+        Ok(volume)
+    }
+
+    /// The label of every container, network and volume of the stack.
+    fn label(&self) -> String {
+        format!("com.docker.compose.project={}", self.project)
+    }
+
+    /// The top of the repository.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where tests put files for this stack: `tests/out/<project>`.
+    pub fn out(&self) -> PathBuf {
+        self.root.join("tests/out").join(&self.project)
     }
 
     /// The containers of ZooKeeper's servers.
@@ -198,7 +225,7 @@ impl Stack {
         serde_json::from_str(&text).with_context(|| format!("the status of {agent} is not JSON: {text}"))
     }
 
-    /// `patronictl …` in whichever node's container runs.
+    /// `patronictl …` in a node whose container runs.
     pub async fn patronictl(&self, args: &[&str]) -> anyhow::Result<String> {
         let mut node = self.container("pg-master");
         let mut file = "/postgres0.yml";
@@ -208,17 +235,17 @@ impl Stack {
         node.exec(&[&["patronictl", "-c", file], args].concat()).await
     }
 
-    /// Changes one of Patroni's dynamic settings, like `ttl`; `null` takes it away.
+    /// Changes one of Patroni's dynamic settings, such as `ttl`. `null` removes it.
     pub async fn configure(&self, key: &str, value: &str) -> anyhow::Result<()> {
         let setting = format!("{key}={value}");
         self.patronictl(&["edit-config", "my_cluster", "--force", "-s", &setting]).await.map(drop)
     }
 
-    /// Asks for a switchover away from `leader`, and returns when Patroni says that it is done.
+    /// Asks for a switchover away from `leader`, and returns when Patroni reports that it is done.
     ///
-    /// Patroni looks once a second, and reads the leader key and the request one after the other: where the new leader
-    /// takes the one and removes the other in between, it says that the switchover failed, and it has not. Then it
-    /// counts who leads.
+    /// Patroni polls once a second, and reads the leader key and the request one after the other. The new leader may
+    /// take the key and remove the request in between. Patroni then reports a failure although the switchover
+    /// succeeded. In that case the holder of the key decides.
     pub async fn switchover(&self, leader: &str) -> anyhow::Result<String> {
         let candidate = other(leader);
         let args = ["switchover", "my_cluster", "--leader", leader, "--candidate", candidate, "--force"];
@@ -226,7 +253,7 @@ impl Stack {
         if !said.contains("Successfully switched over") {
             ensure!(said.contains("503, Switchover failed"), "the switchover failed: {said}");
             eprintln!("      Patroni says that the switchover to {candidate} failed");
-            wait::until("the candidate leads all the same", Duration::from_secs(15), || async {
+            wait::until("the candidate leads", Duration::from_secs(15), || async {
                 let list = self.patronictl(&["list", "my_cluster", "-f", "json"]).await?;
                 let members: Vec<Value> = serde_json::from_str(&list)?;
                 let leads = members.iter().any(|one| one["Member"] == candidate && one["Role"] == "Leader");
@@ -266,16 +293,22 @@ pub async fn session(port: u16) -> anyhow::Result<Client> {
 
 /// A session of `user`, whose password is the same as the name.
 pub async fn session_as(port: u16, user: &str) -> anyhow::Result<Client> {
+    session_within(port, user, Duration::from_secs(3)).await
+}
+
+/// The same with a time limit.
+pub async fn session_within(port: u16, user: &str, limit: Duration) -> anyhow::Result<Client> {
     let mut config = Config::new();
     config.host("127.0.0.1").port(port).user(user).password(user).dbname("postgres");
     config.connect_timeout(Duration::from_secs(2)).application_name("warden-e2e");
-    let connecting = tokio::time::timeout(Duration::from_secs(3), config.connect(NoTls));
-    let (client, connection) = connecting.await.context("no session within 3 s")??;
+    let connecting = tokio::time::timeout(limit, config.connect(NoTls));
+    let (client, connection) =
+        connecting.await.with_context(|| format!("no session within {} s", limit.as_secs()))??;
     tokio::spawn(async move { drop(connection.await) });
     Ok(client)
 }
 
-/// Removes every project whose name starts with `prefix`: what an earlier run that was killed left behind.
+/// Removes every project whose name starts with `prefix`, which an earlier, killed run left behind.
 pub async fn remove_stale(prefix: &str) -> anyhow::Result<()> {
     let format = r#"{{ .Label "com.docker.compose.project" }}"#;
     let mut projects: Vec<String> =
@@ -288,12 +321,12 @@ pub async fn remove_stale(prefix: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// By label and not by compose file, so that it works whatever the files say by now.
+/// Selects by label and not by compose file, so that a changed file does not matter.
 async fn remove_project(project: &str) -> anyhow::Result<()> {
     let filter = format!("label=com.docker.compose.project={project}");
     remove(&["ps", "-aq", "--filter", &filter], &["rm", "-f", "-v"]).await?;
-    // Docker says of a network now and then that it is in use when its last container has gone, for a moment or, once in
-    // a while, until Docker is restarted. It is in nobody's way.
+    // Docker sometimes reports a network as in use after its last container has gone: for a moment, or, rarely, until
+    // Docker restarts. Such a network does no harm.
     let network = || async { remove(&["network", "ls", "-q", "--filter", &filter], &["network", "rm"]).await };
     if let Err(error) = wait::until("its networks are removed", Duration::from_secs(10), network).await {
         eprintln!("      a network of {project} stays behind: {error:#}");
@@ -314,9 +347,9 @@ async fn remove(list: &[&str], remove: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ports that nobody listens on now, below those that the kernel gives to clients: a node that is started again
-/// would find its port taken by one of the writers, and a writer that knocks at a closed port be connected to itself.
-/// Each call begins where the last one ended, so stacks that come up at once do not meet.
+/// Free ports below the range that the kernel gives to clients. In that range one of the writers could hold the port of
+/// a node that restarts. A writer that connects to a closed port could also be connected to itself. Each call begins
+/// after the last one's ports, so that stacks that start at once do not collide.
 pub fn free_ports<const COUNT: usize>() -> anyhow::Result<[u16; COUNT]> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let seed = std::process::id().wrapping_mul(97);

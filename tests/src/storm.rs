@@ -1,5 +1,6 @@
-//! More clients than a server has room for, that come and go; and every session terminated. What a superuser needs to
-//! fence has to get through all the same. And superusers that leave no room at all: there a fence needs another way.
+//! A storm: more clients than a server has slots for, coming and going, while every session is terminated. The
+//! superuser session of a fence has to get through. A crowd: superusers that leave no slot free. There a fence needs
+//! another way.
 
 use crate::faults::Leader;
 use crate::stack::{Stack, session, session_as};
@@ -12,13 +13,13 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
-/// PostgreSQL has room for 97 that are not superusers.
+/// PostgreSQL has 97 slots for ordinary users.
 const CLIENTS: u64 = 120;
 
-/// The clients are ordinary users. Password and name are the same.
+/// The clients are ordinary users. Their password is their name.
 const USER: &str = "writer";
 
-/// Clients at work; they go when this is dropped.
+/// Clients at work. Dropping this ends them.
 #[derive(Debug)]
 pub struct Storm {
     refused: Arc<AtomicU64>,
@@ -26,8 +27,8 @@ pub struct Storm {
 }
 
 impl Storm {
-    /// Clients come to the server of a node, stay for some seconds, and come again. Writers have to have been there
-    /// before: they make the user.
+    /// Clients connect to the server of a node, stay for some seconds, and connect again. Writers must have started
+    /// before, because they create the user.
     pub fn start(stack: &Stack, service: &str) -> Self {
         let port = stack.node_port(service);
         let refused = Arc::new(AtomicU64::new(0));
@@ -38,7 +39,7 @@ impl Storm {
         Self { refused, _clients: clients }
     }
 
-    /// Waits until there is no room.
+    /// Waits until no slot is free.
     pub async fn until_full(&self) -> anyhow::Result<()> {
         wait::until("the server refuses clients for want of room", Duration::from_secs(120), || async {
             let refused = self.refused.load(Ordering::Relaxed);
@@ -50,12 +51,12 @@ impl Storm {
 }
 
 async fn client(port: u16, nth: u64, refused: Arc<AtomicU64>) {
-    // Not all at once: what is wanted is a server without room, not a machine without time.
+    // The clients do not start all at once. The test wants a server without a free slot, not an overloaded machine.
     sleep(Duration::from_millis(nth * 25)).await;
     loop {
         match session_as(port, USER).await {
             Ok(session) => {
-                // Ends early when the session is terminated.
+                // The sleep ends early when the session is terminated.
                 let stay = Duration::from_millis(3000 + nth * 37 % 2000);
                 drop(
                     timeout(stay, async {
@@ -74,29 +75,29 @@ async fn client(port: u16, nth: u64, refused: Arc<AtomicU64>) {
     }
 }
 
-/// `pg_terminate_backend` of every client's session of a node's server: the agents', Patroni's, the writers'.
-pub async fn terminate_everybody(stack: &Stack, service: &str) -> anyhow::Result<()> {
+/// `pg_terminate_backend` of every client session of a node's server: the agents', Patroni's, the writers'.
+pub async fn terminate_all_sessions(stack: &Stack, service: &str) -> anyhow::Result<()> {
     let port = stack.node_port(service);
-    // In a storm even a superuser may have to come twice.
+    // In a storm even a superuser may need a second attempt.
     let client = wait::until("a superuser's session", Duration::from_secs(60), || session(port)).await?;
     let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
                      WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
     let terminated =
         timeout(Duration::from_secs(60), client.query_one(terminate, &[])).await.context("no answer")??;
     let terminated: i64 = terminated.get(0);
-    ensure!(terminated > 0, "there was nobody");
+    ensure!(terminated > 0, "no session was terminated");
     Ok(())
 }
 
-/// Superusers that take all the room that a server has, what it keeps for superusers too, until it is stopped or this
-/// is dropped. Every session that an agent has for a fence is terminated, and its room is taken.
+/// Superusers that take every slot of a server, including the reserved ones, until the server is stopped or this is
+/// dropped. They terminate every session that an agent has for a fence, and take its slot.
 #[derive(Debug)]
 pub struct Crowd {
     _keeper: JoinSet<()>,
 }
 
 impl Crowd {
-    /// They come to the server of a node, and stay.
+    /// The superusers connect to the server of a node, and stay.
     pub fn start(stack: &Stack, service: &str) -> Self {
         let mut keeper = JoinSet::new();
         keeper.spawn(take_all_room(stack.node_port(service)));
@@ -107,11 +108,11 @@ impl Crowd {
 async fn take_all_room(port: u16) {
     let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'warden-fence'";
     let mut held: Vec<Client> = Vec::new();
-    // Nobody terminates these: where one ends the server was stopped, and needs room when it comes back.
+    // Only a stop of the server ends these sessions. It needs free slots when it comes back.
     while !held.iter().any(Client::is_closed) {
         match session(port).await {
             Ok(new) => held.push(new),
-            // There is none for now.
+            // No slot is free for now.
             Err(_) => sleep(Duration::from_millis(20)).await,
         }
         if let Some(first) = held.first() {
@@ -120,12 +121,12 @@ async fn take_all_room(port: u16) {
     }
 }
 
-/// Waits until the agent beside the leader has its session for a fence again, by its metrics.
+/// Waits until the agent beside the leader has its fence session again, according to its metrics.
 pub async fn until_ready_to_fence(stack: &Stack, leader: &Leader) -> anyhow::Result<()> {
     until_session(stack, leader, true).await
 }
 
-/// Waits until it says that it can have none.
+/// Waits until the agent reports that it cannot have one.
 pub async fn until_without_session(stack: &Stack, leader: &Leader) -> anyhow::Result<()> {
     until_session(stack, leader, false).await
 }

@@ -1,26 +1,26 @@
-//! The stack with Patroni under a supervisor, as systemd would be: a shell is the container's process, starts Patroni
-//! again when it has died, and PostgreSQL outlives it. That Patroni is process 1 can then not be said to Warden, and
-//! there is no release.
+//! The stack with Patroni under a supervisor, as under systemd. A shell is the container's process. It restarts Patroni
+//! after its death, and PostgreSQL outlives Patroni. The configuration cannot tell Warden that Patroni is process 1,
+//! and so Warden releases no key.
 //!
-//! The agent beside [`SEEN`] sees the machine's processes, the postmaster among them, as it would under systemd, and
-//! stops it by signals; the one beside [`UNSEEN`] sees its own only, and needs a session.
+//! The agent beside [`SEEN`] sees the machine's processes, the postmaster among them, as under systemd. It stops the
+//! postmaster by signals. The agent beside [`UNSEEN`] sees only its own processes and needs a session.
 
 use crate::docker::Container;
 use anyhow::ensure;
 use std::path::{Path, PathBuf};
 
-/// The node whose processes its agent sees. It is given the machine's pid namespace and not the node's: whoever is in
-/// that one ends with the node, and Docker does not always start it again. So other stacks' servers, at the same path,
-/// are seen too.
+/// The node whose processes its agent sees. The agent's container has the machine's pid namespace, not the node's. A
+/// container in the node's namespace ends with the node, and Docker does not always restart it. So the agent also sees
+/// other stacks' servers at the same path.
 pub const SEEN: &str = "pg-master";
-/// The other one.
+/// The node whose processes its agent does not see.
 pub const UNSEEN: &str = "pg-slave";
 
-/// While this file is there Patroni is not started again.
+/// While this file exists, the supervisor does not restart Patroni.
 const STAY_DOWN: &str = "/tmp/stay-down";
 
-/// The supervisor. SIGTERM goes to Patroni, which stops its server; whoever outlives it would be killed with the
-/// container.
+/// The supervisor. It passes SIGTERM on to Patroni, which stops its server. Docker kills a process that outlives
+/// Patroni with the container.
 const SUPERVISOR: &str = r#"trap 'kill -TERM "$$child" 2>/dev/null; ended=1' TERM
 while [ -z "$$ended" ]; do
   if [ -e STAY_DOWN ]; then sleep 0.2; continue; fi
@@ -29,7 +29,7 @@ while [ -z "$$ended" ]; do
   [ -n "$$ended" ] || sleep 0.5
 done"#;
 
-/// Writes configuration below `directory`; returns the compose file that makes it so.
+/// Writes the configuration below `directory`. Returns the compose file that uses it.
 pub async fn prepare(root: &Path, directory: &Path) -> anyhow::Result<PathBuf> {
     tokio::fs::create_dir_all(directory).await?;
     let mut text = String::from("services:\n");
@@ -53,17 +53,18 @@ pub async fn prepare(root: &Path, directory: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// From now on a Patroni that has died stays dead, until [`may_start`].
+/// From now on the supervisor does not restart a dead Patroni, until [`may_start`].
 pub async fn stay_down(node: &Container) -> anyhow::Result<()> {
     node.exec(&["touch", STAY_DOWN]).await.map(drop)
 }
 
-/// It is started again.
+/// The supervisor restarts Patroni again.
 pub async fn may_start(node: &Container) -> anyhow::Result<()> {
     node.exec(&["rm", "-f", STAY_DOWN]).await.map(drop)
 }
 
-/// SIGSTOP of the postmaster and all its children. Nothing thaws them: they are killed, or their stack is thrown away.
+/// SIGSTOP of the postmaster and all its children. Nothing thaws them: a fence kills them, or the test removes their
+/// stack.
 pub async fn freeze_server(node: &Container) -> anyhow::Result<()> {
     node.signal("STOP", "^postgres: |bin/postgres -D").await
 }

@@ -1,4 +1,5 @@
-//! What is so, asked of PostgreSQL by SQL and of ZooKeeper's log, and whether every agent says the same.
+//! The true state of the cluster, from PostgreSQL by SQL and from ZooKeeper's log, and whether every agent reports the
+//! same.
 
 use crate::stack::{AGENTS, NODES, Stack, session};
 use crate::{history, wait};
@@ -7,10 +8,10 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// How long agents have to come to the truth once the cluster itself is well again.
+/// How long the agents may take to report the truth once the cluster itself is well again.
 pub const SETTLE: Duration = Duration::from_secs(300);
 
-/// A server as it says itself.
+/// A server as it reports itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Server {
     /// Out of recovery.
@@ -19,7 +20,7 @@ pub struct Server {
     pub timeline: Option<u64>,
 }
 
-/// A cluster as it is.
+/// The true state of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Truth {
     /// The holder of the leader key, and the transaction that created it.
@@ -31,8 +32,8 @@ pub struct Truth {
 /// The truth now.
 pub async fn truth(stack: &Stack) -> anyhow::Result<Truth> {
     let zoo = stack.zookeepers().into_iter().next().context("no ZooKeeper")?;
-    let reigns = history::reigns(&zoo).await?;
-    let leader = reigns.last().filter(|reign| reign.until.is_none()).map(|reign| (reign.holder.clone(), reign.czxid));
+    let terms = history::leader_terms(&zoo).await?;
+    let leader = terms.last().filter(|term| term.until.is_none()).map(|term| (term.holder.clone(), term.czxid));
     let mut servers = BTreeMap::new();
     for (node, member) in NODES {
         if let Ok(server) = server(stack.node_port(node)).await {
@@ -53,12 +54,12 @@ async fn server(port: u16) -> anyhow::Result<Server> {
     Ok(Server { writable: !in_recovery, timeline: timeline.and_then(|timeline| u64::try_from(timeline).ok()) })
 }
 
-/// Waits until the cluster is whole (a leader that is writable, the other in recovery on its timeline), every
-/// agent says exactly that as verified and warns of nothing, as `warden status -f json` prints it.
+/// Waits until the cluster is whole: a writable leader, and the other member in recovery on its timeline. Every agent
+/// must report exactly that as verified and without a warning, in `warden status -f json`.
 pub async fn all_well(stack: &Stack) -> anyhow::Result<Truth> {
     wait::until("the cluster is whole and every agent says so", SETTLE, || async {
         let truth = truth(stack).await?;
-        let (leader, _) = truth.leader.as_ref().context("nobody holds the leader key")?;
+        let (leader, _) = truth.leader.as_ref().context("no member holds the leader key")?;
         ensure!(truth.servers.len() == NODES.len(), "not every server answers: {truth:?}");
         for (member, server) in &truth.servers {
             ensure!(server.writable == (member == leader), "{member} is not what it should be: {truth:?}");
@@ -83,7 +84,7 @@ pub async fn all_well(stack: &Stack) -> anyhow::Result<Truth> {
     .await
 }
 
-/// Whether every agent that runs says what `truth` says.
+/// Fails unless every agent that runs reports the same as `truth`.
 pub async fn agree(stack: &Stack, truth: &Truth) -> anyhow::Result<()> {
     for agent in AGENTS {
         if stack.container(agent).runs().await? {
@@ -95,7 +96,7 @@ pub async fn agree(stack: &Stack, truth: &Truth) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether a state says what `truth` says.
+/// Fails unless a state reports the same as `truth`.
 pub fn compare(state: &Value, truth: &Truth) -> anyhow::Result<()> {
     ensure!(state["leader"]["verified"] == true, "not verified: {}", state["leader"]);
     let named = state["leader"]["name"].as_str().map(str::to_owned).zip(state["leader"]["czxid"].as_i64());
@@ -124,7 +125,7 @@ pub fn compare(state: &Value, truth: &Truth) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until every agent's status satisfies `check`; for what an agent should say *during* a fault.
+/// Waits until every agent's status satisfies `check`. It is for the agents' reports *during* a fault.
 pub async fn until_every_agent_says(
     stack: &Stack,
     what: &str,

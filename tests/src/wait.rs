@@ -1,15 +1,17 @@
-//! Waiting for something to become true, with a limit and with the last reason why it is not.
+//! Waiting for a condition, with a limit and with the last reason why it does not hold.
 
 use std::time::{Duration, Instant};
 
-/// Looks again after this long.
+/// The pause between two checks.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Asks `check` until it is `Ok`; after `limit` fails with its last error, under the heading `what`.
+/// Calls `check` until it returns `Ok`. Fails after `limit` with its last error, under the heading `what`.
 pub async fn until<T, F>(what: &str, limit: Duration, mut check: impl FnMut() -> F) -> anyhow::Result<T>
 where
     F: Future<Output = anyhow::Result<T>>,
 {
+    // A busy machine needs longer for everything. A condition that never holds then fails a little later.
+    let limit = (limit * 3).min(limit + Duration::from_secs(120));
     let started = Instant::now();
     loop {
         match check().await {

@@ -1,8 +1,8 @@
-//! Every agent asked all the time while a fault goes on, and every claim of "verified" held against
-//! ZooKeeper's own log afterwards.
+//! Questions to every agent while a fault goes on. Afterwards every claim of "verified" is compared with ZooKeeper's
+//! own log.
 
 use crate::docker::Container;
-use crate::history::{self, Reign};
+use crate::history::{self, LeaderTerm};
 use crate::promise::kept;
 use crate::stack::{AGENTS, NODES, Stack};
 use crate::writers::{Report, Route};
@@ -12,16 +12,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
 
-/// Each agent is asked this often.
+/// The pause between two questions to an agent.
 const PERIOD: Duration = Duration::from_millis(200);
 
-/// ZooKeeper dates a transaction when it is proposed; it can be read only when it is on disk, and disks can be slow.
+/// ZooKeeper dates a transaction when it is proposed. Clients can read it only when it is on disk, and disks can be
+/// slow.
 const COMMIT: Duration = Duration::from_secs(3);
 
-/// What an agent said of the leader.
+/// An agent's answer.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// Which agent.
+    /// The agent.
     pub agent: &'static str,
     /// When it was asked.
     pub asked: SystemTime,
@@ -32,7 +33,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Whether it claims to know for certain.
+    /// Whether the agent calls its knowledge of the leader verified.
     pub fn verified(&self) -> bool {
         self.state["leader"]["verified"] == true
     }
@@ -42,7 +43,7 @@ impl Sample {
         self.state["leader"]["name"].as_str()
     }
 
-    /// Whether `member` takes writes, as it says.
+    /// Whether `member` takes writes, according to the agent.
     pub fn writable(&self, member: &str) -> Option<bool> {
         let members = self.state["members"].as_array()?;
         members.iter().find(|known| known["name"] == member)?["writable"].as_bool()
@@ -55,7 +56,7 @@ impl Sample {
     }
 }
 
-/// Asks until it is told to stop.
+/// Asks every agent until it is stopped.
 #[derive(Debug)]
 pub struct Watching {
     samples: Arc<Mutex<Vec<Sample>>>,
@@ -73,30 +74,30 @@ impl Watching {
         Self { samples, tasks }
     }
 
-    /// What has been said so far.
+    /// The answers so far.
     pub fn so_far(&self) -> Vec<Sample> {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Stops asking; fails if any agent ever claimed something verified that was not so.
+    /// Stops asking. Fails if an agent ever claimed something verified that was not true.
     pub async fn judge(mut self, stack: &Stack) -> anyhow::Result<Vec<Sample>> {
         self.tasks.shutdown().await;
         let samples = self.so_far();
         let zoo = stack.zookeepers().into_iter().next().ok_or_else(|| anyhow::anyhow!("no ZooKeeper"))?;
-        let reigns = history::reigns(&zoo).await?;
-        let lies = lies(&samples, &reigns);
+        let terms = history::leader_terms(&zoo).await?;
+        let lies = lies(&samples, &terms);
         kept(lies.is_empty(), || {
-            format!("claimed as verified what was not so:\n{}\nreigns: {reigns:#?}", lies.join("\n"))
+            format!("an agent claimed something verified that was not true:\n{}\nterms: {terms:#?}", lies.join("\n"))
         })?;
-        ensure!(samples.iter().any(Sample::verified), "in {} answers nothing was ever verified", samples.len());
+        ensure!(samples.iter().any(Sample::verified), "none of {} answers was verified", samples.len());
         Ok(samples)
     }
 }
 
-fn lies(samples: &[Sample], reigns: &[Reign]) -> Vec<String> {
+fn lies(samples: &[Sample], terms: &[LeaderTerm]) -> Vec<String> {
     let untrue = |sample: &&Sample| {
         let claim = sample.holder().map(|holder| (holder, sample.state["leader"]["czxid"].as_i64().unwrap_or(-1)));
-        sample.verified() && !history::was_so(reigns, claim, sample.asked - COMMIT, sample.answered)
+        sample.verified() && !history::was_so(terms, claim, sample.asked - COMMIT, sample.answered)
     };
     let tell = |sample: &Sample| {
         format!("{} at {:?}..{:?}: {}", sample.agent, sample.asked, sample.answered, sample.state["leader"])
@@ -104,11 +105,11 @@ fn lies(samples: &[Sample], reigns: &[Reign]) -> Vec<String> {
     samples.iter().filter(untrue).map(tell).collect()
 }
 
-/// An answer may be as old as the oldest fact that it may stand on.
+/// The greatest age of a fact that an answer may rest on.
 const OLDEST: Duration = Duration::from_secs(10);
 
-/// Fails if an agent called a member not writable while a client straight at its node had rows acknowledged all the
-/// time, from well before the question to after the answer.
+/// Fails if an agent called a member not writable while a client connected straight to its node had rows acknowledged
+/// all the time. The time runs from well before the question to after the answer.
 pub fn writable_was_true(samples: &[Sample], report: &Report) -> anyhow::Result<()> {
     for (node, member) in NODES {
         let Some(story) = report.stories.get(&Route::Node(node)) else { continue };
@@ -145,7 +146,7 @@ async fn ask(agent: &'static str, container: Container, samples: Arc<Mutex<Vec<S
                     let sample = Sample { agent, asked, answered: SystemTime::now(), state };
                     samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
                 }
-                // It may have come back under another address.
+                // The agent may have another address after a restart.
                 Err(_) => address = None,
             }
         }

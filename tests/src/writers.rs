@@ -1,8 +1,8 @@
-//! The clients' truth: writers that keep writing through every fault, through the proxy and straight at each
-//! node, and remember every row that was acknowledged to them, with its time.
+//! Writers that write through every fault, through the proxy and straight to each node. They remember every row that
+//! was acknowledged to them, with its time.
 //!
-//! Each acknowledgement carries the timeline that the server was on, so that "two nodes took writes at once"
-//! needs no clock but ours: a row acknowledged on an older timeline *after* one on a newer timeline.
+//! Each acknowledgement carries the server's timeline. So "two nodes took writes at once" needs only this machine's
+//! clock: a row acknowledged on an older timeline *after* one on a newer timeline.
 
 use crate::promise::kept;
 use crate::stack::{NODES, Stack, session_as, wait_for_session};
@@ -15,72 +15,74 @@ use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-/// A row every so often.
+/// The pause between two rows.
 const PACE: Duration = Duration::from_millis(20);
 
-/// Until the first rows are written.
+/// The limit for the first rows.
 const FIRST: Duration = Duration::from_secs(120);
 
-/// After this long without an answer a writer gives up its session: the row is not acknowledged. Straight at a node it
-/// waits longer than any node is paused: the sessions that are open when a node wakes are those that do harm.
+/// A writer gives up its session after this long without an answer, and the row counts as not acknowledged. Straight to
+/// a node it waits longer than any node is paused. The sessions that are open when a node wakes are the ones that do
+/// harm.
 const PATIENCE: Duration = Duration::from_secs(3);
 const PATIENCE_STRAIGHT: Duration = Duration::from_secs(90);
 
-/// The writers are ordinary users: what the server keeps for superusers is not theirs. Password and name are the same.
+/// The writers are ordinary users, so that they do not take the slots that the server reserves for superusers. Their
+/// password is their name.
 const USER: &str = "writer";
 
-/// How a writer reaches a server.
+/// The way from a writer to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Route {
-    /// Through HAProxy, in one session that is kept as long as it lasts.
+    /// Through HAProxy, in one session that lasts as long as possible.
     Proxy,
     /// Through HAProxy, with a session for each row.
-    ProxyAnew,
-    /// Straight at a node, by container name.
+    ProxyPerRow,
+    /// Straight to a node, by container name.
     Node(&'static str),
     /// Through another HAProxy in front of the same nodes, on this port of this machine.
     Beside {
         /// The port.
         port: u16,
-        /// With a session for each row.
-        anew: bool,
+        /// Whether each row has a session of its own.
+        per_row: bool,
     },
 }
 
 impl Route {
-    /// Every route of a stack by itself.
-    pub const ALL: [Self; 4] = [Self::Proxy, Self::ProxyAnew, Self::Node(NODES[0].0), Self::Node(NODES[1].0)];
+    /// Every route of a stack without further HAProxys.
+    pub const ALL: [Self; 4] = [Self::Proxy, Self::ProxyPerRow, Self::Node(NODES[0].0), Self::Node(NODES[1].0)];
 
     fn name(self) -> String {
         match self {
             Self::Proxy => "proxy".to_owned(),
-            Self::ProxyAnew => "proxy, a session for each row".to_owned(),
+            Self::ProxyPerRow => "proxy, a session for each row".to_owned(),
             Self::Node(node) => node.to_owned(),
-            Self::Beside { port, anew: false } => format!("port {port}"),
-            Self::Beside { port, anew: true } => format!("port {port}, a session for each row"),
+            Self::Beside { port, per_row: false } => format!("port {port}"),
+            Self::Beside { port, per_row: true } => format!("port {port}, a session for each row"),
         }
     }
 
-    const fn is_anew(self) -> bool {
-        matches!(self, Self::ProxyAnew | Self::Beside { anew: true, .. })
+    const fn has_a_session_per_row(self) -> bool {
+        matches!(self, Self::ProxyPerRow | Self::Beside { per_row: true, .. })
     }
 
     fn port(self, stack: &Stack) -> u16 {
         match self {
-            Self::Proxy | Self::ProxyAnew => stack.ports.proxy,
+            Self::Proxy | Self::ProxyPerRow => stack.ports.proxy,
             Self::Node(node) => stack.node_port(node),
             Self::Beside { port, .. } => port,
         }
     }
 }
 
-/// What an acknowledgement is worth.
+/// The guarantee of an acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Commit {
     /// As the cluster is configured: a synchronous standby has the row too. A primary that has lost its standby
-    /// acknowledges nothing more.
+    /// acknowledges no more rows.
     Synchronous,
-    /// The server that was asked has the row. With this a second primary shows at once.
+    /// Only the server that was asked has the row. So a second primary shows at once.
     Local,
 }
 
@@ -93,50 +95,50 @@ impl Commit {
     }
 }
 
-/// A row that a server said it has.
+/// A row that a server acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ack {
     /// The row's number within its writer.
     pub row: u64,
-    /// When the writer set out: before its session, where it needed a new one.
+    /// When the writer began: before it opened its session, if it needed a new one.
     pub begun: Instant,
-    /// When the writer asked for it.
+    /// When the writer sent the row.
     pub sent: Instant,
-    /// When the writer had it.
+    /// When the writer received the acknowledgement.
     pub at: Instant,
-    /// The same by the wall clock, to be compared with what agents said.
+    /// The same, by the wall clock, for comparison with the agents' answers.
     pub wall: SystemTime,
     /// The server's timeline.
     pub timeline: u32,
 }
 
-/// An attempt at a row that failed.
+/// A failed attempt at a row.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// When the writer set out.
+    /// When the writer began.
     pub begun: Instant,
-    /// When it knew.
+    /// When the writer knew of the failure.
     pub at: Instant,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 
-/// What one writer went through.
+/// All acknowledgements and failures of one writer.
 #[derive(Clone, Debug, Default)]
 pub struct Story {
-    /// In order.
+    /// The acknowledged rows in order.
     pub acks: Vec<Ack>,
-    /// Attempts that failed.
+    /// The failed attempts.
     pub errors: Vec<Failure>,
 }
 
 impl Story {
-    /// The longest time without an acknowledgement between two of them, and when it began.
+    /// The longest time between two consecutive acknowledgements, and when it began.
     pub fn longest_outage(&self) -> Option<(Duration, Instant)> {
         self.acks.iter().zip(self.acks.iter().skip(1)).map(|(a, b)| (b.at - a.at, a.at)).max()
     }
 
-    /// Acknowledgements after `since`.
+    /// The number of acknowledgements after `since`.
     pub fn acks_since(&self, since: Instant) -> usize {
         self.acks.iter().filter(|ack| ack.at >= since).count()
     }
@@ -186,12 +188,12 @@ impl Writers {
         Ok(writers)
     }
 
-    /// For looking on while they write.
+    /// A view of the writers while they write.
     pub fn pulse(&self) -> Pulse {
         Pulse { stories: self.stories.clone() }
     }
 
-    /// What the writer on `route` went through so far.
+    /// The story of the writer on `route` so far.
     pub fn story(&self, route: Route) -> Story {
         self.stories
             .get(&route)
@@ -199,8 +201,7 @@ impl Writers {
             .unwrap_or_default()
     }
 
-    /// Stops the writers and holds what they were told against what the primary has. To be called when the
-    /// cluster is whole again.
+    /// Stops the writers and compares their acknowledgements with the primary's rows. The cluster must be whole again.
     pub async fn stop(mut self, stack: &Stack) -> anyhow::Result<Report> {
         self.tasks.shutdown().await;
         let stopped = Instant::now();
@@ -217,41 +218,41 @@ impl Writers {
     }
 }
 
-/// How many rows each writer had acknowledged, at any time.
+/// The number of rows acknowledged to each writer, at any time.
 #[derive(Clone, Debug)]
 pub struct Pulse {
     stories: BTreeMap<Route, Arc<Mutex<Story>>>,
 }
 
 impl Pulse {
-    /// By now, on `route`.
+    /// The number on `route` so far.
     pub fn acknowledged(&self, route: Route) -> usize {
         self.stories.get(&route).map_or(0, |story| story.lock().unwrap_or_else(PoisonError::into_inner).acks.len())
     }
 }
 
-/// What the clients saw.
+/// The clients' view of a trial.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Rows that were acknowledged and are not there.
+    /// Acknowledged rows that are missing on the primary.
     pub lost: Vec<(Route, Ack)>,
-    /// For how long two servers took writes at once.
+    /// How long two servers took writes at once.
     pub dual: Duration,
-    /// Each writer's own story.
+    /// The story of each writer.
     pub stories: BTreeMap<Route, Story>,
     /// When the writers were stopped.
     pub stopped: Instant,
 }
 
 impl Report {
-    /// Rows acknowledged on all routes together.
+    /// The number of rows acknowledged on all routes together.
     pub fn acknowledged(&self) -> usize {
         self.stories.values().map(|story| story.acks.len()).sum()
     }
 
-    /// The longest time in which nobody had a row acknowledged straight from a node, and when it began: how long there
-    /// was no primary.
-    pub fn nobody_writable(&self) -> Option<(Duration, Instant)> {
+    /// The longest time in which no node acknowledged a row to a client connected straight to it, and when it began:
+    /// how long there was no primary.
+    pub fn without_a_primary(&self) -> Option<(Duration, Instant)> {
         let straight = self.stories.iter().filter(|(route, _)| matches!(route, Route::Node(_)));
         let mut times: Vec<Instant> = straight.flat_map(|(_, story)| story.acks.iter().map(|ack| ack.at)).collect();
         times.sort_unstable();
@@ -270,7 +271,7 @@ impl Report {
 
     /// Fails if an acknowledged row is lost or two servers took writes at once.
     pub fn nothing_lost_and_no_two_primaries(&self) -> anyhow::Result<()> {
-        // Nothing lost is no merit where nothing was written any more.
+        // A report without rows proves nothing.
         let last =
             self.stories.get(&Route::Proxy).and_then(|story| story.acks.last()).context("nothing was written")?;
         let quiet = self.stopped.saturating_duration_since(last.at);
@@ -299,9 +300,9 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// From the first to the last row that was acknowledged on an older timeline though it was *asked for* after one had been
-/// acknowledged on a newer. One that was asked for before and heard of later is no proof: it may have been on its way,
-/// or we slow to read it.
+/// The time from the first to the last row of an older timeline that counts. A row counts if it was *sent* after a row
+/// on a newer timeline was acknowledged. A row that was sent earlier proves nothing: it may have been in transit, or
+/// this process slow to read it.
 fn dual(stories: &BTreeMap<Route, Story>) -> Duration {
     let acks: Vec<&Ack> = stories.values().flat_map(|story| &story.acks).collect();
     let mut firsts: BTreeMap<u32, Instant> = BTreeMap::new();
@@ -340,13 +341,14 @@ async fn write(route: Route, port: u16, commit: Commit, run: String, story: Arc<
                 route.name()
             );
             let sent = Instant::now();
-            // The simple protocol's answer is complete only when the server has committed.
+            // The simple protocol's answer is complete only after the server's commit.
             let messages = match timeout(patience, open.simple_query(&insert)).await.context("no answer")? {
                 Ok(messages) => messages,
                 Err(error) => {
-                    // A standby keeps the session; a new one for each refusal would be most of its work.
+                    // The writer keeps a session with a standby. A new session for each refusal would be most of its
+                    // work.
                     let refused = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
-                    client = (refused && !route.is_anew()).then_some(open);
+                    client = (refused && !route.has_a_session_per_row()).then_some(open);
                     return Err(error.into());
                 }
             };
@@ -363,7 +365,7 @@ async fn write(route: Route, port: u16, commit: Commit, run: String, story: Arc<
             match done {
                 Ok((open, sent, timeline)) => {
                     story.acks.push(Ack { row, begun, sent, at, wall: SystemTime::now(), timeline });
-                    client = (!route.is_anew()).then_some(open);
+                    client = (!route.has_a_session_per_row()).then_some(open);
                 }
                 Err(error) => story.errors.push(Failure { begun, at, why: format!("{error:#}") }),
             }
@@ -396,13 +398,13 @@ mod tests {
             (&[(1, 1), (2, 1)], &[(3, 2), (4, 2)], 0),
             (&[(1, 1), (5, 1)], &[(3, 2), (4, 2)], 1),
             (&[(1, 1), (6, 1), (9, 1)], &[(3, 2), (4, 2)], 4),
-            // Asked for before the other had answered.
+            // This row was sent before the other was acknowledged.
             (&[(1, 1), (4, 1)], &[(3, 2), (9, 2)], 0),
             (&[(1, 1), (9, 3)], &[(3, 2), (7, 2)], 0),
             (&[(1, 1), (9, 1)], &[], 0),
         ];
         for (a, b, expected) in cases {
-            let stories = BTreeMap::from([(Route::Proxy, story(start, a)), (Route::ProxyAnew, story(start, b))]);
+            let stories = BTreeMap::from([(Route::Proxy, story(start, a)), (Route::ProxyPerRow, story(start, b))]);
             assert_eq!(dual(&stories), Duration::from_millis(expected), "{a:?} {b:?}");
         }
     }

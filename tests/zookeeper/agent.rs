@@ -1,4 +1,4 @@
-//! The client under test, with everything that it has reported.
+//! The client under test, with all of its reports.
 
 use anyhow::{Context, anyhow, ensure};
 use std::collections::BTreeSet;
@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
+use warden::client::zookeeper::{self, Barrier, EndReason, Handle, Node, Reports, Settings, Update, Znode};
+use warden::clock::Clock;
 use warden::secret::Secret;
-use warden::watch::zookeeper::{self, Barrier, EndReason, Handle, Node, Settings, Update, Znode};
 
-/// Names that are one test's own on a shared server.
+/// The names of one test on a shared server.
 #[derive(Clone, Debug)]
 pub struct Names {
     pub scope: String,
@@ -33,22 +34,23 @@ impl Names {
         format!("{}/service/{}", self.chroot, self.scope)
     }
 
-    /// Our own ephemeral znode.
+    /// The agent's ephemeral znode.
     pub fn agent(&self) -> String {
         format!("{}{}/agents/{}", self.chroot, self.own(), self.agent)
     }
 
-    /// Our own barrier znode.
+    /// The agent's barrier znode.
     pub fn barrier(&self) -> String {
         format!("{}{}/barriers/{}", self.chroot, self.own(), self.agent)
     }
 
-    /// Each scope has its own root: with credentials, `/warden` would be for one test only.
+    /// The root of Warden's trees. Each scope has its own, because a `/warden` with credentials would serve one test
+    /// only.
     pub fn own(&self) -> String {
         format!("/warden-{}/cluster", self.scope)
     }
 
-    /// The tree that Warden 0.1 would have used.
+    /// The tree that Warden 0.1 would use.
     pub fn old(&self) -> String {
         format!("/warden-{}/old", self.scope)
     }
@@ -73,12 +75,12 @@ pub fn digest(credential: &str) -> Vec<(String, Secret)> {
     vec![("digest".to_owned(), Secret::new(credential))]
 }
 
-/// What an agent says of itself, as far as the client cares.
+/// An agent's record, as far as the client uses it.
 pub fn record(address: &str, note: &str) -> Vec<u8> {
     format!(r#"{{"address":"{address}","note":"{note}"}}"#).into_bytes()
 }
 
-/// A session as it was reported.
+/// A session as the client reported it.
 #[derive(Clone, Debug)]
 pub struct Session {
     pub server: String,
@@ -97,7 +99,7 @@ pub struct Agent {
 impl Agent {
     pub fn spawn(settings: Settings) -> Self {
         let (updates_in, mut updates) = mpsc::channel(1024);
-        let handle = zookeeper::spawn(settings, updates_in);
+        let handle = zookeeper::spawn(settings, Clock::start(), Reports::Raw(updates_in));
         let reports = Arc::new(Mutex::new(Vec::new()));
         let into = Arc::clone(&reports);
         tokio::spawn(async move {
@@ -108,17 +110,17 @@ impl Agent {
         Self { handle, reports }
     }
 
-    /// Everything reported later comes after this.
+    /// A mark. Later reports come after it.
     pub fn mark(&self) -> usize {
         self.reports().len()
     }
 
-    /// How many reports after `mark` are like this.
+    /// The number of reports after `mark` that satisfy this.
     pub fn count(&self, mark: usize, like: impl Fn(&Update) -> bool) -> usize {
         self.reports().iter().skip(mark).filter(|(_, update)| like(update)).count()
     }
 
-    /// The first report after `mark` that `find` takes, and when it came.
+    /// The first report after `mark` that `find` accepts, and when it came.
     pub async fn wait<T>(
         &self,
         mark: usize,
@@ -139,7 +141,7 @@ impl Agent {
         }
     }
 
-    /// The next session.
+    /// The next session after `mark`.
     pub async fn connected(&self, mark: usize, limit: Duration) -> anyhow::Result<Session> {
         let session = |update: &Update| match update {
             Update::Connected { server, session, requested, negotiated, at } => Some(Session {
@@ -154,7 +156,7 @@ impl Agent {
         Ok(self.wait(mark, "a session", limit, session).await?.0)
     }
 
-    /// The next end of an epoch.
+    /// The next end of an epoch after `mark`.
     pub async fn lost(&self, mark: usize, limit: Duration) -> anyhow::Result<(EndReason, String)> {
         let lost = |update: &Update| match update {
             Update::Lost { reason, detail, .. } => Some((*reason, detail.clone())),
@@ -163,7 +165,7 @@ impl Agent {
         Ok(self.wait(mark, "the end of the session", limit, lost).await?.0)
     }
 
-    /// The next report that `node` says `data`, or that there is none; when it came.
+    /// The next report that `node` has `data`, or is absent for `None`, and when it came.
     pub async fn sees(
         &self,
         mark: usize,
@@ -184,7 +186,7 @@ impl Agent {
         Ok(self.wait(mark, &what, limit, seen).await?.1)
     }
 
-    /// The members that were reported after `mark`.
+    /// The members reported after `mark`.
     pub fn members(&self, mark: usize) -> BTreeSet<String> {
         let member = |update: &Update| match update {
             Update::Znode { node: Node::Member(name), value: Some(_), .. } => Some(name.clone()),
@@ -193,7 +195,7 @@ impl Agent {
         self.reports().iter().skip(mark).filter_map(|(_, update)| member(update)).collect()
     }
 
-    /// Waits for `passes` whole passes from now on.
+    /// Waits for `passes` whole passes of the client from now on.
     pub async fn passes(&self, passes: usize) -> anyhow::Result<()> {
         for _ in 0..passes {
             let mark = self.mark();
@@ -203,9 +205,9 @@ impl Agent {
         Ok(())
     }
 
-    /// A linearizable read that has to succeed.
+    /// A linearizable read that must succeed.
     pub async fn verified(&self) -> anyhow::Result<(Option<Znode>, i64)> {
-        match self.handle.barrier(Duration::from_secs(5)).await {
+        match self.handle.raw_barrier(Duration::from_secs(5)).await {
             Barrier::Verified { leader, session, started, finished, config: _, sync: _, zxid: _ } => {
                 ensure!(started <= finished, "a barrier that ended before it began");
                 Ok((leader, session))
@@ -214,7 +216,7 @@ impl Agent {
         }
     }
 
-    /// Shuts it down; how long that took.
+    /// Shuts the client down. Returns how long that took.
     pub async fn shutdown(&self) -> anyhow::Result<Duration> {
         let started = Instant::now();
         tokio::time::timeout(Duration::from_secs(10), self.handle.shutdown()).await.context("shutdown hangs")?;

@@ -1,4 +1,4 @@
-//! Connections and sessions that end: what the library hides.
+//! Connections and sessions that end, which the library hides.
 
 use crate::agent::{Agent, Names, record};
 use crate::raw::Raw;
@@ -7,22 +7,22 @@ use crate::server::Server;
 use anyhow::{Context, ensure};
 use std::time::Duration;
 use tokio::time::sleep;
-use warden::watch::zookeeper::Node;
+use warden::client::zookeeper::Node;
 use warden_e2e::wait::until;
 
-/// What happened while the connection was away is known once it can be had again: within seconds, but the machine may
-/// be busy with others.
+/// The limit until the client reports a change that happened without a connection. It takes seconds; the machine may be
+/// busy.
 const SOON: Duration = Duration::from_secs(30);
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// Fails for a client that lets the library reconnect: the session survives, every watch is silently lost, and
-/// nobody is told.
+/// Fails for a client that lets the library reconnect. The session survives, every watch is silently lost, and the
+/// client reports nothing.
 pub async fn cut() -> anyhow::Result<()> {
     broken("cut", Relay::cut).await
 }
 
-/// Likewise, when the connection ends by a reset.
+/// The same, for a connection that ends by a reset.
 pub async fn reset() -> anyhow::Result<()> {
     broken("reset", Relay::reset).await
 }
@@ -65,7 +65,7 @@ async fn broken(scope: &str, hurt: fn(&Relay)) -> anyhow::Result<()> {
     let gone = agent.count(mark, |update| format!("{update:?}").contains("Member(\"b\"), value: Some"));
     ensure!(gone == 0, "a member that is gone was reported:\n{}", agent.told(mark));
 
-    // Afterwards, too: the watches are armed again.
+    // The watches are armed again afterwards.
     let mark = agent.mark();
     raw.set(&leader, b"c").await?;
     raw.set(&config, b"3").await?;
@@ -80,8 +80,8 @@ async fn broken(scope: &str, hurt: fn(&Relay)) -> anyhow::Result<()> {
     agent.shutdown().await.map(drop)
 }
 
-/// Fails for a client that lets the library reconnect: it says `Connected` again, as if nothing had been,
-/// and its ephemeral znode is gone for good.
+/// Fails for a client that lets the library reconnect. The library reports `Connected` again, and the ephemeral znode
+/// is gone for good.
 pub async fn expired() -> anyhow::Result<()> {
     let server = Server::shared().await?;
     let (names, raw, relay) =
@@ -95,7 +95,7 @@ pub async fn expired() -> anyhow::Result<()> {
     let session = relay.session()?;
     ensure!(session.id == first.id, "reported {:x}, granted {:x}", first.id, session.id);
     let mark = agent.mark();
-    // Meanwhile the library must not get its session back: then it would be this connection that is closed.
+    // Meanwhile the library must not get its session back. Otherwise the test would close this connection.
     relay.greet(Greeting::Refuse);
     session.end(server.address).await?;
     relay.greet(Greeting::Forward);
@@ -112,8 +112,8 @@ pub async fn expired() -> anyhow::Result<()> {
     agent.shutdown().await.map(drop)
 }
 
-/// The same by time: the connection hangs until the server has given the session up. A client without time
-/// limits on requests notices nothing for two thirds of the session timeout, and then reports nothing.
+/// The same by time. The connection hangs until the server has expired the session. A client without time limits on
+/// requests notices nothing for two thirds of the session timeout, and then reports nothing.
 pub async fn hung() -> anyhow::Result<()> {
     let server = Server::shared().await?;
     let (names, raw, relay) =

@@ -1,5 +1,5 @@
-//! Three servers, one of them cut off from the others but not from us: a plain read there is stale, which
-//! no single server can show.
+//! Three servers. One is cut off from the others but not from the client. A plain read there is stale, which a single
+//! server cannot show.
 
 use crate::agent::{Agent, Names};
 use crate::raw::Raw;
@@ -7,13 +7,13 @@ use crate::server::{Network, Server, named};
 use anyhow::{Context, ensure};
 use std::net::SocketAddr;
 use std::time::Duration;
-use warden::watch::zookeeper::{Barrier, Node};
+use warden::client::zookeeper::{Barrier, Node};
 use warden_e2e::docker::docker;
 use warden_e2e::wait::until;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// Fails for a barrier that is a plain read: it verifies a leader that has long been replaced.
+/// Fails for a barrier that is a plain read. It verifies a leader that was replaced long before.
 pub async fn cut_off() -> anyhow::Result<()> {
     let network = Network::create("ensemble").await?;
     let servers = start(&network).await?;
@@ -34,17 +34,17 @@ pub async fn cut_off() -> anyhow::Result<()> {
     let (stale, _) = there.get(&names.patroni("leader")).await?.context("no leader")?;
     ensure!(stale == b"old", "a plain read is not stale: this test shows nothing");
     for _ in 0..3 {
-        let barrier = agent.handle.barrier(Duration::from_millis(500)).await;
+        let barrier = agent.handle.raw_barrier(Duration::from_millis(500)).await;
         ensure!(matches!(barrier, Barrier::Unknown { .. }), "a server that is cut off has verified {barrier:?}");
     }
     let (stale, _) = there.get(&names.patroni("leader")).await?.context("no leader")?;
     ensure!(stale == b"old", "a plain read was no longer stale: this test shows nothing");
 
-    // With a second server to go to, the truth is found.
+    // With a second server the client finds the true leader.
     agent.shutdown().await?;
     let agent = Agent::spawn(names.settings(&[follower.host(), other.host()]));
     until("a verified leader", LONG, || async {
-        let barrier = agent.handle.barrier(Duration::from_secs(1)).await;
+        let barrier = agent.handle.raw_barrier(Duration::from_secs(1)).await;
         let Barrier::Verified { leader: Some(leader), .. } = barrier else { anyhow::bail!("{barrier:?}") };
         ensure!(leader.data == b"new", "verified {leader:?}");
         Ok(())
@@ -53,14 +53,15 @@ pub async fn cut_off() -> anyhow::Result<()> {
     agent.shutdown().await.map(drop)
 }
 
-/// Three servers that reach each other in `network`, and are reached by us in Docker's own.
+/// Three servers that reach each other in `network`. The client reaches them in Docker's own network.
 async fn start(network: &Network) -> anyhow::Result<Vec<Server>> {
     let tags = ["e1", "e2", "e3"];
     let members: Vec<String> =
         (1..).zip(tags).map(|(id, tag)| format!("server.{id}={}:2888:3888", named(tag))).collect();
     let mut servers = Vec::new();
     for (id, tag) in (1..).zip(tags) {
-        // One that is cut off serves what it last knew for 20 ticks, 40 s, before it notices: long enough on any machine.
+        // A server that is cut off serves its last state for 20 ticks, 40 s, before it notices. That is long enough on
+        // any machine.
         let env =
             [format!("ZOO_MY_ID={id}"), format!("ZOO_SERVERS={}", members.join(" ")), "ZOO_SYNC_LIMIT=20".to_owned()];
         let mut server = Server::launch(tag, &network.0, &env).await?;

@@ -1,4 +1,4 @@
-//! Epochs that end leave nothing behind, and servers that come back are used again.
+//! Ended epochs leave nothing behind, and servers that come back are used again.
 
 use crate::agent::{Agent, Names};
 use crate::raw::Raw;
@@ -6,12 +6,12 @@ use crate::relay::Relay;
 use crate::server::{Network, Server};
 use anyhow::ensure;
 use std::time::{Duration, Instant};
-use warden::watch::zookeeper::Node;
+use warden::client::zookeeper::Node;
 use warden_e2e::wait::until;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// Fails for a client that drops the library's: its tasks, its connection and its session go on.
+/// Fails for a client that only drops the library's client. Its tasks, its connection and its session go on.
 pub async fn ten_breaks() -> anyhow::Result<()> {
     let server = Server::start("breaks").await?;
     let relay = Relay::start(server.address).await?;
@@ -33,7 +33,7 @@ pub async fn ten_breaks() -> anyhow::Result<()> {
         agent.connected(mark, LONG).await?;
         agent.passes(1).await?;
     }
-    // A session whose connection was cut can only end by its timeout, and that is due by now.
+    // A session without its connection can only end by its timeout, which is due by now.
     until("as much is held as before", LONG, || async {
         let after = held(&server, &relay).await?;
         ensure!(after == before, "before: {before:?}, after: {after:?}");
@@ -53,7 +53,7 @@ pub async fn ten_breaks() -> anyhow::Result<()> {
 struct Held {
     /// Connections through the relay.
     open: usize,
-    /// Connections that the server has; the one that asks is among them.
+    /// The server's connections, including the one of this question.
     alive: i64,
     sessions: i64,
     threads: usize,
@@ -77,7 +77,7 @@ pub async fn restarted() -> anyhow::Result<()> {
     .await
 }
 
-/// Likewise after a crash and a while.
+/// The same after a crash and a pause.
 pub async fn killed_and_started() -> anyhow::Result<()> {
     away("killed", |server| async move {
         server.container.kill().await?;
@@ -92,7 +92,7 @@ async fn away<F>(tag: &str, fault: impl FnOnce(Server) -> F) -> anyhow::Result<(
 where
     F: Future<Output = anyhow::Result<Server>>,
 {
-    // A network of its own, or another test's server may get the address meanwhile.
+    // The network is its own. Otherwise another test's server could get the address meanwhile.
     let network = Network::create(tag).await?;
     let server = Server::start_with(tag, &network.0, &[]).await?;
     let (names, raw) = (Names::new(tag), Raw::connect(server.address).await?);
@@ -115,13 +115,13 @@ where
     agent.lost(mark, LONG).await?;
     let session = agent.connected(mark, LONG).await?;
     let back = session.at.saturating_duration_since(up);
-    // The longest pause is 5 s; whoever backs off without bound has long come to more.
+    // The longest pause is 5 s. A client that backs off without a bound has reached longer ones by now.
     ensure!(back < Duration::from_secs(20), "back after {back:?}");
     let mark_of_reconnect = mark;
     agent.sees(mark_of_reconnect, &Node::Leader, Some(b"b"), LONG).await?;
     agent.sees(mark_of_reconnect, &Node::Member("b".to_owned()), Some(b"b1"), LONG).await?;
     agent.passes(1).await?;
-    // And by watches again.
+    // The watches report it as well.
     let mark = agent.mark();
     raw.set(&names.patroni("leader"), b"c").await?;
     agent.sees(mark, &Node::Leader, Some(b"c"), LONG).await?;

@@ -1,4 +1,4 @@
-//! What the client says in its log, kept for tests that want it said.
+//! The client's log, for tests that read it.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +6,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Begins to keep what is worth a warning.
+/// Starts to keep lines from level `warn` on.
 pub fn keep() {
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_ansi(false).with_writer(|| Keeper).init();
 }

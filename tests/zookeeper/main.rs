@@ -1,8 +1,8 @@
 //! The ZooKeeper client against real servers: one test for each defect of the library beneath it.
 //!
-//! A scope (and with it a tree) is a test's own, so most tests run at once on one server; those that stop a
-//! server, or count what it holds, have one of their own. Tests that count this process's threads or CPU
-//! time run in a process of their own. `cargo test -p warden-e2e --test zookeeper [-- NAME]`
+//! Each test has a scope (and so a tree) of its own, and most tests run at once on one server. Tests that stop a
+//! server, or count its connections, have a server of their own. Tests that count this process's threads or CPU time
+//! run in a process of their own. `cargo test -p warden-e2e --test zookeeper [-- NAME]`
 
 mod agent;
 mod connection;
@@ -28,12 +28,12 @@ use tokio::time::timeout;
 /// A test that hangs has failed.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// Says that this process is there for one test only.
+/// The variable that is set in a process that runs one test only.
 const ALONE: &str = "WARDENTEST_ZK_ALONE";
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
-    // They wait more than they work.
+    // The tests wait more than they work.
     args.test_threads = args.test_threads.or(Some(5));
     log::keep();
     if args.list || std::env::var_os(ALONE).is_some() {
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-/// The slow ones first, so that the last one does not run alone.
+/// The slow ones come first, so that the last one does not run alone.
 fn trials() -> Vec<Trial> {
     vec![
         alone("after_ten_broken_connections_no_session_connection_or_thread_is_left", epochs::ten_breaks),
@@ -79,13 +79,13 @@ fn trials() -> Vec<Trial> {
         trial("an_expired_session_is_reported_as_a_new_one", connection::expired),
         trial("a_connection_that_hangs_past_expiry_is_reported_as_a_new_one", connection::hung),
         trial("a_write_given_up_and_applied_late_does_not_win", own::late_write),
-        trial("our_own_znode_comes_back_when_somebody_removes_it", own::removed),
+        trial("the_agents_znode_comes_back_when_another_client_removes_it", own::removed),
         trial("a_name_taken_by_another_address_is_reported", own::name_taken),
-        trial("our_own_former_life_is_taken_over_at_once", own::former_life),
-        trial("a_word_found_in_place_is_as_old_as_it_is", own::old_word),
+        trial("the_znode_of_an_earlier_session_is_taken_over_at_once", own::former_life),
+        trial("a_record_found_in_place_is_reported_with_its_own_age", own::old_word),
         trial("shutdown_ends_the_session_at_once", own::shutdown),
-        trial("shutdown_takes_no_longer_when_nothing_can_be_reached_or_nobody_listens", own::shutdown_in_bad_times),
-        trial("digest_credentials_are_given_again_and_protect_our_znodes", own::digest),
+        trial("shutdown_takes_no_longer_when_no_server_can_be_reached_or_none_listens", own::shutdown_in_bad_times),
+        trial("digest_credentials_are_given_again_and_protect_the_agents_znodes", own::digest),
         trial("wrong_credentials_are_reported_with_the_remedy", own::wrong_credentials),
         trial("two_clusters_with_different_credentials_share_one_root", own::two_credentials),
         trial("below_a_chroot_watches_work_and_a_missing_one_is_reported", reading::chroot),
@@ -103,7 +103,7 @@ where
     Trial::test(name, move || run(test()).map_err(failed))
 }
 
-/// A test in a process of its own, so that threads and CPU time are nobody else's.
+/// A test in a process of its own, so that it counts only its own threads and CPU time.
 fn alone<F>(name: &'static str, test: fn() -> F) -> Trial
 where
     F: Future<Output = anyhow::Result<()>> + 'static,
@@ -136,11 +136,11 @@ fn run(test: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
 }
 
 fn failed(error: anyhow::Error) -> Failed {
-    // Without the backtrace, which is the harness's.
+    // The backtrace is left out, because it is the harness's.
     format!("{error:#}").into()
 }
 
-/// Leaves no container behind when the run is broken off.
+/// Removes all containers when the run is interrupted.
 fn sweep_when_interrupted() {
     std::thread::spawn(|| {
         if let Err(error) = interrupted() {

@@ -1,4 +1,4 @@
-//! Our own znodes: kept, taken over, protected, and gone when we are.
+//! The agent's own znodes: kept, taken over, protected, and gone with the agent.
 
 use crate::agent::{Agent, Names, digest as credentials, record};
 use crate::raw::Raw;
@@ -8,19 +8,20 @@ use anyhow::{Context, ensure};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
+use warden::client::zookeeper::{self, EndReason, Node, Reports, Update};
+use warden::clock::Clock;
 use warden::secret::Secret;
-use warden::watch::zookeeper::{self, EndReason, Node, Update};
 use warden_e2e::wait::until;
 use zookeeper_async::ZkError;
 
 const SOON: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(60);
 
-/// A shutdown takes no longer, whatever the network does.
+/// The limit for a shutdown in any state of the network.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
-/// Fails for a client that takes a given-up write for one that was not made: the old session's write, held
-/// back on the way, overwrites what the new session has published since.
+/// Fails for a client that takes an abandoned write for one that was not made. The old session's write is held back on
+/// the way, and overwrites the record that the new session has published since.
 pub async fn late_write() -> anyhow::Result<()> {
     let server = Server::shared().await?;
     let (names, raw) = (Names::new("late"), Raw::connect(server.address).await?);
@@ -96,7 +97,7 @@ pub async fn name_taken() -> anyhow::Result<()> {
     let (data, after) = raw.get(&names.agent()).await?.context("the first one's znode is gone")?;
     ensure!(data == theirs && after.mzxid == before.mzxid, "the first one's znode was touched: {after:?}");
 
-    // The name is free again: the next record goes there.
+    // The name is free again. The next record goes there.
     first.shutdown().await?;
     let mark = second.mark();
     second.handle.publish(ours.clone());
@@ -104,7 +105,7 @@ pub async fn name_taken() -> anyhow::Result<()> {
     second.shutdown().await.map(drop)
 }
 
-/// Fails for a client that dates what it finds by when it found it: with each new session the last word of a
+/// Fails for a client that dates a record by the time at which it found it. With each new session the last record of a
 /// frozen agent would be fresh again.
 pub async fn old_word() -> anyhow::Result<()> {
     let server = Server::shared().await?;
@@ -120,7 +121,7 @@ pub async fn old_word() -> anyhow::Result<()> {
     };
     let (age, _) = agent.wait(0, "the agent's word", LONG, dated).await?;
     ensure!(age >= silence && age < silence + LONG, "a word of {silence:?} ago is {age:?} old");
-    // What is said from now on is news.
+    // Reports from now on are news.
     let mark = agent.mark();
     raw.set(&other, &record("10.0.0.2:8009", "thawed")).await?;
     let (age, _) = agent.wait(mark, "the agent's new word", SOON, dated).await?;
@@ -129,7 +130,7 @@ pub async fn old_word() -> anyhow::Result<()> {
     raw.close().await
 }
 
-/// Fails for a client that waits for its former session to expire, up to 40 s.
+/// Fails for a client that waits until its earlier session expires, up to 40 s.
 pub async fn former_life() -> anyhow::Result<()> {
     let server = Server::shared().await?;
     let (names, raw) = (Names::new("former"), Raw::connect(server.address).await?);
@@ -150,7 +151,7 @@ pub async fn former_life() -> anyhow::Result<()> {
     raw.close().await
 }
 
-/// Fails for a client that drops the library's: the session goes on until it expires.
+/// Fails for a client that only drops the library's client. The session goes on until it expires.
 pub async fn shutdown() -> anyhow::Result<()> {
     let server = Server::shared().await?;
     let (names, raw) = (Names::new("shutdown"), Raw::connect(server.address).await?);
@@ -170,7 +171,8 @@ pub async fn shutdown() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails for a client that insists on closing its session, on a name server's answer, or on being listened to.
+/// Fails for a client whose shutdown waits for the end of its session, for a name server's answer, or for a reader of
+/// its reports.
 pub async fn shutdown_in_bad_times() -> anyhow::Result<()> {
     let server = Server::shared().await?;
     let names = Names::new("bad-times");
@@ -194,17 +196,18 @@ pub async fn shutdown_in_bad_times() -> anyhow::Result<()> {
     }
 
     for host in [server.host(), "127.0.0.1:1".to_owned()] {
-        let (updates, _nobody_reads_them) = mpsc::channel(1);
-        let handle = zookeeper::spawn(names.settings(std::slice::from_ref(&host)), updates);
-        // Long enough for the second report that finds no room.
+        let (updates, _without_a_reader) = mpsc::channel(1);
+        let handle =
+            zookeeper::spawn(names.settings(std::slice::from_ref(&host)), Clock::start(), Reports::Raw(updates));
+        // Long enough for a second report, which finds the queue full.
         sleep(Duration::from_millis(1500)).await;
-        timeout(SHUTDOWN, handle.shutdown()).await.with_context(|| format!("{host}, and nobody listens"))?;
+        timeout(SHUTDOWN, handle.shutdown()).await.with_context(|| format!("{host}, without a reader"))?;
     }
     Ok(())
 }
 
-/// Fails for a client that authenticates once (the library does not repeat it after a reconnect), and for one
-/// whose own znodes are open to everybody.
+/// Fails for a client that authenticates only once, because the library does not repeat it after a reconnect. Fails for
+/// a client whose own znodes are open to every client.
 pub async fn digest() -> anyhow::Result<()> {
     let server = Server::shared().await?;
     let (names, credential) = (Names::new("digest"), "patroni:secret");
@@ -239,7 +242,7 @@ pub async fn digest() -> anyhow::Result<()> {
     agent.shutdown().await.map(drop)
 }
 
-/// Fails for a client that reports "no such znode", a lost connection or nothing, and for one that leaves a
+/// Fails for a client that reports "no such znode", a lost connection or nothing. It fails also for one that leaves a
 /// session behind at every attempt.
 pub async fn wrong_credentials() -> anyhow::Result<()> {
     let server = Server::shared().await?;
@@ -258,7 +261,7 @@ pub async fn wrong_credentials() -> anyhow::Result<()> {
         sleep(Duration::from_secs(2)).await;
         ensure!(relay.accepted() < 20, "{} connections", relay.accepted());
         agent.shutdown().await?;
-        // For a scheme that it does not know the server itself hangs up, and the session can only expire.
+        // The server itself closes the connection for an unknown scheme, and the session can only expire.
         let left = auth != no_such_scheme && relay.session()?.end(server.address).await.is_ok();
         ensure!(!left, "{auth:?}: a session is left behind");
     }

@@ -1,5 +1,5 @@
-//! ZooKeeper without Warden: a plain client that makes and reads the znodes under test, and the wire
-//! protocol as far as it takes to end somebody else's session.
+//! ZooKeeper without Warden: a plain client that makes and reads the znodes under test. It speaks enough of the wire
+//! protocol to end another client's session.
 
 use anyhow::{Context, bail, ensure};
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use zookeeper_async::{Acl, CreateMode, Stat, WatchedEvent, ZkError, ZkResult, ZooKeeper};
 
-/// The library waits for ever.
+/// The limit for a call. The library waits forever.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// A plain client.
@@ -20,16 +20,16 @@ pub struct Raw {
 
 impl Raw {
     pub async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
-        let nobody = |_: WatchedEvent| {};
+        let no_watcher = |_: WatchedEvent| {};
         let address = address.to_string();
-        let connecting = ZooKeeper::connect(&address, Duration::from_secs(30), nobody);
+        let connecting = ZooKeeper::connect(&address, Duration::from_secs(30), no_watcher);
         let zk = timeout(LIMIT, connecting).await.context("no connection")??;
         let raw = Self { zk, acl: Acl::open_unsafe().clone() };
         raw.get("/zookeeper").await?;
         Ok(raw)
     }
 
-    /// With digest authentication; what it creates from now on is only for those who have it too.
+    /// Authenticates with digest. Znodes that it creates from now on are only for clients with the same credentials.
     pub async fn authenticated(address: SocketAddr, credential: &str) -> anyhow::Result<Self> {
         let mut raw = Self::connect(address).await?;
         ask("auth", raw.zk.add_auth("digest", credential.as_bytes().to_vec())).await??;
@@ -45,12 +45,12 @@ impl Raw {
         }
     }
 
-    /// The answer to a write as the server gives it, for those who expect a refusal.
+    /// The server's answer to a write, for tests that expect a refusal.
     pub async fn try_set(&self, path: &str, data: &[u8]) -> anyhow::Result<ZkResult<Stat>> {
         ask(path, self.zk.set_data(path, data.to_vec(), None)).await
     }
 
-    /// Writes a znode; creates it, and its parents, where they are missing.
+    /// Writes a znode. Creates it and its parents if they are missing.
     pub async fn set(&self, path: &str, data: &[u8]) -> anyhow::Result<()> {
         match self.try_set(path, data).await? {
             Ok(_) => Ok(()),
@@ -59,7 +59,7 @@ impl Raw {
         }
     }
 
-    /// Creates an ephemeral znode, and its parents where they are missing.
+    /// Creates an ephemeral znode, and its parents if they are missing.
     pub async fn create_ephemeral(&self, path: &str, data: &[u8]) -> anyhow::Result<()> {
         self.create(path, data, CreateMode::Ephemeral).await
     }
@@ -85,8 +85,7 @@ impl Raw {
         Ok(ask(path, self.zk.get_acl(path)).await?.with_context(|| path.to_owned())?.0)
     }
 
-    /// Everything that changes when somebody writes: each znode under `root` with its stat, except that
-    /// `root` itself may come and go.
+    /// All that a write changes: each znode under `root` with its stat. `root` itself may come and go.
     pub async fn dump(&self, root: &str) -> anyhow::Result<Vec<String>> {
         let mut lines = Vec::new();
         let mut paths = vec![root.to_owned()];
@@ -110,7 +109,7 @@ async fn ask<T>(path: &str, asking: impl Future<Output = ZkResult<T>>) -> anyhow
     timeout(LIMIT, asking).await.with_context(|| format!("{path}: no answer"))
 }
 
-/// A session's id and the password that lets anybody have it.
+/// A session's id, and the password with which any client can take the session over.
 #[derive(Clone, Copy, Debug)]
 pub struct Session {
     pub id: i64,
@@ -125,7 +124,7 @@ impl Session {
         Ok(Self { id: i64::from_be_bytes(field(12, 8)?.try_into()?), password: field(24, 16)?.try_into()? })
     }
 
-    /// Ends it on the server behind its owner's back, which is what an expiry is to the owner.
+    /// Ends the session on the server without its owner's knowledge. To the owner that is an expiry.
     pub async fn end(&self, address: SocketAddr) -> anyhow::Result<()> {
         let mut stream = TcpStream::connect(address).await?;
         let mut hello = Vec::new();

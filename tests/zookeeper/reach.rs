@@ -1,4 +1,4 @@
-//! Finding a server: hosts that are bad in every way, and session timeouts that the library spins on.
+//! Finding a server: hosts with every kind of fault, and session timeouts on which the library spins.
 
 use crate::agent::{Agent, Names, record};
 use crate::raw::Raw;
@@ -8,25 +8,24 @@ use anyhow::{Context, ensure};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
-use warden::watch::zookeeper::{EndReason, Update};
+use warden::client::zookeeper::{EndReason, Update};
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// What nobody answers is watched for this long.
+/// How long the attempts at a host are counted.
 const WATCHED: Duration = Duration::from_secs(3);
 
-/// More connections than this within [`WATCHED`] are a storm. With full jitter there are 4 to 7 epochs in that
-/// time, of up to three connections each: the probe, the library's, and its next before we hear of it. Left to
-/// the library, there were 8,000.
+/// More connections than this within [`WATCHED`] are a storm. With full jitter there are 4 to 7 epochs in that time, of
+/// up to three connections each: the probe, the library's, and the library's next before it reports the first. Without
+/// Warden's client the library made 8,000.
 const ATTEMPTS: usize = 40;
 
-/// More CPU time than this within [`WATCHED`] is a busy loop: measured were 0.6 to 1.7 s with one, 0 to 30 ms
-/// without.
+/// More CPU time than this within [`WATCHED`] is a busy loop. Measured: 0.6 to 1.7 s with one, 0 to 30 ms without.
 const CPU: Duration = Duration::from_millis(300);
 
-/// Fails for a client that connects by the library alone, whose loop knows no pause.
+/// Fails for a client that connects through the library alone, whose loop has no pause.
 pub async fn nothing_reachable() -> anyhow::Result<()> {
-    // Refused: the port was free a moment ago.
+    // The connection is refused: the port was free a moment ago.
     let refused = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
     let unused = unused_address(Server::shared().await?.address)?;
     let deaf = Deaf::start().await?;
@@ -42,28 +41,28 @@ pub async fn nothing_reachable() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails for a client that waits for the library to get connected: it reconnects without a pause, and
-/// without saying so.
+/// Fails for a client that waits until the library is connected. The library reconnects without a pause and without a
+/// report.
 pub async fn closed_at_once() -> anyhow::Result<()> {
     not_stormed("closed", Greeting::Close).await
 }
 
-/// Fails for one that, to know better, probes with an empty connection.
+/// Fails for a client that probes with an empty connection.
 pub async fn closed_when_asked() -> anyhow::Result<()> {
     not_stormed("asked", Greeting::CloseWhenAsked).await
 }
 
-/// Fails for a client that leaves the connection to the library once its own probe was answered.
+/// Fails for a client that leaves the connection to the library once the server has answered its own probe.
 pub async fn gone_after_the_probe() -> anyhow::Result<()> {
     not_stormed("after-probe", Greeting::CloseThenRefuse).await
 }
 
-/// Fails for a client that waits for the library to make sense of it.
+/// Fails for a client that waits until the library understands the answer.
 pub async fn gibberish() -> anyhow::Result<()> {
     not_stormed("gibberish", Greeting::Gibberish).await
 }
 
-/// Fails for a client whose connect has no time limit: it says nothing at all.
+/// Fails for a client that connects without a time limit. It reports nothing at all.
 pub async fn silent() -> anyhow::Result<()> {
     not_stormed("silent", Greeting::Hold).await
 }
@@ -75,17 +74,17 @@ async fn not_stormed(scope: &str, greeting: Greeting) -> anyhow::Result<()> {
     let agent = Agent::spawn(Names::new(scope).settings(&[relay.host()]));
     let used = cpu_time_over(WATCHED).await?;
     let attempts = relay.accepted();
-    ensure!(attempts > 0, "nobody came");
+    ensure!(attempts > 0, "no client connected");
     ensure!(attempts < ATTEMPTS, "{attempts} connections in {WATCHED:?}");
     ensure!(used < CPU, "{used:?} of CPU time in {WATCHED:?}");
     agent.lost(0, LONG).await?;
-    // And when it has become well, all is well.
+    // When the host is well again, the client uses it.
     relay.greet(Greeting::Forward);
     agent.connected(0, LONG).await?;
     Ok(())
 }
 
-/// CPU time that this process uses while this waits, all threads together.
+/// The CPU time of this process during this wait, over all threads.
 async fn cpu_time_over(span: Duration) -> anyhow::Result<Duration> {
     let before = cpu_time()?;
     sleep(span).await;
@@ -100,8 +99,8 @@ fn cpu_time() -> anyhow::Result<Duration> {
     Ok(Duration::from_millis(ticks * 10))
 }
 
-/// Fails for a client that gives the library the whole list: one name that does not resolve fails all, and
-/// a first host that drops packets blocks it. (Docker's port forwarding accepts and closes for a container
+/// Fails for a client that gives the library the whole list. One name that does not resolve fails the whole list, and a
+/// first host that drops packets blocks it. (Docker's port forwarding accepts and closes connections for a container
 /// that is down.)
 pub async fn bad_hosts_beside_a_good_one() -> anyhow::Result<()> {
     let server = Server::shared().await?;
@@ -112,7 +111,7 @@ pub async fn bad_hosts_beside_a_good_one() -> anyhow::Result<()> {
         let unresolvable = "no-such-host.invalid:2181".to_owned();
         let hosts = [unused, deaf.host(), closes.host(), unresolvable, server.host()];
         let agent = Agent::spawn(Names::new("bad-hosts").settings(&hosts));
-        // On a machine that is busy even the good one may be too slow for a probe, and is found by the next attempt.
+        // On a busy machine even the good host may be too slow for a probe. The next attempt finds it.
         let session = agent.connected(0, LONG).await?;
         ensure!(session.server.contains(&server.host()), "connected to {}", session.server);
         agent.shutdown().await?;
@@ -120,7 +119,7 @@ pub async fn bad_hosts_beside_a_good_one() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails for a client that passes the timeout on: the library takes it for a reason to reconnect for ever.
+/// Fails for a client that passes the timeout on. The library takes it as a reason to reconnect forever.
 pub async fn short_timeout() -> anyhow::Result<()> {
     let server = Server::shared().await?;
     let relay = Relay::start(server.address).await?;
@@ -138,7 +137,7 @@ pub async fn short_timeout() -> anyhow::Result<()> {
     agent.shutdown().await.map(drop)
 }
 
-/// Fails for a client that believes that it has what it asked for.
+/// Fails for a client that assumes the timeout that it asked for.
 pub async fn session_timeout() -> anyhow::Result<()> {
     let server = Server::shared().await?;
     let (names, raw) = (Names::new("session-timeout"), Raw::connect(server.address).await?);
@@ -161,7 +160,7 @@ pub async fn session_timeout() -> anyhow::Result<()> {
     let (_, stat) = raw.get(&names.agent()).await?.context("our znode is not there")?;
     ensure!(stat.ephemeral_owner == second.id, "our znode is still the old session's");
 
-    // What is so already changes nothing.
+    // An unchanged timeout changes nothing.
     let mark = agent.mark();
     agent.handle.set_session_timeout(Duration::from_secs(8));
     agent.passes(2).await?;

@@ -1,4 +1,4 @@
-//! What is read: by watches that do not pile up, below a chroot, linearizably, whatever it says.
+//! Reads: by watches that do not pile up, below a chroot, linearizable, and of any content.
 
 use crate::agent::{Agent, Names, record};
 use crate::raw::Raw;
@@ -7,12 +7,13 @@ use anyhow::{Context, ensure};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
-use warden::watch::zookeeper::{EndReason, Node, Update};
+use warden::client::zookeeper::{EndReason, Node, Update};
+use warden_e2e::agent_log::field;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// Fails for a client that arms watches by the library's `*_w` methods: each pass adds a closure, and each
-/// closure reports the next change.
+/// Fails for a client that arms watches by the library's `*_w` methods. Each pass adds a closure, and each closure
+/// reports the next change.
 pub async fn watches_do_not_pile_up() -> anyhow::Result<()> {
     let server = Server::start("watches").await?;
     let (names, raw) = (Names::new("watches"), Raw::connect(server.address).await?);
@@ -46,7 +47,7 @@ pub async fn watches_do_not_pile_up() -> anyhow::Result<()> {
     agent.shutdown().await.map(drop)
 }
 
-/// Fails for a client that polls only, and for one that takes a missing chroot for an empty tree.
+/// Fails for a client that only polls, and for one that takes a missing chroot for an empty tree.
 pub async fn chroot() -> anyhow::Result<()> {
     let server = Server::shared().await?;
     let raw = Raw::connect(server.address).await?;
@@ -56,7 +57,7 @@ pub async fn chroot() -> anyhow::Result<()> {
     let (reason, detail) = agent.lost(0, LONG).await?;
     ensure!(reason == EndReason::ChrootMissing && detail.contains(&names.chroot), "{reason:?}: {detail}");
     sleep(Duration::from_secs(1)).await;
-    ensure!(raw.get(&names.chroot).await?.is_none(), "somebody has made the chroot that nobody asked for");
+    ensure!(raw.get(&names.chroot).await?.is_none(), "a client has created the missing chroot");
 
     raw.set(&names.patroni("leader"), b"0").await?;
     agent.sees(0, &Node::Leader, Some(b"0"), LONG).await?;
@@ -68,7 +69,7 @@ pub async fn chroot() -> anyhow::Result<()> {
         ensure!(raw.get(&path).await?.is_some(), "{path} is not there");
     }
 
-    // A machine that is busy with others gets three chances; to pass one by luck is as good as impossible.
+    // A busy machine gets three chances. To pass one by luck is practically impossible.
     let mut slow = 0;
     while let Err(error) = by_watches(&agent, &raw, &names).await {
         slow += 1;
@@ -77,7 +78,7 @@ pub async fn chroot() -> anyhow::Result<()> {
     agent.shutdown().await.map(drop)
 }
 
-/// Fails if changes are seen by the pass every second alone, which needs 500 ms on average.
+/// Fails if the client sees changes only in its pass every second, which needs 500 ms on average.
 async fn by_watches(agent: &Agent, raw: &Raw, names: &Names) -> anyhow::Result<()> {
     let mut latencies = Vec::new();
     for change in 1..=20_u32 {
@@ -94,8 +95,8 @@ async fn by_watches(agent: &Agent, raw: &Raw, names: &Names) -> anyhow::Result<(
     Ok(())
 }
 
-/// Fails for a barrier that answers from what the watches have brought. (That it is more than a plain read,
-/// `ensemble` shows: a single server's reads are never stale.)
+/// Fails for a barrier that answers from the watches' data. (`ensemble` shows that it is more than a plain read: a
+/// single server's reads are never stale.)
 pub async fn barrier() -> anyhow::Result<()> {
     let server = Server::shared().await?;
     let (names, raw) = (Names::new("barrier"), Raw::connect(server.address).await?);
@@ -122,11 +123,11 @@ pub async fn barrier() -> anyhow::Result<()> {
     agent.shutdown().await.map(drop)
 }
 
-/// Fails for a barrier that touches Patroni's leader znode, and for a client that creates what it misses.
+/// Fails for a barrier that touches Patroni's leader znode, and for a client that creates missing znodes.
 pub async fn never_written() -> anyhow::Result<()> {
     let server = Server::shared().await?;
     let (names, raw) = (Names::new("never"), Raw::connect(server.address).await?);
-    // `members`, `sync`, `failover` and others are missing: nobody may create them.
+    // `members`, `sync`, `failover` and others are missing. No client may create them.
     for name in ["leader", "config", "status"] {
         raw.set(&names.patroni(name), b"0").await?;
     }
@@ -146,7 +147,7 @@ pub async fn never_written() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails for a client that takes znodes for text, and for one whose IO task a panic kills.
+/// Fails for a client that takes znodes for text, and for one whose IO task ends with a panic.
 pub async fn hostile_content() -> anyhow::Result<()> {
     let server = Server::shared().await?;
     let (names, raw) = (Names::new("hostile"), Raw::connect(server.address).await?);
@@ -175,7 +176,7 @@ pub async fn hostile_content() -> anyhow::Result<()> {
     for name in odd {
         agent.sees(mark, &Node::Member(name.to_owned()), Some(name.as_bytes()), LONG).await?;
     }
-    // Nothing reads below a member.
+    // The client reads nothing below a member.
     raw.set(&names.patroni("members/m/below/it"), b"x").await?;
 
     let mark = agent.mark();
@@ -187,7 +188,7 @@ pub async fn hostile_content() -> anyhow::Result<()> {
     agent.shutdown().await.map(drop)
 }
 
-/// Fails for a client that reads whatever there is, and for one that says nothing of what it leaves out.
+/// Fails for a client that reads every member, and for one that leaves some out without a report.
 pub async fn too_many_members() -> anyhow::Result<()> {
     let server = Server::shared().await?;
     let (names, raw) = (Names::new("too-many"), Raw::connect(server.address).await?);
@@ -200,7 +201,11 @@ pub async fn too_many_members() -> anyhow::Result<()> {
     let expected: BTreeSet<String> = (0..256).map(|member| format!("m{member:03}")).collect();
     ensure!(read == expected, "{} members were read: {read:?}", read.len());
     let complaints = crate::log::lines(&names.scope);
-    let said = complaints.iter().filter(|line| line.contains("ERROR") && line.contains("300")).count();
+    let said = complaints
+        .iter()
+        .filter(|line| field(line, "event") == Some("znodes_too_many") && field(line, "count") == Some("300"))
+        .filter(|line| line.contains(" ERROR "))
+        .count();
     ensure!(said == 1, "once, and not at every pass: {complaints:?}");
 
     let mark = agent.mark();
@@ -208,7 +213,7 @@ pub async fn too_many_members() -> anyhow::Result<()> {
     agent.sees(mark, &Node::Leader, Some(b"alive"), LONG).await?;
     let lost = agent.count(0, |update| matches!(update, Update::Lost { .. }));
     ensure!(lost == 0, "{}", agent.told(0));
-    // A member that is in the list goes, another moves up.
+    // A member of the list goes, and another moves up.
     raw.delete(&names.patroni("members/m000")).await?;
     agent.sees(mark, &Node::Member("m000".to_owned()), None, LONG).await?;
     agent.sees(mark, &Node::Member("m256".to_owned()), Some(b"x"), LONG).await?;

@@ -1,5 +1,5 @@
-//! A TCP relay between the client under test and a real server, to do to single connections what networks
-//! do to them: cut, reset, hold back, refuse, accept for nothing.
+//! A TCP relay between the client under test and a real server. It does to single connections what networks do: it
+//! cuts, resets, holds back, refuses, or accepts and closes them.
 
 use anyhow::{Context, ensure};
 use std::net::SocketAddr;
@@ -13,26 +13,26 @@ use tokio::time::timeout;
 
 use crate::raw::Session;
 
-/// What happens to a new connection.
+/// The treatment of a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Greeting {
-    /// It is connected with the server.
+    /// The relay connects it with the server.
     Forward,
-    /// It is accepted, and what comes is held back until [`Relay::release`].
+    /// The relay accepts it, and holds its bytes back until [`Relay::release`].
     Hold,
-    /// It is accepted and closed.
+    /// The relay accepts and closes it.
     Close,
-    /// It is accepted, and closed at the first request, as a ZooKeeper without a quorum does it.
+    /// The relay accepts it and closes it at the first request, like a ZooKeeper without a quorum.
     CloseWhenAsked,
-    /// It is accepted, answered by something that is not ZooKeeper, and closed.
+    /// The relay accepts it, answers with bytes that are not ZooKeeper's, and closes it.
     Gibberish,
-    /// It is accepted and closed, and after it every connection is refused.
+    /// The relay accepts and closes it. It refuses every later connection.
     CloseThenRefuse,
-    /// It is refused.
+    /// The relay refuses it.
     Refuse,
 }
 
-/// What happens to a connection that is there.
+/// The treatment of an open connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Open,
@@ -77,27 +77,27 @@ impl Relay {
         Ok(Self { address, greeting, shared })
     }
 
-    /// As a configured host.
+    /// Its address as a configured host.
     pub fn host(&self) -> String {
         self.address.to_string()
     }
 
-    /// From now on, new connections are met like this.
+    /// Sets the treatment of new connections.
     pub fn greet(&self, greeting: Greeting) {
         self.greeting.send_replace(greeting);
     }
 
-    /// Connections accepted so far.
+    /// The number of connections accepted so far.
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
-    /// Connections that are open now.
+    /// The number of connections open now.
     pub fn open(&self) -> usize {
         self.shared.open.load(Ordering::SeqCst)
     }
 
-    /// Closes all connections, as a server or a firewall does it in an orderly way.
+    /// Closes all connections in an orderly way, as a server or a firewall does.
     pub fn cut(&self) {
         self.all(Flow::Closed);
     }
@@ -107,17 +107,17 @@ impl Relay {
         self.all(Flow::Reset);
     }
 
-    /// Holds back, from now on, everything on the connections that are there. What was sent arrives late.
+    /// From now on holds back the bytes of all open connections. They arrive late.
     pub fn hold(&self) {
         self.all(Flow::Held);
     }
 
-    /// Lets flow what was held back.
+    /// Delivers the bytes held back, and stops holding back.
     pub fn release(&self) {
         self.all(Flow::Open);
     }
 
-    /// The session that was granted last.
+    /// The session that the server granted last.
     pub fn session(&self) -> anyhow::Result<Session> {
         let lines = self.shared.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let hello = |line: &Line| line.hello.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -182,7 +182,7 @@ fn greet(mut client: TcpStream, greeting: Greeting, shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         shared.open.fetch_add(1, Ordering::SeqCst);
-        // Whichever end failed, the connection is over.
+        // The connection is over when either end fails.
         drop(relay(client, shared.upstream, flow, &hello).await);
         shared.open.fetch_sub(1, Ordering::SeqCst);
     });
@@ -202,7 +202,7 @@ async fn relay(
     let up = pump(from_client, to_server, flow.clone(), &nothing);
     let down = pump(from_server, to_client, flow.clone(), hello);
     let reset = tokio::select! {
-        // What one end has sent before it left is still delivered to the other.
+        // The relay still delivers the bytes that an end sent before it left.
         _ = async { tokio::join!(up, down) } => false,
         ended = flow.wait_for(|flow| matches!(flow, Flow::Closed | Flow::Reset)) => {
             ended.is_ok_and(|flow| *flow == Flow::Reset)
@@ -215,7 +215,7 @@ async fn relay(
     Ok(())
 }
 
-/// Carries bytes one way; remembers the first.
+/// Carries bytes one way. Remembers the first ones.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -242,7 +242,7 @@ fn remember(first: &Mutex<Vec<u8>>, read: &[u8]) {
     }
 }
 
-/// A host that drops packets: its queue of connections is full and nobody accepts any.
+/// A host that drops packets: its queue of connections is full, and no program accepts any.
 pub struct Deaf {
     pub address: SocketAddr,
     _listener: TcpListener,
@@ -263,7 +263,7 @@ impl Deaf {
         Ok(Self { address, _listener: listener, _queue: queue })
     }
 
-    /// As a configured host.
+    /// Its address as a configured host.
     pub fn host(&self) -> String {
         self.address.to_string()
     }

@@ -1,6 +1,6 @@
-//! ZooKeeper servers in containers: one that all tests share, and servers of their own for tests that stop
-//! them. Every container and network is named after the process that runs the tests, so that what a killed
-//! run left behind can be told from what another run still needs.
+//! ZooKeeper servers in containers: one that all tests share, and others for tests that stop them. Every container and
+//! network carries the id of the process that runs the tests. So a run can tell the rest of a killed run from the
+//! containers of another run.
 
 use anyhow::{Context, bail, ensure};
 use std::net::{IpAddr, SocketAddr};
@@ -17,34 +17,34 @@ use warden_e2e::wait::until;
 const IMAGE: &str = "warden/zookeeper:local";
 const PORT: u16 = 2181;
 
-/// All our containers and networks are called `PREFIX<pid>-<tag>`.
+/// The names of all containers and networks are `PREFIX<pid>-<tag>`.
 const PREFIX: &str = "wardentest-zk-";
 
-/// Names the shared server to a process that runs one test alone.
+/// The variable that names the shared server to a process that runs one test.
 pub const SHARED: &str = "WARDENTEST_ZK_SHARED";
 
-/// Tells such a process whose run it belongs to: that one removes what it may leave.
+/// The variable that names the run to such a process. The run removes what the process leaves.
 pub const RUN: &str = "WARDENTEST_ZK_RUN";
 
-/// A server is up in 3 s; the limit is for a machine that is busy with others.
+/// A server is up in 3 s. The limit is for a busy machine.
 const UP: Duration = Duration::from_secs(120);
 
-/// No server is started any more.
+/// Set when no server may start any more.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 static SHARED_SERVER: OnceCell<Server> = OnceCell::const_new();
 
-/// A server, and its container, which goes with it.
+/// A server and its container, which is removed with this value.
 #[derive(Debug)]
 pub struct Server {
     pub container: Container,
     pub address: SocketAddr,
-    /// Whether the container is ours to remove.
+    /// Whether this value removes the container.
     owned: bool,
 }
 
 impl Server {
-    /// The server for tests that do not stop it; started by the first that asks.
+    /// The server for tests that do not stop it. The first test that asks starts it.
     pub async fn shared() -> anyhow::Result<&'static Self> {
         SHARED_SERVER
             .get_or_try_init(|| async {
@@ -56,19 +56,19 @@ impl Server {
             .await
     }
 
-    /// A server of one's own.
+    /// Starts a server for one test.
     pub async fn start(tag: &str) -> anyhow::Result<Self> {
         Self::start_with(tag, "bridge", &[]).await
     }
 
-    /// A server of one's own in `network`, with additional environment variables.
+    /// Starts a server for one test in `network`, with additional environment variables.
     pub async fn start_with(tag: &str, network: &str, env: &[String]) -> anyhow::Result<Self> {
         let server = Self::launch(tag, network, env).await?;
         server.up().await?;
         Ok(server)
     }
 
-    /// Starts a server without waiting until it serves: alone, a part of an ensemble never does.
+    /// Starts a server without waiting until it serves. A member of an ensemble alone never serves.
     pub async fn launch(tag: &str, network: &str, env: &[String]) -> anyhow::Result<Self> {
         ensure!(!INTERRUPTED.load(Ordering::SeqCst), "the run was broken off");
         let name = named(tag);
@@ -76,7 +76,7 @@ impl Server {
         args.extend(env.iter().flat_map(|variable| ["--env", variable.as_str()]));
         args.push(IMAGE);
         docker(&args).await?;
-        // From here on the container goes with the value.
+        // From here on the container is removed with the value.
         let unknown = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), PORT);
         let mut server = Self { container: Container(name), address: unknown, owned: true };
         server.address.set_ip(server.container.ip().await?);
@@ -93,7 +93,7 @@ impl Server {
         .await
     }
 
-    /// What it answers to a four-letter word.
+    /// Its answer to a four-letter word.
     pub async fn word(&self, word: &str) -> anyhow::Result<String> {
         let asking = async {
             let mut stream = TcpStream::connect(self.address).await?;
@@ -105,7 +105,7 @@ impl Server {
         timeout(Duration::from_secs(2), asking).await.with_context(|| format!("{word}: no answer"))?
     }
 
-    /// One of the numbers that it counts.
+    /// One of its counters.
     pub async fn gauge(&self, name: &str) -> anyhow::Result<i64> {
         let all = self.word("mntr").await?;
         let value = all.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('\t'));
@@ -126,7 +126,7 @@ impl Drop for Server {
     }
 }
 
-/// A network of one's own: an address in it stays the same over a restart, because nobody else takes it.
+/// A network for one test. An address in it stays the same over a restart, because no other container takes it.
 #[derive(Debug)]
 pub struct Network(pub String);
 
@@ -144,29 +144,29 @@ impl Drop for Network {
     }
 }
 
-/// An address in the network of the server at `near` that nobody has, another one each time: what is sent
-/// there vanishes, until after 3 s the kernel gives up looking for it.
+/// An unused address in the network of the server at `near`, another one each time. Packets to it vanish, until the
+/// kernel gives up looking for it after 3 s.
 pub fn unused_address(near: SocketAddr) -> anyhow::Result<SocketAddr> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let IpAddr::V4(ip) = near.ip() else { bail!("{near} is no IPv4 address") };
     let [a, b, _, _] = ip.octets();
-    // Docker gives addresses from the low end.
+    // Docker gives addresses from the low end of the network.
     let nth = std::process::id().wrapping_mul(31).wrapping_add(NEXT.fetch_add(1, Ordering::SeqCst).into());
     let [_, _, c, d] = nth.to_be_bytes();
     Ok(SocketAddr::from(([a, b, c | 0x80, d.clamp(1, 254)], PORT)))
 }
 
-/// The name of one of our containers or networks.
+/// The name of a container or network of this run.
 pub fn named(tag: &str) -> String {
     format!("{PREFIX}{}-{tag}", run())
 }
 
-/// The process whose run this is.
+/// The id of the process that runs the tests.
 pub fn run() -> String {
     std::env::var(RUN).unwrap_or_else(|_| std::process::id().to_string())
 }
 
-/// Removes what others have left that are gone, and, if `own`, all that is this run's.
+/// Removes the containers and networks of ended runs, and, if `own`, of this run.
 pub fn sweep(own: bool) {
     for (kind, list) in [("container", &["ps", "--all"][..]), ("network", &["network", "ls"][..])] {
         let format = if kind == "container" { "{{.Names}}" } else { "{{.Name}}" };
@@ -183,7 +183,7 @@ pub fn sweep(own: bool) {
     }
 }
 
-/// Removes all that is this run's when it is broken off, also what is just coming to be.
+/// Removes the containers and networks of this run when it is interrupted, also those that are just being created.
 pub fn sweep_for_good() {
     INTERRUPTED.store(true, Ordering::SeqCst);
     sweep(true);

@@ -1,4 +1,4 @@
-//! A server that stalls: its connections stay open, and nothing comes.
+//! A server that stalls: its connections stay open, and no byte comes.
 
 use crate::agent::{Agent, Names, record};
 use crate::raw::Raw;
@@ -6,13 +6,13 @@ use crate::server::Server;
 use anyhow::{Context, ensure};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
-use warden::watch::zookeeper::{Barrier, Node};
+use warden::client::zookeeper::{Barrier, Node};
 use warden_e2e::wait::until;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// Fails for a client without time limits (the library waited 12 s and more), and for one that answers a
-/// barrier from what it remembers.
+/// Fails for a client without time limits (the library waited 12 s and more), and for one that answers a barrier from
+/// its memory.
 pub async fn paused() -> anyhow::Result<()> {
     let server = Server::start("paused").await?;
     let (names, raw) = (Names::new("paused"), Raw::connect(server.address).await?);
@@ -25,12 +25,12 @@ pub async fn paused() -> anyhow::Result<()> {
 
     server.container.pause().await?;
     let (mark, paused) = (agent.mark(), Instant::now());
-    // It waits in the server's socket.
+    // The request waits in the server's socket.
     agent.handle.publish(said("given up"));
     let mut longest = Duration::ZERO;
     while paused.elapsed() < Duration::from_secs(5) {
         let asked = Instant::now();
-        let barrier = agent.handle.barrier(Duration::from_millis(300)).await;
+        let barrier = agent.handle.raw_barrier(Duration::from_millis(300)).await;
         longest = longest.max(asked.elapsed());
         ensure!(matches!(barrier, Barrier::Unknown { .. }), "a server that stalls has verified {barrier:?}");
         sleep(Duration::from_millis(50)).await;
@@ -62,7 +62,7 @@ pub async fn paused() -> anyhow::Result<()> {
 /// Fails for a client that waits until its session is closed.
 pub async fn shutdown_while_paused() -> anyhow::Result<()> {
     let server = Server::start("shutdown-paused").await?;
-    // Right at the start of the stall, and when it has been noticed.
+    // Once right at the start of the stall, and once after the client has noticed it.
     for noticed in [false, true] {
         let names = Names::new(if noticed { "noticed" } else { "unnoticed" });
         let agent = Agent::spawn(names.settings(&[server.host()]));

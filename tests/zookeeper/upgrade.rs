@@ -1,4 +1,4 @@
-//! Two clusters of one scope, and the way from the tree of Warden 0.1, which did not tell them apart.
+//! Two clusters of one scope, and the upgrade from the tree of Warden 0.1, which did not tell them apart.
 
 use crate::agent::{Agent, digest as credentials, record};
 use crate::raw::Raw;
@@ -8,24 +8,24 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::time::sleep;
 use warden::act::upgrade;
+use warden::client::zookeeper::{EndReason, Expect, Node, Settings, Update};
 use warden::config::Config;
-use warden::run::zookeeper_settings;
-use warden::watch::zookeeper::{EndReason, Expect, Node, Settings, Update};
+use warden_e2e::agent_log::field;
 use warden_e2e::wait::until;
 
 const SOON: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(60);
 
-/// One that takes longer than any copy, and than the agent waits before it says that it copies nothing.
+/// Longer than any copy takes, and longer than the agent waits before it logs that it copies nothing.
 const NOTHING: Duration = Duration::from_secs(3);
 
-/// Both clusters are made from this template: scope `my_cluster`, member `postgresql0`.
+/// The template of both clusters: scope `my_cluster`, member `postgresql0`.
 const PATRONI: &str = include_str!("configs/patroni-stage-namespace.yml");
 
 const SERVICE: &str = "7711696653903761442";
 const STAGE: &str = "7711696653903761443";
 
-/// A chroot of one's own on a server, so that the paths in it are those of production.
+/// A chroot on a server for one test, so that its paths are those of production.
 struct World {
     raw: Raw,
     host: String,
@@ -59,7 +59,7 @@ impl World {
         self.raw.delete(&self.path(path)).await
     }
 
-    /// What an agent of this namespace has, read from Patroni's file as it reads it.
+    /// The settings of an agent of this namespace, read from Patroni's file as the agent reads it.
     fn settings(&self, namespace: &str) -> anyhow::Result<Settings> {
         static FILES: AtomicU32 = AtomicU32::new(0);
         let number = FILES.fetch_add(1, Ordering::SeqCst);
@@ -73,10 +73,10 @@ impl World {
         std::fs::write(&ours, format!("patroni_config: {}\nnode: {{}}\n", patroni_config.display()))?;
         let config = Config::load(&ours);
         std::fs::remove_dir_all(&directory)?;
-        Ok(zookeeper_settings(&config?))
+        Ok(Settings::of(&config?))
     }
 
-    /// An agent of this version, that upgrades.
+    /// Starts an agent of this version, which upgrades.
     async fn agent(&self, namespace: &str) -> anyhow::Result<Upgrading> {
         let agent = Agent::spawn(self.settings(namespace)?);
         agent.connected(0, LONG).await?;
@@ -85,20 +85,20 @@ impl World {
         Ok(Upgrading { agent, upgrade })
     }
 
-    /// An agent of 0.1, which is registered until its session is closed.
+    /// Registers an agent of 0.1 until its session is closed.
     async fn old_agent(&self, name: &str, identifier: Option<&str>) -> anyhow::Result<Raw> {
         let raw = Raw::connect(Server::shared().await?.address).await?;
         let postgres = identifier.map_or_else(String::new, |identifier| {
             format!(r#","postgres":{{"answer":"writable","age_ms":1,"system_identifier":"{identifier}"}}"#)
         });
-        let says = format!(
-            r#"{{"version":"0.1.0","roles":["node"],"address":"x:8010","member":"{name}","sees":{{"leader":null{postgres}}}}}"#
-        );
+        let sees = format!(r#"{{"leader":null{postgres}}}"#);
+        let says =
+            format!(r#"{{"version":"0.1.0","roles":["node"],"address":"x:8010","member":"{name}","sees":{sees}}}"#);
         raw.create_ephemeral(&self.path(&format!("/warden/my_cluster/agents/{name}")), says.as_bytes()).await?;
         Ok(raw)
     }
 
-    /// Waits until a znode has what contains all of `words`, or with none is gone.
+    /// Waits until a znode's data contains all of `words`, or, with none, until the znode is gone.
     async fn has(&self, path: &str, words: &[&str]) -> anyhow::Result<()> {
         until(&format!("{path} with {words:?}"), SOON, || async {
             match self.get(path).await? {
@@ -110,18 +110,37 @@ impl World {
         .await
     }
 
+    /// Waits until an agent has noted that a member's record is the same in both trees now. A removal before the note
+    /// looks like a record that is still to be copied, and the fence stays.
+    async fn noted(&self, member: &str) -> anyhow::Result<()> {
+        let (notes, folder) = (format!("{NEW}/upgrade"), format!("fences/{member}"));
+        until(&format!("a note that both records of {member} are the same"), SOON, || async {
+            let mut written = Vec::new();
+            for tree in [OLD, NEW] {
+                let found = self.raw.get(&self.path(&format!("{tree}/{folder}"))).await?;
+                written.push(found.with_context(|| format!("{tree}/{folder} is not there"))?.1.mzxid);
+            }
+            let found = self.get(&notes).await?.with_context(|| format!("{notes} is not there"))?;
+            let notes: serde_json::Value = serde_json::from_str(&found)?;
+            let noted = notes.get("records").and_then(|records| records.get(member)).cloned().unwrap_or_default();
+            ensure!(noted == serde_json::json!(written), "{written:?} are there, noted is {found}");
+            Ok(())
+        })
+        .await
+    }
+
     async fn absent(&self, path: &str) -> anyhow::Result<()> {
         let found = self.get(path).await?;
         ensure!(found.is_none(), "{path} is there: {found:?}");
         Ok(())
     }
 
-    /// Waits until the log says `word` about this test's old tree.
-    async fn says(&self, word: &str) -> anyhow::Result<String> {
+    /// Waits for the one line of this event whose `why` contains `word`, about this test's old tree.
+    async fn says(&self, event: &str, word: &str) -> anyhow::Result<String> {
         let old = self.path("/warden/my_cluster");
         let mut said = String::new();
-        until(&format!("a line of the log with {word:?}"), LONG, || {
-            let lines = crate::log::lines(word).into_iter().filter(|line| line.contains(&old)).collect::<Vec<_>>();
+        until(&format!("a line of the event {event} with {word:?}"), LONG, || {
+            let lines = events(event, word).into_iter().filter(|line| line.contains(&old)).collect::<Vec<_>>();
             said = lines.join("\n");
             let count = lines.len();
             async move {
@@ -132,6 +151,14 @@ impl World {
         .await?;
         Ok(said)
     }
+}
+
+/// The lines of this event whose `why` contains `word`.
+fn events(event: &str, word: &str) -> Vec<String> {
+    let mut lines = crate::log::lines(word);
+    lines
+        .retain(|line| field(line, "event") == Some(event) && field(line, "why").is_some_and(|why| why.contains(word)));
+    lines
 }
 
 struct Upgrading {
@@ -154,14 +181,14 @@ fn fence(member: &str, rule: &str, reason: &str) -> Vec<u8> {
 }
 
 fn entry(member: &str) -> Vec<u8> {
-    warden::audit::Entry::new("postgresql0", "fence", member, "why").write()
+    warden::znode::audit::Entry::new("postgresql0", "fence", member, "why").write()
 }
 
 const OLD: &str = "/warden/my_cluster";
 const NEW: &str = "/warden/service/my_cluster";
 const STAGED: &str = "/warden/stage/my_cluster";
 
-/// Fails for an agent whose tree is named after the scope alone.
+/// Fails for an agent that names its tree after the scope alone.
 pub async fn namespaces() -> anyhow::Result<()> {
     let world = World::new("namespaces").await?;
     let service = Agent::spawn(world.settings("/service/")?);
@@ -186,7 +213,7 @@ pub async fn namespaces() -> anyhow::Result<()> {
     });
     ensure!(strange == 0, "the one cluster sees the other:\n{}", stage.told(0));
     let trail = stage.handle.read_audit(SOON).await.map_err(anyhow::Error::msg)?;
-    ensure!(trail.is_empty(), "it has the other's audit trail: {trail:?}");
+    ensure!(trail.is_empty(), "it has the other cluster's audit trail: {trail:?}");
     world.absent(OLD).await?;
     for agent in [service, stage] {
         agent.shutdown().await?;
@@ -194,16 +221,16 @@ pub async fn namespaces() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails for a copy to whoever asks first, and for one that takes something away.
+/// Fails for a copy to the first cluster that asks, and for one that removes records.
 pub async fn copied_on_a_match() -> anyhow::Result<()> {
     let world = World::new("match").await?;
     world.set(&format!("{OLD}/fences/postgresql1"), &fence("postgresql1", "operator", "disk is failing")).await?;
     world.set(&format!("{OLD}/audit/e-0000000003"), &entry("postgresql1")).await?;
     let (service, stage) = (world.agent("/service/").await?, world.agent("/stage/").await?);
-    // There is no agent of 0.1 that could show whose they are.
+    // No agent of 0.1 is there to show whose the records are.
     let old = world.path(OLD);
     until("both to say that nothing is copied", LONG, || async {
-        let lines = crate::log::lines("no agent of 0.1 is registered there");
+        let lines = events("upgrade_copy_blocked", "no agent of 0.1 is registered there");
         let lines: Vec<_> = lines.iter().filter(|line| line.contains(&old)).collect();
         ensure!(lines.len() == 2, "{lines:?}");
         ensure!(lines.iter().all(|line| line.contains("warden fence") && line.contains("postgresql1")), "{lines:?}");
@@ -218,7 +245,7 @@ pub async fn copied_on_a_match() -> anyhow::Result<()> {
     world.has(&format!("{NEW}/audit/0.1-0000000003"), &["postgresql1"]).await?;
     let trail = service.agent.handle.read_audit(SOON).await.map_err(anyhow::Error::msg)?;
     ensure!(trail.len() == 1, "{trail:?}");
-    world.says("only agents of another cluster").await?;
+    world.says("upgrade_copy_blocked", "only agents of another cluster").await?;
     world.absent(&format!("{STAGED}/fences/postgresql1")).await?;
     world.absent(&format!("{STAGED}/audit/0.1-0000000003")).await?;
     ensure!(before == world.raw.dump(&world.path(&format!("{OLD}/fences"))).await?, "the old ones are changed");
@@ -227,15 +254,15 @@ pub async fn copied_on_a_match() -> anyhow::Result<()> {
     stage.end().await
 }
 
-/// Fails for a copy of what may be the other cluster's.
+/// Fails for a copy of records that may be the other cluster's.
 pub async fn shared() -> anyhow::Result<()> {
     let world = World::new("shared").await?;
     world.set(&format!("{OLD}/fences/postgresql1"), &fence("postgresql1", "operator", "whose?")).await?;
     let one = world.old_agent("postgresql0", Some(SERVICE)).await?;
     let two = world.old_agent("postgresql1", Some(STAGE)).await?;
     let service = world.agent("/service/").await?;
-    world.says("agents of several clusters").await?;
-    // Nor once the other one has gone, or comes to upgrade: whose the record is cannot be told any more.
+    world.says("upgrade_copy_blocked", "agents of several clusters").await?;
+    // The same when the other cluster has gone, or comes to upgrade. No agent can tell any more whose the record is.
     two.close().await?;
     let stage = world.agent("/stage/").await?;
     sleep(NOTHING).await;
@@ -254,7 +281,7 @@ pub async fn shared() -> anyhow::Result<()> {
 pub async fn kept_the_same() -> anyhow::Result<()> {
     let world = World::new("same").await?;
     let old = world.old_agent("postgresql0", Some(SERVICE)).await?;
-    // Each agent of this version does it; they must not be in each other's way.
+    // Each agent of this version copies. They must not disturb each other.
     let (first, second) = (world.agent("/service/").await?, world.agent("/service/").await?);
     let (theirs, ours) = (format!("{OLD}/fences/postgresql0"), format!("{NEW}/fences/postgresql0"));
     let put = async |data: Option<Vec<u8>>| {
@@ -263,21 +290,23 @@ pub async fn kept_the_same() -> anyhow::Result<()> {
         anyhow::Ok(())
     };
     put(Some(fence("postgresql0", "operator", "asked of 0.2"))).await?;
-    // For the gate of 0.1 a confirmed one would prove what happened after it, too.
+    // To the gate of 0.1 a confirmed record would also prove later events.
     world.has(&theirs, &["asked of 0.2", r#""confirmed_ms":null"#]).await?;
     world.set(&theirs, &fence("postgresql0", "operator", "confirmed by 0.1")).await?;
     world.has(&ours, &["confirmed by 0.1", r#""confirmed_ms":2"#]).await?;
+    world.noted("postgresql0").await?;
     world.delete(&theirs).await?;
     world.has(&ours, &[]).await?;
     world.set(&theirs, &fence("postgresql0", "operator", "asked of 0.1")).await?;
     world.has(&ours, &["asked of 0.1"]).await?;
+    world.noted("postgresql0").await?;
     put(None).await?;
     world.has(&theirs, &[]).await?;
     sleep(NOTHING).await;
     world.absent(&theirs).await?;
     world.absent(&ours).await?;
 
-    // Nodes first: of 0.1 only a router is left, which shows no identifier.
+    // The nodes are upgraded first. Of 0.1 only a router is left, which shows no identifier.
     let router = world.old_agent("haproxy", None).await?;
     old.close().await?;
     put(Some(fence("postgresql0", "operator", "for the router"))).await?;
@@ -297,7 +326,7 @@ pub async fn kept_the_same() -> anyhow::Result<()> {
     second.end().await
 }
 
-/// Fails for a copy that spreads what cannot be understood or is about somebody else, or stops at it.
+/// Fails for a copy that spreads records that cannot be parsed or are about another member, or that stops at them.
 pub async fn torn() -> anyhow::Result<()> {
     let world = World::new("torn").await?;
     world.set(&format!("{OLD}/fences/postgresql0"), br#"{"member":"postgresql0","rule":"ope"#).await?;
@@ -311,7 +340,7 @@ pub async fn torn() -> anyhow::Result<()> {
     let service = world.agent("/service/").await?;
     world.has(&format!("{NEW}/fences/postgresql2"), &["good"]).await?;
     for (member, word) in [(0, "not a fence record"), (1, "about postgresql7"), (3, "system identifier 1")] {
-        let line = world.says(word).await?;
+        let line = world.says("upgrade_fence_record_skipped", word).await?;
         ensure!(line.contains("warden fence") && line.contains(&format!("postgresql{member}")), "{line}");
         world.absent(&format!("{NEW}/fences/postgresql{member}")).await?;
     }
@@ -320,8 +349,8 @@ pub async fn torn() -> anyhow::Result<()> {
     service.end().await
 }
 
-/// Fails for a client that ends its session over a tree of another cluster's, and for one that closes to others what
-/// lies between `/warden` and its own tree.
+/// Fails for a client that ends its session because of another cluster's tree. Fails for a client that closes the
+/// znodes between `/warden` and its own tree to others.
 pub async fn other_credentials() -> anyhow::Result<()> {
     let world = World::new("credentials").await?;
     let settings = |namespace: &str, credential: &str| {
@@ -329,7 +358,7 @@ pub async fn other_credentials() -> anyhow::Result<()> {
     };
     let theirs = Raw::authenticated(Server::shared().await?.address, "theirs:secret").await?;
     theirs.set(&world.path(OLD), b"").await?;
-    // One below the other, and two side by side.
+    // One tree is below the other, and two are side by side.
     let clusters = [("/service/", "a"), ("/service/my_cluster/", "b"), ("/service/eu/", "c"), ("/service/us/", "d")];
     for (namespace, credential) in clusters {
         let settings = settings(namespace, &format!("{credential}:secret"))?;
@@ -343,7 +372,7 @@ pub async fn other_credentials() -> anyhow::Result<()> {
         agent.passes(2).await?;
         let lost = agent.count(0, |update| matches!(update, Update::Lost { .. }));
         ensure!(lost == 0, "{namespace}: a session was lost:\n{}", agent.told(0));
-        // All folders are there and closed, so that nobody else puts a fence into one.
+        // All folders exist and are closed, so that no other client puts a fence into one.
         let root = format!("{}{}", settings.chroot, settings.own);
         for folder in ["agents", "audit", "barriers", "fences"] {
             let acl = world.raw.acl(&format!("{root}/{folder}")).await;
@@ -355,14 +384,14 @@ pub async fn other_credentials() -> anyhow::Result<()> {
         }
         agent.shutdown().await?;
     }
-    // Below one of 0.1's trees, which was closed, there is no room: that is said as what it is.
+    // There is no place below one of 0.1's closed trees. The agent reports exactly that.
     let agent = Agent::spawn(settings("/my_cluster/", "e:secret")?);
     let (reason, detail) = agent.lost(0, LONG).await?;
     ensure!(reason == EndReason::AuthFailed && detail.contains(&world.path(OLD)), "{reason:?}: {detail}");
     agent.shutdown().await.map(drop)
 }
 
-/// The ACL of a znode that only those may ask for who may read it.
+/// The ACL of a znode. Only clients that may read the znode may ask for it.
 async fn theirs_acl(path: &str, credential: &str) -> anyhow::Result<Vec<zookeeper_async::Acl>> {
     Raw::authenticated(Server::shared().await?.address, &format!("{credential}:secret")).await?.acl(path).await
 }

@@ -1,20 +1,24 @@
-//! What the agent says of itself in its own znode, and when it says it again.
+//! The agent's own znode: its content, and when the agent writes it.
 
 use crate::event::{AgentRecord, HaproxyAnswer, HaproxyServer, PatroniAnswer, PatroniStatus, PostgresAnswer, Server};
-use crate::plan::{Action, Due, Policy, Step};
+use crate::haproxy::ServerId;
+use crate::plan::{Action, Due, Policy, Step, ZooKeeperAction};
 use crate::types::Moment;
 use crate::view::View;
 use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
 use alloc::string::ToString;
+use alloc::vec::Vec;
 use core::time::Duration;
 
-/// Changes of our own znode are held together for this long, so that a burst costs one write.
+/// The pause between two writes of the agent's znode: a burst of changes costs one write.
 const ANNOUNCE_PAUSE: Duration = Duration::from_millis(100);
 
-/// Whether our own znode is to be written now, and else when.
+/// The write of the agent's znode, if it is due, or its moment.
 pub(crate) fn announcement(view: &View, policy: &Policy, now: Moment) -> Due {
     let announce = |reason: &str| {
-        let step = Step { action: Action::Announce(Box::new(own_record(view, now))), reason: reason.to_string() };
+        let action = Action::ZooKeeper(ZooKeeperAction::Announce(Box::new(own_record(view, now))));
+        let step = Step { action, reason: reason.to_string() };
         Due::Now(step, now.plus(policy.announce_every))
     };
     let Some((announced, at)) = &view.announced else { return announce("new session") };
@@ -28,7 +32,7 @@ pub(crate) fn announcement(view: &View, policy: &Policy, now: Moment) -> Due {
     if now >= next { announce("something changed") } else { Due::At(next) }
 }
 
-/// What we have to say of ourselves and of our neighbour.
+/// The record of the agent and its local node.
 pub(crate) fn own_record(view: &View, now: Moment) -> AgentRecord {
     let identity = &view.identity;
     let member = identity.member.as_ref().and_then(|name| view.members.get(name));
@@ -44,19 +48,19 @@ pub(crate) fn own_record(view: &View, now: Moment) -> AgentRecord {
         postgres,
         patroni,
         alive_lock: view.alive_lock.as_ref().map(|fact| fact.value.clone()),
-        haproxy: view.haproxy.as_ref().map(|fact| (fact.value.clone(), fact.age(now))),
-        held: view.identity.member.as_ref().and_then(|own| view.leadership.held.get(own)).copied(),
+        haproxy: view.haproxy.as_ref().map(|fact| (fact.value.without(view.haproxy_file.left()), fact.age(now))),
+        held: view.identity.member.as_ref().and_then(|own| view.leadership.key_held_at.get(own)).copied(),
     }
 }
 
-/// Whether what we have to say is what was announced, but for what changes all the time: ages, positions and counters
-/// can wait for the next round. Asked at each decision, so nothing is copied for it.
+/// Whether the last written record is still right, except for ages, positions and counters. These wait for the periodic
+/// write. Each decision calls this function, so it copies nothing.
 fn same_news(view: &View, announced: &AgentRecord) -> bool {
     let AgentRecord { version, roles, address, member, leader, postgres, patroni, alive_lock, haproxy, held: _ } =
         announced;
     let identity = &view.identity;
-    let neighbour = identity.member.as_ref().and_then(|name| view.members.get(name));
-    let answer = neighbour.and_then(|member| member.postgres.as_ref());
+    let local = identity.member.as_ref().and_then(|name| view.members.get(name));
+    let answer = local.and_then(|member| member.postgres.as_ref());
     let holder = view.leader.as_ref().and_then(|fact| fact.value.present()).map(|key| &key.holder);
     *version == identity.version
         && *roles == identity.roles
@@ -67,13 +71,13 @@ fn same_news(view: &View, announced: &AgentRecord) -> bool {
             (Some(now), Some((then, _))) => same_answer(&now.value, then),
             (now, then) => now.is_none() && then.is_none(),
         }
-        && match (neighbour.and_then(|member| member.patroni.as_ref()), patroni) {
+        && match (local.and_then(|member| member.patroni.as_ref()), patroni) {
             (Some(now), Some((then, _))) => same_patroni(&now.value, then),
             (now, then) => now.is_none() && then.is_none(),
         }
         && alive_lock.as_ref() == view.alive_lock.as_ref().map(|fact| &fact.value)
         && match (&view.haproxy, haproxy) {
-            (Some(now), Some((then, _))) => same_servers(&now.value, then),
+            (Some(now), Some((then, _))) => same_servers(&now.value, then, view.haproxy_file.left()),
             (now, then) => now.is_none() && then.is_none(),
         }
 }
@@ -116,27 +120,34 @@ fn same_patroni(now: &PatroniAnswer, then: &PatroniAnswer) -> bool {
                 && (pause, failsafe_active) == (&then.pause, &then.failsafe_active)
                 && *cluster_unlocked == then.cluster_unlocked
         }
-        // The words say for how long, and change each second.
+        // The texts contain a duration and change each second.
         (PatroniAnswer::Refused(_), PatroniAnswer::Refused(_))
         | (PatroniAnswer::Silent(_), PatroniAnswer::Silent(_))
-        | (PatroniAnswer::Unusable(_), PatroniAnswer::Unusable(_)) => true,
+        | (
+            PatroniAnswer::Unusable(_) | PatroniAnswer::Anothers(_),
+            PatroniAnswer::Unusable(_) | PatroniAnswer::Anothers(_),
+        ) => true,
         _ => false,
     }
 }
 
-fn same_servers(now: &HaproxyAnswer, then: &HaproxyAnswer) -> bool {
+/// The record leaves out servers of former members: only the agent beside HAProxy knows that they are obsolete.
+fn same_servers(now: &HaproxyAnswer, then: &HaproxyAnswer, left: &BTreeSet<ServerId>) -> bool {
     match (now, then) {
         (HaproxyAnswer::Servers(now), HaproxyAnswer::Servers(then)) => {
             let same = |(now, then): (&HaproxyServer, &HaproxyServer)| {
-                let HaproxyServer { pool, name, address, member, status, up, sessions: _ } = now;
+                let HaproxyServer { pool, id, address, member, status, up, tracks, agent_check, .. } = now;
                 *pool == then.pool
-                    && *name == then.name
+                    && *id == then.id
                     && *address == then.address
                     && *member == then.member
                     && *status == then.status
                     && *up == then.up
+                    && *tracks == then.tracks
+                    && *agent_check == then.agent_check
             };
-            now.len() == then.len() && now.iter().zip(then).all(same)
+            let now: Vec<&HaproxyServer> = now.iter().filter(|server| !left.contains(&server.id)).collect();
+            now.len() == then.len() && now.into_iter().zip(then).all(same)
         }
         (now, then) => now == then,
     }

@@ -1,7 +1,7 @@
-//! What the view amounts to: who leads and whether that is certain, and the truth about each member.
+//! The view summarized for readers: the leader and its verification, and the status of each member.
 //!
-//! Several sources speak about the same thing (our own probe, the member's agent, its Patroni). The rules
-//! by which one of them is believed are here, and nowhere else.
+//! Several sources report the same fact: the agent's own question, the member's agent, its Patroni. The rules that
+//! choose between them stand here only.
 
 use crate::event::{
     AliveLock, HaproxyAnswer, LeaderKey, PatroniAnswer, PatroniStatus, PostgresAnswer, Role, Server, State,
@@ -16,39 +16,39 @@ use alloc::string::{String, ToString};
 use alloc::{format, vec::Vec};
 use core::time::Duration;
 
-/// Who leads.
+/// The leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leader<'a> {
-    /// The leader znode, as last read; `None` before the first read.
+    /// The leader znode as last read; `None` before the first read.
     pub reading: Option<&'a Reading<LeaderKey>>,
-    /// How old that is.
+    /// The age of that read.
     pub age: Option<Duration>,
-    /// A linearizable read says so, recent enough for the one who asks.
+    /// A linearizable read that is recent enough for the caller shows it.
     pub verified: bool,
-    /// Why it is not verified.
+    /// The reason why it is not verified.
     pub why_unverified: Option<String>,
 }
 
 impl<'a> Leader<'a> {
-    /// The key, if there is one.
+    /// The key, if a member holds it.
     pub fn key(&self) -> Option<&'a LeaderKey> {
         self.reading?.present()
     }
 
-    /// The holder's name, if there is one.
+    /// The holder's name, if a member holds the key.
     pub fn holder(&self) -> Option<&'a MemberName> {
         self.key().map(|key| &key.holder)
     }
 }
 
-/// Who leads, and whether a barrier read that was started at `asked` or later says so.
-/// Without `asked`, one of the last [`VERIFIED_LIMIT`] will do.
+/// The leader, and whether a barrier read that started at `asked` or later verifies it. Without `asked`, a read within
+/// the last [`VERIFIED_LIMIT`] suffices.
 pub fn leader(view: &View, now: Moment, asked: Option<Moment>) -> Leader<'_> {
     let earliest = asked.unwrap_or_else(|| now.minus(VERIFIED_LIMIT));
     let session = view.session().map(|session| session.id);
     let verification =
         view.verified.as_ref().filter(|known| session == Some(known.session) && known.started >= earliest);
-    // Where nobody asked for a new one, news that an ordinary read brought since counts for more.
+    // Without `asked`, a later ordinary read outranks the barrier read.
     let outdated = |known: &&view::Verification| {
         view.leader.as_ref().is_some_and(|read| read.at > known.started && read.value != known.leader)
     };
@@ -77,45 +77,45 @@ pub fn leader(view: &View, now: Moment, asked: Option<Moment>) -> Leader<'_> {
     }
 }
 
-/// The age of a fact from the tree: a later whole pass confirms it.
+/// The age of a fact from the tree. A later read of the whole tree confirms the fact.
 pub fn znode_age<T>(view: &View, fact: &Fact<T>, now: Moment) -> Duration {
     let confirmed = view.tree_read.map_or(fact.at, |pass| pass.max(fact.at));
     now.since(confirmed)
 }
 
-/// The truth about one member, as far as it is known.
+/// The status of one member.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemberTruth<'a> {
+pub struct MemberStatus<'a> {
     /// Its name.
     pub name: &'a MemberName,
     /// Its role.
     pub role: Role,
-    /// What its PostgreSQL is doing, in Patroni's words.
+    /// Its PostgreSQL's state, in Patroni's terms.
     pub state: State,
-    /// Where its PostgreSQL is.
+    /// Its PostgreSQL's address.
     pub host: Option<&'a str>,
-    /// Where its PostgreSQL is.
+    /// Its PostgreSQL's address.
     pub port: Option<u16>,
     /// Its timeline.
     pub timeline: Option<Timeline>,
-    /// Bytes of WAL it still has to replay to be where the leader is; `None` for the leader.
+    /// The bytes of WAL between its position and the leader's; `None` for the leader.
     pub lag: Option<u64>,
-    /// Takes writes; `None` where nobody knows.
+    /// Whether it takes writes; `None` if unknown.
     pub writable: Option<bool>,
-    /// The answer of its PostgreSQL that is believed.
+    /// The accepted answer of its PostgreSQL.
     pub postgres: Option<Fact<PostgresAnswer>>,
-    /// How its Patroni answered us or its agent, if that is recent.
+    /// The recent answer of its Patroni to this agent or to its own.
     pub patroni: Option<Fact<&'a PatroniAnswer>>,
-    /// Its alive lock, from its own agent.
+    /// Its alive lock, as its own agent reports it.
     pub alive_lock: Option<AliveLock>,
     /// Whether it has a member znode.
     pub has_znode: Option<bool>,
-    /// Its agent and how long ago that last wrote.
+    /// Its agent, and the time since that agent's last write.
     pub agent: Option<(&'a AgentName, Duration)>,
 }
 
-/// The truth about every member, by name.
-pub fn members(view: &View, now: Moment) -> Vec<MemberTruth<'_>> {
+/// The status of every member, by name.
+pub fn members(view: &View, now: Moment) -> Vec<MemberStatus<'_>> {
     let holder = leader(view, now, None).holder().cloned();
     let top = holder.as_ref().and_then(|name| view.members.get(name).map(|member| (name, member)));
     let top = top.and_then(|(name, member)| postgres(view, name, member, now));
@@ -126,19 +126,19 @@ pub fn members(view: &View, now: Moment) -> Vec<MemberTruth<'_>> {
         .iter()
         .map(|(name, member)| {
             let lag_behind = if holder.as_ref() == Some(name) { None } else { top };
-            truth(view, name, member, lag_behind, leaders, now)
+            member_status(view, name, member, lag_behind, leaders, now)
         })
         .collect()
 }
 
-fn truth<'a>(
+fn member_status<'a>(
     view: &'a View,
     name: &'a MemberName,
     member: &'a Member,
     top: Option<Lsn>,
     leaders: Option<Timeline>,
     now: Moment,
-) -> MemberTruth<'a> {
+) -> MemberStatus<'a> {
     let postgres = postgres(view, name, member, now);
     let patroni = patroni_of(view, name, now);
     let status = patroni.as_ref().and_then(|fact| status(fact.value));
@@ -150,13 +150,13 @@ fn truth<'a>(
         .and_then(|server| server.timeline)
         .or_else(|| status.and_then(|status| status.timeline))
         .or_else(|| record.and_then(|record| record.timeline));
-    // Positions on two timelines cannot be compared.
+    // Positions on different timelines cannot be compared.
     let one_timeline = timeline.is_none() || leaders.is_none() || timeline == leaders;
     let lag = match (top, position(postgres.as_ref())) {
         (Some(top), Some(at)) if writable == Some(false) && one_timeline => Some(top.0.saturating_sub(at.0)),
         _ => None,
     };
-    MemberTruth {
+    MemberStatus {
         name,
         role: role(view, name, status, record.map(|record| record.role), postgres.as_ref()),
         state: state(patroni.is_some(), status, record.map(|record| record.state), postgres.as_ref()),
@@ -173,11 +173,10 @@ fn truth<'a>(
     }
 }
 
-/// The answer of a member's PostgreSQL that is believed.
-///
-/// The newest of those who asked it themselves and got a real answer; failing that what its Patroni just
-/// heard from it; failing that the silence. A probe from afar that hears nothing does not outweigh an agent
-/// that sits beside the server and hears it.
+/// The accepted answer of a member's PostgreSQL, by rank:
+/// - The newest real answer to this agent or to the member's own agent.
+/// - The state that its Patroni has just read from it.
+/// - The silence. A silent server over TCP does not outrank the report of its own agent.
 pub fn postgres(view: &View, name: &MemberName, member: &Member, now: Moment) -> Option<Fact<PostgresAnswer>> {
     let own = member.postgres.as_ref().filter(|fact| fact.age(now) <= PROBE_LIMIT).cloned();
     let agent = agent_of(view, name)
@@ -188,8 +187,8 @@ pub fn postgres(view: &View, name: &MemberName, member: &Member, now: Moment) ->
             Some(Fact::new(answer.clone(), Source::Agent, asked))
         })
         .filter(|fact| fact.age(now) <= AGENT_LIMIT);
-    // A refusal that reaches us from afar may be that of a firewall, or of whoever has the address now.
-    let said = |fact: &Fact<PostgresAnswer>| match fact.value {
+    // A refusal over TCP may come from a firewall, or from a new owner of the address.
+    let is_answer = |fact: &Fact<PostgresAnswer>| match fact.value {
         PostgresAnswer::Writable(_) | PostgresAnswer::InRecovery(_) | PostgresAnswer::Gone(_) => true,
         PostgresAnswer::Refused(_) | PostgresAnswer::Starting(_) | PostgresAnswer::Stopping(_) => {
             fact.source != Source::Tcp
@@ -197,14 +196,14 @@ pub fn postgres(view: &View, name: &MemberName, member: &Member, now: Moment) ->
         PostgresAnswer::Silent(_) | PostgresAnswer::Unknown(_) => false,
     };
     let direct = [&own, &agent].into_iter().flatten();
-    let best = direct.filter(|fact| said(fact)).max_by_key(|fact| fact.at).cloned();
-    best.or_else(|| heard_by_patroni(view, name, now)).or(own).or(agent)
+    let best = direct.filter(|fact| is_answer(fact)).max_by_key(|fact| fact.at).cloned();
+    best.or_else(|| answer_by_patroni(view, name, now)).or(own).or(agent)
 }
 
-/// The answer of a member's Patroni that is believed: ours or its own agent's, whichever is newer. That we hear nothing
-/// does not outweigh an agent that sits beside it and hears it.
+/// The accepted answer of a member's Patroni: to this agent or to its own agent, the newer one. Silence to this agent
+/// does not outrank an answer to its own agent.
 ///
-/// We ask only where its agent does not tell ([`its_agent_tells`]).
+/// This agent asks only if the member's agent does not report it ([`its_agent_tells`]).
 pub fn patroni_of<'a>(view: &'a View, name: &MemberName, now: Moment) -> Option<Fact<&'a PatroniAnswer>> {
     let own = view.members.get(name).and_then(|member| member.patroni.as_ref());
     let own = own.filter(|fact| fact.age(now) <= PROBE_LIMIT).map(|fact| Fact::new(&fact.value, fact.source, fact.at));
@@ -218,7 +217,7 @@ pub fn patroni_of<'a>(view: &'a View, name: &MemberName, now: Moment) -> Option<
     }
 }
 
-/// What the agent beside a member, unless that is us, says of its Patroni.
+/// The answer of a member's Patroni to the member's own agent, unless that is this agent.
 fn patroni_by_agent<'a>(view: &'a View, name: &MemberName) -> Option<Fact<&'a PatroniAnswer>> {
     if view.identity.member.as_ref() == Some(name) {
         return None;
@@ -228,16 +227,16 @@ fn patroni_by_agent<'a>(view: &'a View, name: &MemberName) -> Option<Fact<&'a Pa
     Some(Fact::new(&**answer, Source::Agent, fact.at.minus(*age)))
 }
 
-/// An agent's word on its Patroni is renewed by a question of our own from this age on, so that there is an answer when
-/// it does not count any more.
-const RENEWED: Duration = Duration::from_secs(4);
+/// From this age of an agent's report on, this agent asks the Patroni itself. Its answer then arrives before the report
+/// is too old.
+const AGENT_ANSWER_RENEWED_AFTER: Duration = Duration::from_secs(4);
 
-const _: () = assert!(RENEWED.as_secs() < AGENT_LIMIT.as_secs());
+const _: () = assert!(AGENT_ANSWER_RENEWED_AFTER.as_secs() < AGENT_LIMIT.as_secs());
 
-/// Whether a member's own agent tells what its Patroni says, and nothing has to be asked from here.
+/// Whether a member's own agent reports its Patroni, so that this agent need not ask.
 ///
-/// HAProxy's checks ask the Patronis of its servers from where it is: the agent beside it asks those, too, that new
-/// writes may be sent to. What its checks cannot reach, the agent must not take for healthy because another reaches it.
+/// HAProxy's checks ask the Patronis from HAProxy's host. The agent there asks the members that may get new writes
+/// itself. A Patroni that only a remote agent reaches must not count as healthy for HAProxy.
 pub fn its_agent_tells(view: &View, name: &MemberName, now: Moment) -> bool {
     let routed = view.haproxy.as_ref().is_some_and(|fact| match &fact.value {
         HaproxyAnswer::Servers(servers) => servers
@@ -247,11 +246,11 @@ pub fn its_agent_tells(view: &View, name: &MemberName, now: Moment) -> bool {
     });
     let leads = view.leader.as_ref().and_then(|fact| fact.value.present()).is_some_and(|key| key.holder == *name);
     let from_here = view.haproxy.is_some() && (routed || leads);
-    !from_here && patroni_by_agent(view, name).is_some_and(|fact| fact.age(now) <= RENEWED)
+    !from_here && patroni_by_agent(view, name).is_some_and(|fact| fact.age(now) <= AGENT_ANSWER_RENEWED_AFTER)
 }
 
-/// What Patroni heard when it asked its PostgreSQL for us, or for its agent.
-fn heard_by_patroni(view: &View, name: &MemberName, now: Moment) -> Option<Fact<PostgresAnswer>> {
+/// The state of a member's PostgreSQL as its Patroni read it for this agent or for its own.
+fn answer_by_patroni(view: &View, name: &MemberName, now: Moment) -> Option<Fact<PostgresAnswer>> {
     let fact = patroni_of(view, name, now)?;
     let status = status(fact.value)?;
     let server = Server {
@@ -271,7 +270,10 @@ fn heard_by_patroni(view: &View, name: &MemberName, now: Moment) -> Option<Fact<
 const fn status(answer: &PatroniAnswer) -> Option<&PatroniStatus> {
     match answer {
         PatroniAnswer::Answering(status) => Some(status),
-        PatroniAnswer::Refused(_) | PatroniAnswer::Silent(_) | PatroniAnswer::Unusable(_) => None,
+        PatroniAnswer::Refused(_)
+        | PatroniAnswer::Silent(_)
+        | PatroniAnswer::Unusable(_)
+        | PatroniAnswer::Anothers(_) => None,
     }
 }
 
@@ -286,14 +288,14 @@ fn role(
     recorded: Option<Role>,
     postgres: Option<&Fact<PostgresAnswer>>,
 ) -> Role {
-    let said = status.map(|status| status.role).filter(|role| *role != Role::Unknown).or(recorded);
-    let role = match (said, postgres.map(|fact| &fact.value)) {
+    let reported = status.map(|status| status.role).filter(|role| *role != Role::Unknown).or(recorded);
+    let role = match (reported, postgres.map(|fact| &fact.value)) {
         (Some(role), _) if role != Role::Unknown => role,
         (_, Some(PostgresAnswer::Writable(_))) => Role::Primary,
         (_, Some(PostgresAnswer::InRecovery(_))) => Role::Replica,
         _ => Role::Unknown,
     };
-    // Patroni's member znode knows only "replica"; which of them is synchronous stands in `sync`.
+    // Patroni's member znode only says "replica". The znode `sync` names the synchronous ones.
     if role == Role::Replica && status.is_none() {
         let sync = view.cluster.sync.as_ref().and_then(|fact| fact.value.present());
         if let Some(sync) = sync.filter(|sync| sync.standbys.contains(name)) {
@@ -312,7 +314,7 @@ fn state(
     let runs = postgres.is_some_and(|fact| fact.value.server().is_some());
     match (status, recorded) {
         (Some(status), _) => status.state,
-        // The znode is Patroni's word from a time when it still answered: not to be repeated now.
+        // The znode is from a time when Patroni still answered, so its state is obsolete.
         (None, _) if asked => {
             if runs {
                 State::Running
@@ -333,7 +335,7 @@ fn alive_lock(view: &View, name: &MemberName, now: Moment) -> Option<AliveLock> 
     fact.fresh(now, AGENT_LIMIT)?.present()?.alive_lock.clone()
 }
 
-/// The agent that stands beside `name`.
+/// The agent beside the member `name`.
 pub(crate) fn agent_of<'a>(
     view: &'a View,
     name: &MemberName,
@@ -341,19 +343,19 @@ pub(crate) fn agent_of<'a>(
     view.agents.iter().find(|(_, fact)| fact.value.present().is_some_and(|agent| agent.member.as_ref() == Some(name)))
 }
 
-/// What is known of one HAProxy.
+/// One HAProxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Router<'a> {
     /// The agent beside it.
     pub agent: &'a AgentName,
-    /// What its runtime socket said.
+    /// The answer of its runtime socket.
     pub answer: &'a HaproxyAnswer,
-    /// How long ago that was asked.
+    /// The time since the question.
     pub age: Duration,
 }
 
 impl Router<'_> {
-    /// The members that it sends new connections of this kind to.
+    /// The members to which it sends new connections of this pool.
     pub fn sends_to(&self, pool: Pool) -> BTreeSet<&MemberName> {
         match self.answer {
             HaproxyAnswer::Servers(servers) => {
@@ -365,7 +367,7 @@ impl Router<'_> {
     }
 }
 
-/// Every HAProxy that an agent stands beside.
+/// Every HAProxy with an agent beside it.
 pub fn routers(view: &View, now: Moment) -> Vec<Router<'_>> {
     let own = view.haproxy.as_ref().map(|fact| Router {
         agent: &view.identity.agent,

@@ -1,75 +1,25 @@
 use super::*;
-use crate::event::{AgentRecord, Barrier, Event, MemberRecord, SyncState, Znode};
+use crate::event::{AgentRecord, Barrier, Event, HaproxyEvent, MemberRecord, SyncState, Znode, ZooKeeperEvent};
+use crate::fixtures;
+pub(crate) use crate::fixtures::{patroni, patroni_status as status, postgres as probe, server};
 use crate::view::tests::{after, key, leader as leader_znode, lost, ms, session, verified};
 use alloc::vec;
 use proptest::prelude::*;
 
-pub(crate) fn server(timeline: u32, lsn: u64) -> Server {
-    Server { timeline: Some(Timeline(timeline)), lsn: Some(Lsn(lsn)), ..Server::default() }
-}
-
-pub(crate) fn probe(member: &str, answer: PostgresAnswer) -> Event {
-    Event::Postgres { member: member.into(), via: Source::Tcp, answer }
-}
-
 pub(crate) fn agent(member: &str, answer: PostgresAnswer, age: u64) -> Event {
-    Event::Agent {
-        name: member.into(),
-        record: Reading::Present(AgentRecord {
-            held: None,
-            version: "0.1.0".to_string(),
-            roles: vec!["node".to_string()],
-            address: "x:1".to_string(),
-            member: Some(member.into()),
-            leader: None,
-            postgres: Some((answer, Duration::from_millis(age))),
-            patroni: None,
-            alive_lock: None,
-            haproxy: None,
-        }),
-    }
-}
-
-pub(crate) fn status(role: Role, writable: Option<bool>) -> PatroniStatus {
-    PatroniStatus {
-        state: State::Running,
-        role,
-        writable,
-        timeline: Some(Timeline(1)),
-        lsn: Some(Lsn(5)),
-        system_id: None,
-        pause: false,
-        failsafe_active: false,
-        cluster_unlocked: false,
-        dcs_last_seen: None,
-        name: None,
-        nosync: false,
-        version: None,
-    }
-}
-
-pub(crate) fn patroni(member: &str, answer: PatroniAnswer) -> Event {
-    Event::Patroni { member: member.into(), answer }
+    let postgres = Some((answer, Duration::from_millis(age)));
+    fixtures::agent_read(member, AgentRecord { postgres, ..fixtures::agent_record(Some(member)) })
 }
 
 pub(crate) fn record(member: &str, role: Role) -> Event {
-    let record = MemberRecord {
-        host: Some("h".to_string()),
-        port: Some(5432),
-        api: None,
-        role,
-        state: State::Running,
-        timeline: Some(Timeline(9)),
-        lsn: None,
-        version: None,
-    };
-    Event::Znode(Znode::Member(member.into(), Reading::Present(record)))
+    let record = MemberRecord { role, timeline: Some(Timeline(9)), ..fixtures::member_record("h") };
+    fixtures::member_read(member, Reading::Present(record))
 }
 
-fn truth_of(view: &View, name: &str, now: u64) -> MemberTruth<'static> {
-    // Leaked so that a test can hold it; a test's memory is nobody's concern.
+fn truth_of(view: &View, name: &str, now: u64) -> MemberStatus<'static> {
+    // Leaked, so that a test can keep the reference.
     let view: &'static View = alloc::boxed::Box::leak(alloc::boxed::Box::new(view.clone()));
-    members(view, ms(now)).into_iter().find(|truth| truth.name.as_str() == name).unwrap()
+    members(view, ms(now)).into_iter().find(|member_status| member_status.name.as_str() == name).unwrap()
 }
 
 #[test]
@@ -90,7 +40,10 @@ fn an_ordinary_read_never_verifies() {
 
 #[test]
 fn a_failed_barrier_read_says_why() {
-    let view = after([(10, session(1)), (100, Event::Barrier(Barrier::Unknown("no answer within 1 s".to_string())))]);
+    let view = after([
+        (10, session(1)),
+        (100, Event::ZooKeeper(ZooKeeperEvent::Barrier(Barrier::Unknown("no answer within 1 s".to_string())))),
+    ]);
     let told = leader(&view, ms(150), Some(ms(100)));
     assert!(!told.verified);
     assert_eq!(told.why_unverified.as_deref(), Some("no answer within 1 s"));
@@ -110,7 +63,7 @@ fn a_key_that_cannot_be_read_is_not_a_verified_leader() {
     assert_eq!((told.verified, told.holder()), (false, None));
 }
 
-/// Who is believed about a member's PostgreSQL. Columns: what happened, asked when, what must come out.
+/// Which report about a member's PostgreSQL counts. Columns: event, time of the question, expected result.
 #[test]
 fn the_best_witness_is_believed() {
     let writable = || PostgresAnswer::Writable(server(2, 10));
@@ -218,13 +171,13 @@ fn which_replica_is_synchronous_stands_in_the_sync_znode_when_patroni_does_not_a
     let view = after([
         (1, session(1)),
         (2, record("b", Role::Replica)),
-        (3, Event::Znode(Znode::Sync(Reading::Present(sync)))),
+        (3, Event::ZooKeeper(ZooKeeperEvent::Znode(Znode::Sync(Reading::Present(sync))))),
     ]);
     assert_eq!(truth_of(&view, "b", 10).role, Role::SyncStandby);
 }
 
 proptest! {
-    /// However events are dated and ordered: verified means a barrier read, in this session, started in time.
+    /// With any times and order of events, verified means a barrier read that started in time in this session.
     #[test]
     fn verified_is_never_claimed_without_a_barrier_read_in_time(
         steps in proptest::collection::vec((0_u64..5000, 0_u8..5, 1_i64..4), 0..40),
@@ -240,7 +193,7 @@ proptest! {
                 1 => { current = None; proof = false; lost() }
                 2 => { if current == Some(*id) && *at >= asked { proof = true; } verified(key("a", 1), *id, *at) }
                 3 => leader_znode(key("b", 2)),
-                _ => Event::Barrier(Barrier::Unknown("x".to_string())),
+                _ => Event::ZooKeeper(ZooKeeperEvent::Barrier(Barrier::Unknown("x".to_string()))),
             };
             (*at, event)
         }).collect();
@@ -249,18 +202,22 @@ proptest! {
     }
 }
 
-/// The agent beside `member` says this of its Patroni, and how old it was.
+/// A report of the agent beside `member` on its Patroni, with the report's age.
 pub(crate) fn agent_on_patroni(member: &str, answer: PatroniAnswer, age: u64) -> Event {
-    let Event::Agent { name, record: Reading::Present(record) } = agent(member, PostgresAnswer::Silent("x".into()), 0)
+    let Event::ZooKeeper(ZooKeeperEvent::Agent { name, record: Reading::Present(record) }) =
+        agent(member, PostgresAnswer::Silent("x".into()), 0)
     else {
         unreachable!()
     };
     let patroni = Some((alloc::boxed::Box::new(answer), Duration::from_millis(age)));
-    Event::Agent { name, record: Reading::Present(AgentRecord { postgres: None, patroni, ..record }) }
+    Event::ZooKeeper(ZooKeeperEvent::Agent {
+        name,
+        record: Reading::Present(AgentRecord { postgres: None, patroni, ..record }),
+    })
 }
 
 #[test]
-fn the_newest_word_on_a_patroni_is_believed_but_our_silence_never_outweighs_its_own_agent() {
+fn the_newest_report_on_a_patroni_counts_but_silence_never_outranks_its_own_agent() {
     let answering = || PatroniAnswer::Answering(status(Role::Replica, Some(false)));
     let silent = || PatroniAnswer::Silent("x".to_string());
     let cases = [
@@ -283,11 +240,15 @@ fn the_newest_word_on_a_patroni_is_believed_but_our_silence_never_outweighs_its_
         ),
         ("ours is old", vec![(6_000, patroni("b", answering()))], None),
         ("its agent's is old", vec![(5_400, agent_on_patroni("b", answering(), 500))], None),
-        ("of our neighbour only ours counts", vec![(9_000, agent_on_patroni("a", answering(), 500))], None),
+        (
+            "of the local member only our own answer counts",
+            vec![(9_000, agent_on_patroni("a", answering(), 500))],
+            None,
+        ),
     ];
     for (name, events, expected) in cases {
         let view = after([(10, session(1))].into_iter().chain(events));
-        let about = if name.contains("neighbour") { "a" } else { "b" };
+        let about = if name.contains("local member") { "a" } else { "b" };
         let found = patroni_of(&view, &about.into(), ms(10_000));
         let found = found.map(|fact| (fact.source, matches!(fact.value, PatroniAnswer::Answering(_))));
         assert_eq!(found, expected, "{name}");
@@ -300,14 +261,15 @@ fn another_patroni_is_asked_where_its_agent_is_not_fresh_or_does_not_say_and_whe
     let haproxy = |up: bool, pool| {
         let server = crate::haproxy::HaproxyServer {
             pool,
-            name: "pg".to_string(),
+            id: crate::haproxy::ServerId { proxy: "writes".to_string(), name: "pg".to_string() },
             address: "10.0.0.1:5432".to_string(),
             member: Some("b".into()),
             status: "UP".to_string(),
             up,
             sessions: 0,
+            ..crate::haproxy::HaproxyServer::default()
         };
-        Event::Haproxy(HaproxyAnswer::Servers(vec![server]))
+        Event::Haproxy(HaproxyEvent::Answered(HaproxyAnswer::Servers(vec![server])))
     };
     let told = || (9_000, agent_on_patroni("b", answering(), 500));
     for (name, events, tells) in [
@@ -334,11 +296,11 @@ fn another_patroni_is_asked_where_its_agent_is_not_fresh_or_does_not_say_and_whe
         assert_eq!(its_agent_tells(&view, &"b".into(), ms(10_000)), tells, "{name}");
     }
     let own = after([(10, session(1)), (9_000, agent_on_patroni("a", answering(), 500))]);
-    assert!(!its_agent_tells(&own, &"a".into(), ms(10_000)), "our neighbour is always asked");
+    assert!(!its_agent_tells(&own, &"a".into(), ms(10_000)), "the local member is always asked");
 }
 
 #[test]
-fn what_an_agent_hears_from_its_patroni_keeps_the_member_and_says_whether_it_takes_writes() {
+fn an_agents_report_on_its_patroni_keeps_the_member_and_shows_whether_it_takes_writes() {
     let says = |writable| PatroniAnswer::Answering(status(Role::Primary, writable));
     let view = after([(10, session(1)), (9_000, agent_on_patroni("b", says(Some(true)), 500))]);
     let member = &view.members[&"b".into()];

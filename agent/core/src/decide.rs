@@ -1,16 +1,19 @@
-//! What should be done, as a pure function of what is believed.
+//! The decision: a pure function from the view to a plan.
 //!
-//! The plan verifies, announces and keeps the session timeout equal to Patroni's ttl. The rules that act on the
-//! world are modules beside this one ([`crate::rules::fence`], [`crate::rules::release`], [`crate::rules::nudge`], [`crate::rules::reconnect`],
-//! [`crate::rules::route`], [`crate::rules::layout`]); what is in here is only when what they say is ordered, and when again.
+//! The plan verifies the leader, announces the agent, and keeps the session timeout equal to Patroni's ttl. The rules
+//! that act on the cluster are in [`crate::rules`]. This module only decides when the agent orders their verdicts, and
+//! when again.
 
 use crate::announce::announcement;
 use crate::event::{FenceOutcome, PostgresAnswer, Rule};
 use crate::evidence;
-use crate::leadership::EPISODE;
+use crate::leadership::NUDGE_EPISODE_GAP;
 use crate::limits::PROBE_LIMIT;
-use crate::plan::{Action, Due, Note, Plan, Policy, Step};
-use crate::rules::{fence, layout, nudge, reconnect, release, route};
+use crate::plan::{
+    Action, Ask, Due, LocalAction, Notice, Observation, Plan, Policy, ServersAction, Step, ZooKeeperAction,
+};
+use crate::rules::route::Hold;
+use crate::rules::{fence, haproxy_file, nudge, reconnect, release, route};
 use crate::types::{MemberName, Mode, Moment};
 use crate::view::{Link, View};
 use alloc::boxed::Box;
@@ -19,38 +22,38 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-/// A barrier read that has not come back after this long is not coming: the read itself is limited to 2 s.
-const VERIFICATION_LOST: Duration = Duration::from_secs(3);
+/// A barrier read without an answer after this time is lost. The client limits the read to 2 s.
+const VERIFICATION_LOST_AFTER: Duration = Duration::from_secs(3);
 
-/// A failed barrier read is not repeated sooner than this.
+/// The pause after a failed barrier read.
 const VERIFICATION_PAUSE: Duration = Duration::from_millis(500);
 
-/// A new ttl is taken over after this: Patroni's nodes do it within moments.
-const TTL_SETTLES: Duration = Duration::from_secs(5);
+/// The agent takes over a new ttl after this time. Patroni's nodes do it within moments.
+const TTL_SETTLE_TIME: Duration = Duration::from_secs(5);
 
-/// A fence that is under way is not ordered again sooner than this: its own ladder takes less.
-const FENCE_LOST: Duration = Duration::from_secs(12);
+/// A fence without a report after this time is lost. Its own ladder takes less.
+pub const FENCE_LOST_AFTER: Duration = Duration::from_secs(12);
 
-/// A fence that did not work is ordered again after this.
-const FENCE_PAUSE: Duration = Duration::from_millis(500);
+/// The pause after a failed fence.
+pub(crate) const FENCE_RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// A fence that waits in front of a silent server is renewed this often; each is good for twice as long, so that
-/// one that is no longer wanted is soon none.
-pub const FENCE_RENEWED: Duration = Duration::from_secs(5);
+/// The interval at which a shutdown statement in front of a silent server is renewed. Each statement is valid for
+/// little more than twice as long, so an obsolete one soon expires.
+pub const FENCE_RENEWAL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A record that was removed is looked for again after this.
-const CLOSE_PAUSE: Duration = Duration::from_secs(2);
+/// The pause after the removal of a fence record.
+const CLOSE_RETRY_PAUSE: Duration = Duration::from_secs(2);
 
-/// What would be fenced is said this often while the reason lasts.
-const OBSERVED_AGAIN: Duration = Duration::from_secs(60);
+/// The interval at which mode `observe` repeats an action while its reason lasts.
+const OBSERVED_REPEAT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A server that starts, and must not take writes unseen, is asked this often.
-const WATCH_START: Duration = Duration::from_millis(40);
+/// The interval of questions to a starting server that must not take writes unnoticed.
+const START_PROBE_INTERVAL: Duration = Duration::from_millis(40);
 
-/// Decides. Total: any view, any policy, any moment. Whether a rule is obeyed, observed or not asked is decided here and
-/// nowhere else.
+/// Decides. Total: any view, any policy, any moment. Only this function applies the modes `enforce`, `observe` and
+/// `off`.
 pub fn decide(view: &View, policy: &Policy, now: Moment) -> Plan {
-    let mut plan = Plan { steps: Vec::new(), notes: Vec::new(), wake: now.plus(policy.verify_every) };
+    let mut plan = Plan { steps: Vec::new(), notices: Vec::new(), wake: now.plus(policy.verify_every) };
     if let Link::Connected { session, .. } = &view.link {
         if let Some(due) = session_timeout(view, session.requested, now) {
             plan.consider(due, now);
@@ -59,10 +62,10 @@ pub fn decide(view: &View, policy: &Policy, now: Moment) -> Plan {
         plan.consider(announcement(view, policy, now), now);
     }
     if let Some(memory) = view.leadership.to_keep().filter(|memory| view.leadership.kept.as_ref() != Some(memory)) {
-        plan.step(Action::Keep(memory), "a restart of the agent must not forget it");
+        plan.step(Action::Keep(memory), "a restart of the agent must not lose it");
     }
     fencing(view, policy, now, &mut plan);
-    // Switched by keys of their own; what is only observed is not released or nudged either.
+    // These have configuration keys of their own. Mode `observe` of the fence rules counts here too.
     let observe = policy.fencing == Mode::Observe;
     releasing(view, policy, observe, now, &mut plan);
     if policy.nudge {
@@ -74,38 +77,38 @@ pub fn decide(view: &View, policy: &Policy, now: Moment) -> Plan {
 }
 
 fn nudging(view: &View, observe: bool, now: Moment, plan: &mut Plan) {
-    let said = view.leadership.nudges.is_some_and(|nudges| now.since(nudges.last) < EPISODE);
+    let reported = view.leadership.nudges.is_some_and(|nudges| now.since(nudges.last) < NUDGE_EPISODE_GAP);
     match (nudge::judge(view, now), observe) {
-        (nudge::Due::NoReason, _) => {}
-        (nudge::Due::Nudge(reason), false) => plan.step(Action::Nudge, reason),
-        // Once for each episode.
-        (nudge::Due::Nudge(reason), _) if !said => plan.step(Action::ObserveNudge, reason),
-        (nudge::Due::Nudge(_), _) => {}
-        (nudge::Due::Later(at), _) => {
-            plan.notes.push(Note::NudgedAgain(at));
+        (nudge::Verdict::NoReason, _) => {}
+        (nudge::Verdict::Nudge(reason), false) => plan.step(Action::Local(LocalAction::Nudge), reason),
+        // `observe` reports it once for each episode.
+        (nudge::Verdict::Nudge(reason), _) if !reported => plan.observe(Observation::Nudge(reason)),
+        (nudge::Verdict::Nudge(_), _) => {}
+        (nudge::Verdict::Later(at), _) => {
+            plan.notices.push(Notice::NudgedAgain(at));
             plan.consider(Due::At(at), now);
         }
     }
 }
 
 fn reconnecting(view: &View, observe: bool, now: Moment, plan: &mut Plan) {
-    let said = view.leadership.reconnects.is_some_and(|tries| now.since(tries.last) < EPISODE);
+    let reported = view.leadership.reconnects.is_some_and(|tries| now.since(tries.last) < NUDGE_EPISODE_GAP);
     match (reconnect::judge(view, now), observe) {
-        (reconnect::Due::NoReason, _) => {}
-        (reconnect::Due::Reconnect(reason), false) => plan.step(Action::Reconnect, reason),
-        (reconnect::Due::Reconnect(reason), _) if !said => plan.step(Action::ObserveReconnect, reason),
-        (reconnect::Due::Reconnect(_), _) => {}
-        (reconnect::Due::Ask, _) => {
-            plan.step(Action::Probe { others: false }, "whether it receives WAL is to be known");
+        (reconnect::Verdict::NoReason, _) => {}
+        (reconnect::Verdict::Reconnect(reason), false) => plan.step(Action::Local(LocalAction::Reconnect), reason),
+        (reconnect::Verdict::Reconnect(reason), _) if !reported => plan.observe(Observation::Reconnect(reason)),
+        (reconnect::Verdict::Reconnect(_), _) => {}
+        (reconnect::Verdict::Ask, _) => {
+            plan.step(Action::Ask(Ask::Local), "the agent has to know whether the standby receives WAL");
         }
-        (reconnect::Due::Later(at), _) => plan.consider(Due::At(at), now),
+        (reconnect::Verdict::Later(at), _) => plan.consider(Due::At(at), now),
     }
 }
 
 fn routing(view: &View, policy: &Policy, now: Moment, plan: &mut Plan) {
     if policy.routing == Mode::Off {
         if view.haproxy.is_some() {
-            plan.notes.push(Note::RoutingIsOff);
+            plan.notices.push(Notice::RoutingIsOff);
         }
         return;
     }
@@ -114,75 +117,79 @@ fn routing(view: &View, policy: &Policy, now: Moment, plan: &mut Plan) {
     if let Some(at) = routing.again {
         plan.consider(Due::At(at), now);
     }
-    let mut hold = routing.hold.filter(|_| enforce);
-    if hold.is_none() && view.routing.held.is_some() {
-        plan.notes.push(Note::HoldGoesOn);
+    let (begin, end): (Vec<_>, Vec<_>) = routing.holds.into_iter().filter(|_| enforce).partition(|hold| hold.on);
+    if begin.is_empty() && end.is_empty() && !view.routing.hold_refreshed_at.is_empty() {
+        plan.notices.push(Notice::HoldGoesOn);
     }
-    // They wait before anything is changed, and go on when all of it is.
-    if let Some((_, reason)) = hold.take_if(|(on, _)| *on) {
-        plan.step(Action::Hold { on: true }, reason);
+    // The hold begins before the first change, and ends after the last.
+    for Hold { proxy, on, reason } in begin {
+        plan.step(Action::Servers(ServersAction::Hold { proxy, on }), reason);
     }
     for change in routing.changes {
-        let (reason, change) = (change.reason.clone(), Box::new(change));
+        let change = Box::new(change);
         if enforce {
-            plan.step(Action::Route(change), reason);
+            let reason = change.reason.clone();
+            plan.step(Action::Servers(ServersAction::Route(change)), reason);
             continue;
         }
-        let told = view.routing.told.get(&(change.pool, change.server.clone()));
-        if told.is_none_or(|(told, at)| *told != change.to || now.since(*at) >= OBSERVED_AGAIN) {
-            plan.step(Action::ObserveRoute(change), reason);
+        let last = view.routing.last_commands.get(&change.server);
+        if last.is_none_or(|(command, at)| *command != change.to || now.since(*at) >= OBSERVED_REPEAT_INTERVAL) {
+            plan.observe(Observation::Route(change));
         }
     }
-    if let Some((_, reason)) = hold {
-        plan.step(Action::Hold { on: false }, reason);
+    for Hold { proxy, on, reason } in end {
+        plan.step(Action::Servers(ServersAction::Hold { proxy, on }), reason);
     }
-    // What is only observed is not written either; the file is read once the agent enforces.
+    // Mode `observe` does not write the file. The watcher reads it in mode `enforce` only.
     if !enforce {
         return;
     }
-    match layout::judge(view, now) {
-        Ok((layout, reason)) => plan.step(Action::Render(layout), reason),
+    match haproxy_file::judge(view, now) {
+        Ok((backends, reason)) => plan.step(Action::Render(backends), reason),
         Err(Some(at)) => {
-            plan.notes.push(Note::RenderLater(at));
+            plan.notices.push(Notice::RenderLater(at));
             plan.consider(Due::At(at), now);
         }
         Err(None) => {}
     }
-    if routing.look {
-        plan.step(Action::Look, "writes have nowhere to go, or are about to");
+    if routing.probe {
+        plan.step(
+            Action::Ask(Ask::HaproxyAndMembers),
+            "no server for writes is up and writable, or one is about to stop",
+        );
     }
 }
 
 fn fencing(view: &View, policy: &Policy, now: Moment, plan: &mut Plan) {
     if policy.fencing == Mode::Off {
-        plan.notes.push(Note::FencingIsOff);
+        plan.notices.push(Notice::FencingIsOff);
         return;
     }
     let verdict = fence::judge(view, now);
     if let Some(at) = verdict.look_again {
-        plan.notes.push(Note::FencingLooksAgain(at));
+        plan.notices.push(Notice::FencingLooksAgain(at));
         plan.consider(Due::At(at), now);
     }
-    plan.notes.extend(verdict.held.into_iter().map(Note::FenceHeld));
+    plan.notices.extend(verdict.held.into_iter().map(Notice::FenceHeld));
     for order in verdict.orders {
         let next = next_fence(view, &order.member, policy, now);
         if now < next {
-            plan.notes.push(Note::FenceOrdered(order.member, order.rule));
+            plan.notices.push(Notice::FenceOrdered(order.member, order.rule));
             plan.consider(Due::At(next), now);
             continue;
         }
-        let reason = order.reason.clone();
-        let order = Box::new(order);
-        plan.step(
-            if policy.fencing == Mode::Enforce { Action::Fence(order) } else { Action::ObserveFence(order) },
-            reason,
-        );
+        let (reason, order) = (order.reason.clone(), Box::new(order));
+        if policy.fencing == Mode::Enforce {
+            plan.step(Action::Fence(order), reason);
+        } else {
+            plan.observe(Observation::Fence(order));
+        }
     }
     if verdict.watch_start {
-        let next = view.leadership.probed.map_or(now, |probed| probed.plus(WATCH_START));
+        let next = view.leadership.probed.map_or(now, |probed| probed.plus(START_PROBE_INTERVAL));
         if now >= next {
-            plan.step(Action::Probe { others: false }, "it starts, and must not take writes unseen");
-            plan.consider(Due::At(now.plus(WATCH_START)), now);
+            plan.step(Action::Ask(Ask::Local), "the server starts, and must not take writes unnoticed");
+            plan.consider(Due::At(now.plus(START_PROBE_INTERVAL)), now);
         } else {
             plan.consider(Due::At(next), now);
         }
@@ -192,22 +199,22 @@ fn fencing(view: &View, policy: &Policy, now: Moment, plan: &mut Plan) {
     }
 }
 
-/// When a fence of `member` may be ordered, at the earliest.
+/// The earliest moment at which a fence of `member` may be ordered.
 fn next_fence(view: &View, member: &MemberName, policy: &Policy, now: Moment) -> Moment {
     let Some(ordered) = view.leadership.ordered.get(member) else { return now };
     if policy.fencing == Mode::Observe {
-        return ordered.at.plus(OBSERVED_AGAIN);
+        return ordered.at.plus(OBSERVED_REPEAT_INTERVAL);
     }
     match &ordered.outcome {
-        None => ordered.at.plus(FENCE_LOST),
-        Some((FenceOutcome::Observed, _, _)) => ordered.at.plus(OBSERVED_AGAIN),
-        // It woke and takes writes: what waited in front of it was lost, with the session that it lay in (simulation,
-        // seed 713982).
+        None => ordered.at.plus(FENCE_LOST_AFTER),
+        Some((FenceOutcome::Observed, _, _)) => ordered.at.plus(OBSERVED_REPEAT_INTERVAL),
+        // The server resumed and takes writes. The queued statement was lost with its session (simulation, seed
+        // 713982).
         Some((FenceOutcome::Waiting, _, at)) if writable_since(view, member, *at) => now,
-        Some((FenceOutcome::Waiting, _, _)) => ordered.at.plus(FENCE_RENEWED),
-        // It takes writes again, or the rule would not ask for it.
+        Some((FenceOutcome::Waiting, _, _)) => ordered.at.plus(FENCE_RENEWAL_INTERVAL),
+        // The rule asks again only if the server takes writes again.
         Some((FenceOutcome::Confirmed { .. }, _, _)) => now,
-        Some((FenceOutcome::Failed(_) | FenceOutcome::Withdrawn(_), _, at)) => at.plus(FENCE_PAUSE),
+        Some((FenceOutcome::Failed(_) | FenceOutcome::Withdrawn(_), _, at)) => at.plus(FENCE_RETRY_PAUSE),
     }
 }
 
@@ -217,18 +224,18 @@ fn writable_since(view: &View, member: &MemberName, at: Moment) -> bool {
     answer.is_some_and(|answer| answer.at > at && matches!(answer.value, PostgresAnswer::Writable(_)))
 }
 
-/// Our own fence is over when the server is in recovery, or our member holds the key again by a later read than the
-/// record: what the record says was so before. What the operator asked for stays.
+/// The removal of the local member's fence record. It is due when the server is in recovery, or when a read later than
+/// the record shows the key as the member's. The operator's records stay.
 fn closing(view: &View, now: Moment) -> Option<Step> {
     let own = view.identity.member.as_ref()?;
-    if view.leadership.closed.is_some_and(|at| now.since(at) < CLOSE_PAUSE) {
+    if view.leadership.closed.is_some_and(|at| now.since(at) < CLOSE_RETRY_PAUSE) {
         return None;
     }
     let record = view.leadership.records.get(own)?.value.present().filter(|record| record.rule != Rule::Operator)?;
     let known = evidence::verified(view, now)?;
     let holds = known.leader.present().is_some_and(|key| key.holder == *own);
     let earlier = record.written.is_some_and(|(written, _)| written < known.zxid);
-    // A release writes the record right before it deletes the key.
+    // A release writes the record right before it deletes the key, so that record stays.
     let releasing = view.leadership.release.as_ref().is_some_and(|release| release.outcome.is_none());
     let answer = view.members.get(own)?.postgres.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT));
     let reason = match answer {
@@ -242,61 +249,66 @@ fn closing(view: &View, now: Moment) -> Option<Step> {
 
 fn releasing(view: &View, policy: &Policy, observe: bool, now: Moment, plan: &mut Plan) {
     match release::judge(view, &policy.release, now) {
-        release::Due::Nothing => {}
-        release::Due::Probe { others } => {
-            let reason =
-                if others { "a candidate is to be seen to have everything" } else { "its death is to be proved" };
-            plan.notes.push(Note::ReleaseProves { candidate: others });
-            plan.step(Action::Probe { others }, reason);
+        release::Verdict::Nothing => {}
+        release::Verdict::Probe { others } => {
+            let reason = if others {
+                "the candidate has to prove that it has every commit"
+            } else {
+                "the end of the local server has to be proved"
+            };
+            plan.notices.push(Notice::ReleaseProves { candidate: others });
+            plan.step(Action::Ask(if others { Ask::LocalAndOthers } else { Ask::Local }), reason);
         }
-        release::Due::At(at) => {
-            plan.notes.push(Note::ReleaseProves { candidate: false });
+        release::Verdict::At(at) => {
+            plan.notices.push(Notice::ReleaseProves { candidate: false });
             plan.consider(Due::At(at), now);
         }
-        release::Due::Held(why, at) => {
-            plan.notes.push(Note::ReleaseHeld(why));
+        release::Verdict::Held(why, at) => {
+            plan.notices.push(Notice::ReleaseHeld(why));
             if let Some(at) = at {
                 plan.consider(Due::At(at), now);
             }
         }
-        release::Due::Release(release) if !observe => {
+        release::Verdict::Release(release) if !observe => {
             let reason = release.reason.clone();
             plan.step(Action::Release(Box::new(release)), reason);
         }
-        release::Due::Release(release) => {
+        release::Verdict::Release(release) => {
             let last = view.leadership.release.as_ref();
-            if last.is_none_or(|last| now.since(last.at) >= OBSERVED_AGAIN) {
-                let reason = release.reason.clone();
-                plan.step(Action::ObserveRelease(Box::new(release)), reason);
+            if last.is_none_or(|last| now.since(last.at) >= OBSERVED_REPEAT_INTERVAL) {
+                plan.observe(Observation::Release(Box::new(release)));
             }
         }
     }
 }
 
-/// The session timeout is Patroni's ttl, so that what the server grants us is what it grants Patroni.
+/// A change of the session timeout to Patroni's ttl: ZooKeeper then grants the agent the same timeout as Patroni.
 ///
-/// A change has every Patroni begin a new session, and the leader's key goes with its old one: until that is over, we
-/// have to see what comes of it (simulation, seed 303891).
+/// After a change of ttl every Patroni begins a new session, and the leader's key ends with its old one. The agent
+/// keeps its session until then, to see the result (simulation, seed 303891).
 fn session_timeout(view: &View, requested: Duration, now: Moment) -> Option<Due> {
     let ttl = view.cluster.config().map(|config| config.ttl).filter(|ttl| *ttl != requested)?;
-    if let Some(at) = view.leadership.ttl_changed.map(|at| at.plus(TTL_SETTLES)).filter(|at| now < *at) {
+    if let Some(at) = view.leadership.ttl_changed.map(|at| at.plus(TTL_SETTLE_TIME)).filter(|at| now < *at) {
         return Some(Due::At(at));
     }
     let reason = format!("ttl in Patroni's configuration is {} s", ttl.as_secs());
-    Some(Due::Now(Step { action: Action::UseSessionTimeout(ttl), reason }, now.plus(TTL_SETTLES)))
+    Some(Due::Now(
+        Step { action: Action::ZooKeeper(ZooKeeperAction::UseSessionTimeout(ttl)), reason },
+        now.plus(TTL_SETTLE_TIME),
+    ))
 }
 
 fn verification(view: &View, policy: &Policy, now: Moment) -> Due {
     let verify = |reason: &str| {
-        let step = Step { action: Action::Verify, reason: reason.to_string() };
-        Due::Now(step, now.plus(VERIFICATION_LOST))
+        let step = Step { action: Action::ZooKeeper(ZooKeeperAction::Verify), reason: reason.to_string() };
+        Due::Now(step, now.plus(VERIFICATION_LOST_AFTER))
     };
     let finished = view.verified.as_ref().map(|known| known.started);
     let failed = view.barrier_failed.as_ref().map(|failed| failed.at);
     let Some(asked) = view.verification_asked else { return verify("new session") };
     let answered = finished.max(failed).is_some_and(|at| at >= asked);
     if !answered {
-        let lost = asked.plus(VERIFICATION_LOST);
+        let lost = asked.plus(VERIFICATION_LOST_AFTER);
         return if now >= lost { verify("no answer to the last attempt") } else { Due::At(lost) };
     }
     if failed > finished {

@@ -1,17 +1,18 @@
-//! When what the rules say is ordered, and when it is ordered again.
+//! When `decide` orders the rules' verdicts, and when it orders them again.
 
 use super::*;
-use crate::event::{AliveLock, Event, FenceReport, LeaderKey, SyncState};
+use crate::event::{AliveLock, Event, FenceReport, LeaderKey, LocalEvent, Report, SyncState};
 use crate::rules::fence::tests::{Scene, fence_record, leading, takes_writes};
 use crate::types::SystemId;
 use crate::view::tests::{barrier, cluster_config, lost};
 
-/// Another leads and our neighbour takes writes, as of 20 s; both are seen again every second until 60 s.
+/// Another member leads and the local server takes writes, as of 20 s. The agent sees both again every second until 60
+/// s.
 fn superseded() -> View {
     leading().with("postgres", 20_000, takes_writes("a", 1)).view()
 }
 
-/// The view at `now`, in which the same is so still, after these events.
+/// The view at `now` with the same facts, after these events.
 fn still(events: &[(u64, Event)], key: &Reading<LeaderKey>, now: u64) -> View {
     let mut view = superseded();
     let fresh = [(now - 20, takes_writes("a", 1)), (now - 10, verified(key.clone(), 1, now))];
@@ -24,7 +25,7 @@ fn still(events: &[(u64, Event)], key: &Reading<LeaderKey>, now: u64) -> View {
 fn orders(view: &View, policy: &Policy, now: u64) -> (bool, bool, Moment) {
     let plan = decide(view, policy, ms(now));
     let fences = plan.steps.iter().any(|step| matches!(step.action, Action::Fence(_)));
-    let observes = plan.steps.iter().any(|step| matches!(step.action, Action::ObserveFence(_)));
+    let observes = plan.notices.iter().any(|notice| matches!(notice, Notice::Observed(Observation::Fence(_))));
     (fences, observes, plan.wake)
 }
 
@@ -37,7 +38,7 @@ fn ordered() -> Event {
 }
 
 fn outcome(outcome: FenceOutcome) -> Event {
-    Event::Fence(FenceReport { member: "a".into(), rule: Rule::Superseded, outcome })
+    Event::Report(Report::Fence(FenceReport { member: "a".into(), rule: Rule::Superseded, outcome }))
 }
 
 fn confirmed() -> FenceOutcome {
@@ -114,7 +115,7 @@ fn a_confirmed_fence_is_not_ordered_again_before_the_server_is_seen_writable_aga
 }
 
 #[test]
-fn where_fencing_is_only_observed_it_is_told_once_a_minute_and_where_it_is_off_never() {
+fn observe_reports_a_fence_once_a_minute_and_off_never() {
     let view = still(&[], &key("b", 2), 20_100);
     assert!(orders(&view, &fencing(Mode::Enforce), 20_100).0);
     assert_eq!(
@@ -148,9 +149,9 @@ fn the_plan_wakes_when_a_lease_runs_out_or_a_silence_becomes_long_enough() {
     assert!(orders(&cut(34_000), &Policy::default(), 34_000).0);
 }
 
-/// Columns: the record's rule, what the server does, who holds the key by a barrier read, whether it is closed.
+/// Columns: the record's rule, the server's answer, the holder by a barrier read, whether the record is removed.
 #[test]
-fn our_own_fence_record_is_removed_when_what_it_stood_for_is_over() {
+fn the_local_fence_record_is_removed_when_its_reason_has_ended() {
     let follows = || probe("a", PostgresAnswer::InRecovery(Server { system_id: Some(SystemId(7)), ..server(2, 5) }));
     let refuses = || probe("a", PostgresAnswer::Refused("x".to_string()));
     let cases = [
@@ -186,22 +187,22 @@ fn a_release_and_a_nudge_need_the_operators_leave() {
     let crashed = leading()
         .with("barrier", 10_000, read)
         .with("b follows", 9_990, probe("b", PostgresAnswer::InRecovery(server(1, 5))))
-        .with("held", 10_001, Event::AliveLock(AliveLock::Alive))
+        .with("held", 10_001, Event::Local(LocalEvent::AliveLock(AliveLock::Alive)))
         .with("gone 1", 10_110, probe("a", PostgresAnswer::Gone("x".to_string())))
         .with("gone 2", 10_170, probe("a", PostgresAnswer::Gone("x".to_string())));
-    let dead = crashed.clone().with("freed", 10_060, Event::AliveLock(AliveLock::Gone));
+    let dead = crashed.clone().with("freed", 10_060, Event::Local(LocalEvent::AliveLock(AliveLock::Gone)));
     let mut policy = Policy::default();
     let acts = |scene: &Scene, policy: &Policy| -> Vec<Action> {
         let plan = decide(&scene.view(), policy, ms(10_200));
         plan.steps
             .into_iter()
             .map(|step| step.action)
-            .filter(|act| matches!(act, Action::Release(_) | Action::Nudge))
+            .filter(|act| matches!(act, Action::Release(_) | Action::Local(LocalAction::Nudge)))
             .collect()
     };
     assert_eq!((acts(&crashed, &policy), acts(&dead, &policy)), (vec![], vec![]));
     policy.nudge = true;
     policy.release.enabled = true;
-    assert_eq!(acts(&crashed, &policy), [Action::Nudge]);
+    assert_eq!(acts(&crashed, &policy), [Action::Local(LocalAction::Nudge)]);
     assert!(matches!(acts(&dead, &policy)[..], [Action::Release(_)]));
 }

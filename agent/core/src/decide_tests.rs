@@ -2,11 +2,14 @@ use super::*;
 use crate::announce::own_record;
 use crate::assess::tests::{patroni, probe, record, server, status};
 use crate::event::{
-    AgentRecord, AliveLock, Archiver, Barrier, ClusterConfig, Event, HaproxyAnswer, HaproxyServer, Observed,
-    PatroniAnswer, PatroniStatus, Role, Server, Started, State, Znode, holder_text,
+    AgentRecord, AliveLock, Archiver, Barrier, ClusterConfig, Event, HaproxyAnswer, HaproxyEvent, HaproxyServer,
+    LocalEvent, Observed, PatroniAnswer, PatroniStatus, Role, Server, Started, State, Znode, ZooKeeperEvent,
+    holder_text,
 };
 use crate::fact::Reading;
-use crate::haproxy::{Pool, Wish};
+use crate::fixtures;
+use crate::haproxy::ServerCommand;
+use crate::haproxy::file::{Backends, Rendered};
 use crate::types::Lsn;
 use crate::view::tests::{after, identity, key, leader, lost, ms, session, verified};
 use alloc::vec;
@@ -19,31 +22,21 @@ fn asked() -> Event {
 }
 
 fn failed() -> Event {
-    Event::Barrier(Barrier::Unknown("no answer".to_string()))
+    Event::ZooKeeper(ZooKeeperEvent::Barrier(Barrier::Unknown("no answer".to_string())))
 }
 
 fn config(ttl: u64) -> Event {
-    Event::Znode(Znode::Config(Reading::Present(ClusterConfig {
+    Event::ZooKeeper(ZooKeeperEvent::Znode(Znode::Config(Reading::Present(ClusterConfig {
         ttl: Duration::from_secs(ttl),
-        loop_wait: Duration::from_secs(10),
-        retry_timeout: Duration::from_secs(10),
-        pause: false,
-        failsafe_mode: false,
-        synchronous_mode: true,
-        standby_cluster: false,
-    })))
+        ..fixtures::cluster_config()
+    }))))
 }
 
 fn haproxy(up: bool, sessions: u64) -> Event {
-    Event::Haproxy(HaproxyAnswer::Servers(vec![HaproxyServer {
-        pool: Pool::Writes,
-        name: "pg".to_string(),
-        address: "10.0.0.1:5432".to_string(),
-        member: Some("a".into()),
-        status: if up { "UP" } else { "DOWN" }.to_string(),
-        up,
+    Event::Haproxy(HaproxyEvent::Answered(HaproxyAnswer::Servers(vec![HaproxyServer {
         sessions,
-    }]))
+        ..fixtures::haproxy_server("a", up)
+    }])))
 }
 
 fn archiving(archived: i64, failing: Option<&str>) -> PostgresAnswer {
@@ -55,20 +48,23 @@ fn planned(view: &View, now: u64) -> Plan {
     decide(view, &Policy::default(), ms(now))
 }
 
-/// Why the plan verifies, if it does.
+/// The reason of the plan's verification, if it has one.
 fn verifies(plan: &Plan) -> Option<&str> {
-    plan.steps.iter().find(|step| step.action == Action::Verify).map(|step| step.reason.as_str())
+    plan.steps
+        .iter()
+        .find(|step| step.action == Action::ZooKeeper(ZooKeeperAction::Verify))
+        .map(|step| step.reason.as_str())
 }
 
-/// What the plan announces and why, if it does.
+/// The plan's announcement with its reason, if it has one.
 fn announces(plan: &Plan) -> Option<(&AgentRecord, &str)> {
     plan.steps.iter().find_map(|step| match &step.action {
-        Action::Announce(record) => Some((&**record, step.reason.as_str())),
+        Action::ZooKeeper(ZooKeeperAction::Announce(record)) => Some((&**record, step.reason.as_str())),
         _ => None,
     })
 }
 
-/// The view once everything in the plan has been handed to the actor, as the loop does it.
+/// The view after the actors' queues have taken the whole plan, as in the loop.
 fn handed_over(view: &View, plan: &Plan, now: Moment) -> View {
     let mut view = view.clone();
     for step in &plan.steps {
@@ -78,7 +74,7 @@ fn handed_over(view: &View, plan: &Plan, now: Moment) -> View {
     view
 }
 
-/// A session in which everything was verified and announced at `at`.
+/// A session with a verification and an announcement at `at`.
 fn settled(before: impl IntoIterator<Item = Told>, at: u64) -> View {
     let start = [(1, session(1)), (2, leader(key("a", 1)))];
     let done = [(at, asked()), (at, verified(key("a", 1), 1, at + 1))];
@@ -87,15 +83,15 @@ fn settled(before: impl IntoIterator<Item = Told>, at: u64) -> View {
     handed_over(&view, &plan, ms(at))
 }
 
-#[test]
-fn the_leader_is_verified_when_it_has_to_be_and_not_more_often() {
+/// New sessions, the period, and failed reads.
+fn verified_in_time() -> Vec<(&'static str, Vec<Told>, u64, Option<&'static str>)> {
     let start = || (10, session(1));
     let done = || vec![start(), (100, asked()), (100, verified(key("a", 1), 1, 105))];
     let with = |mut events: Vec<Told>, more: Vec<Told>| {
         events.extend(more);
         events
     };
-    let cases = [
+    vec![
         ("at once in a new session", vec![start()], 10, Some("new session")),
         (
             "at once in the session after the last",
@@ -126,6 +122,18 @@ fn the_leader_is_verified_when_it_has_to_be_and_not_more_often() {
             2599,
             None,
         ),
+    ]
+}
+
+/// Changes of the leader key.
+fn verified_after_a_change() -> Vec<(&'static str, Vec<Told>, u64, Option<&'static str>)> {
+    let start = || (10, session(1));
+    let done = || vec![start(), (100, asked()), (100, verified(key("a", 1), 1, 105))];
+    let with = |mut events: Vec<Told>, more: Vec<Told>| {
+        events.extend(more);
+        events
+    };
+    vec![
         (
             "at once when another holds the key",
             with(done(), vec![(200, leader(key("b", 2)))]),
@@ -139,7 +147,7 @@ fn the_leader_is_verified_when_it_has_to_be_and_not_more_often() {
             Some("the leader key changed"),
         ),
         (
-            "at once when nobody holds the key",
+            "at once when no member holds the key",
             with(done(), vec![(200, leader(Reading::Absent))]),
             200,
             Some("the leader key changed"),
@@ -158,8 +166,12 @@ fn the_leader_is_verified_when_it_has_to_be_and_not_more_often() {
             300,
             None,
         ),
-    ];
-    for (name, events, now, expected) in cases {
+    ]
+}
+
+#[test]
+fn the_leader_is_verified_when_it_has_to_be_and_not_more_often() {
+    for (name, events, now, expected) in verified_in_time().into_iter().chain(verified_after_a_change()) {
         assert_eq!(verifies(&planned(&after(events), now)), expected, "{name}");
     }
 }
@@ -181,12 +193,12 @@ fn without_a_session_there_is_nothing_to_do() {
 }
 
 #[test]
-fn what_an_agent_knows_is_announced_in_a_new_session() {
+fn an_agents_facts_are_announced_in_a_new_session() {
     let events = [
         (10, session(1)),
         (20, leader(key("b", 1))),
         (30, probe("a", archiving(1, None))),
-        (40, Event::AliveLock(AliveLock::Alive)),
+        (40, Event::Local(LocalEvent::AliveLock(AliveLock::Alive))),
         (50, haproxy(true, 3)),
     ];
     let plan = planned(&after(events), 100);
@@ -197,6 +209,24 @@ fn what_an_agent_knows_is_announced_in_a_new_session() {
     assert_eq!(record.postgres, Some((archiving(1, None), Duration::from_millis(70))), "as old as the question");
     assert_eq!(record.alive_lock, Some(AliveLock::Alive));
     assert_eq!(record.haproxy.as_ref().unwrap().1, Duration::from_millis(50));
+}
+
+#[test]
+fn a_server_of_a_member_that_has_left_is_not_announced() {
+    let rendered = |left: &[&str]| {
+        let id = |name: &&str| crate::haproxy::ServerId { proxy: "writes".to_string(), name: (*name).to_string() };
+        Event::Haproxy(HaproxyEvent::File(Reading::Present(Rendered {
+            backends: Backends { places: vec![], max_connections: 100 },
+            left: left.iter().map(id).collect(),
+            current: true,
+        })))
+    };
+    let announced = |left: &[&str]| {
+        let plan = planned(&after([(10, session(1)), (40, rendered(left)), (50, haproxy(true, 3))]), 100);
+        announces(&plan).unwrap().0.haproxy.clone().unwrap().0
+    };
+    assert!(matches!(announced(&[]), HaproxyAnswer::Servers(servers) if servers.len() == 1));
+    assert_eq!(announced(&["pg-a"]), HaproxyAnswer::Servers(vec![]));
 }
 
 #[test]
@@ -221,7 +251,7 @@ fn the_probe_of_another_member_is_not_announced_as_our_own() {
     assert_eq!(announces(&plan).unwrap().0.postgres, None);
 }
 
-/// Columns: what was known before, what happens after the announcement, whether it is worth a write of its own.
+/// Columns: events before the announcement, events after it, whether they cause a write.
 #[test]
 fn what_matters_is_announced_within_100_ms_and_what_always_changes_waits() {
     let writable = |lsn| probe("a", PostgresAnswer::Writable(server(1, lsn)));
@@ -255,7 +285,12 @@ fn what_matters_is_announced_within_100_ms_and_what_always_changes_waits() {
         ("a timeline", writable(5), probe("a", PostgresAnswer::Writable(server(2, 5))), true),
         ("no longer writable", writable(5), probe("a", PostgresAnswer::InRecovery(server(1, 5))), true),
         ("silence", writable(5), probe("a", PostgresAnswer::Silent("x".to_string())), true),
-        ("a freed lock", Event::AliveLock(AliveLock::Alive), Event::AliveLock(AliveLock::Gone), true),
+        (
+            "a freed lock",
+            Event::Local(LocalEvent::AliveLock(AliveLock::Alive)),
+            Event::Local(LocalEvent::AliveLock(AliveLock::Gone)),
+            true,
+        ),
         ("a server that goes down", haproxy(true, 3), haproxy(false, 3), true),
         ("another leader", leader(key("a", 1)), leader(key("b", 2)), true),
         ("the same leader with a new key", leader(key("a", 1)), leader(key("a", 2)), false),
@@ -268,7 +303,7 @@ fn what_matters_is_announced_within_100_ms_and_what_always_changes_waits() {
         let later = planned(&view, 1100);
         assert_eq!(announces(&later).map(|(_, reason)| reason), expected.then_some("something changed"), "{name}");
         if expected {
-            assert!(early.wake <= ms(1100), "{name}: nobody may have to happen along");
+            assert!(early.wake <= ms(1100), "{name}: the wake moment alone has to suffice");
         }
     }
 }
@@ -278,14 +313,14 @@ fn the_session_timeout_follows_patronis_ttl() {
     let wanted = |events: Vec<Told>| {
         let plan = planned(&after(events), 100);
         plan.steps.into_iter().find_map(|step| match step.action {
-            Action::UseSessionTimeout(timeout) => Some((timeout.as_secs(), step.reason)),
+            Action::ZooKeeper(ZooKeeperAction::UseSessionTimeout(timeout)) => Some((timeout.as_secs(), step.reason)),
             _ => None,
         })
     };
     // `session` asks for 30 s.
-    assert_eq!(wanted(vec![(1, session(1))]), None, "nobody knows ttl yet");
+    assert_eq!(wanted(vec![(1, session(1))]), None, "ttl is not known yet");
     assert_eq!(wanted(vec![(1, session(1)), (2, config(30))]), None);
-    let unreadable = Event::Znode(Znode::Config(Reading::Unreadable("torn".to_string())));
+    let unreadable = Event::ZooKeeper(ZooKeeperEvent::Znode(Znode::Config(Reading::Unreadable("torn".to_string()))));
     assert_eq!(wanted(vec![(1, session(1)), (2, unreadable)]), None);
     let (timeout, reason) = wanted(vec![(1, session(1)), (2, config(20))]).unwrap();
     assert_eq!(timeout, 20);
@@ -297,7 +332,7 @@ fn a_changed_ttl_is_taken_over_when_patronis_nodes_have_done_so() {
     let view = after([(1, session(1)), (2, config(30)), (1000, config(20))]);
     let asks = |now| {
         let plan = planned(&view, now);
-        plan.steps.iter().any(|step| matches!(step.action, Action::UseSessionTimeout(_)))
+        plan.steps.iter().any(|step| matches!(step.action, Action::ZooKeeper(ZooKeeperAction::UseSessionTimeout(_))))
     };
     assert_eq!((asks(1001), asks(5999), asks(6000)), (false, false, true));
 }
@@ -305,11 +340,14 @@ fn a_changed_ttl_is_taken_over_when_patronis_nodes_have_done_so() {
 #[test]
 fn a_server_that_grants_another_timeout_is_not_asked_again_and_again() {
     let mut granted = session(1);
-    if let Event::SessionStarted(session) = &mut granted {
+    if let Event::ZooKeeper(ZooKeeperEvent::SessionStarted(session)) = &mut granted {
         session.negotiated = Duration::from_secs(40);
     }
     let plan = planned(&after([(1, granted), (2, config(30))]), 100);
-    assert!(plan.steps.iter().all(|step| !matches!(step.action, Action::UseSessionTimeout(_))), "{plan:?}");
+    assert!(
+        plan.steps.iter().all(|step| !matches!(step.action, Action::ZooKeeper(ZooKeeperAction::UseSessionTimeout(_)))),
+        "{plan:?}"
+    );
 }
 
 #[test]
@@ -336,7 +374,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => Just(asked()),
         3 => reading().prop_map(leader),
         1 => Just(Event::Tick),
-        1 => Just(Event::TreeRead { latency: Duration::MAX }),
+        1 => Just(Event::ZooKeeper(ZooKeeperEvent::TreeRead { latency: Duration::MAX })),
         1 => prop_oneof![Just(0), 1_u64..60, Just(u64::MAX)].prop_map(config),
         1 => Just(record("b", Role::Replica)),
         1 => Just(patroni("a", PatroniAnswer::Refused("x".to_string()))),
@@ -345,7 +383,8 @@ fn event() -> impl Strategy<Value = Event> {
             probe("a", if writable { PostgresAnswer::Writable(server) } else { PostgresAnswer::InRecovery(server) })
         }),
         1 => (any::<bool>(), 0_u64..9).prop_map(|(up, sessions)| haproxy(up, sessions)),
-        1 => prop_oneof![Just(AliveLock::Alive), Just(AliveLock::Gone)].prop_map(Event::AliveLock),
+        1 => prop_oneof![Just(AliveLock::Alive), Just(AliveLock::Gone)]
+            .prop_map(|lock| Event::Local(LocalEvent::AliveLock(lock))),
         2 => Just(Event::Started(Started::Announcement(Box::new(own_record(&View::new(identity()), ms(0)))))),
     ]
 }
@@ -359,7 +398,7 @@ fn policy() -> impl Strategy<Value = Policy> {
 }
 
 proptest! {
-    /// Events dated and ordered in any way, a `now` that may lie before them all.
+    /// Arbitrary events in any order, and a `now` that may lie before all of them.
     #[test]
     fn any_view_gets_a_plan_always_the_same_and_without_a_session_none_that_needs_one(
         events in proptest::collection::vec((0_u64..9000, event()), 0..40),
@@ -371,19 +410,26 @@ proptest! {
         prop_assert_eq!(&plan, &decide(&after(events), &policy, ms(now)));
         prop_assert!(plan.wake >= ms(now), "wakes in the past: {:?}", plan.wake);
         if view.session().is_none() {
-            // HAProxy is told things all the same; but nobody is cut.
+            // HAProxy still gets commands, but no session is cut.
             let zookeeper = |step: &Step| match &step.action {
-                Action::Look | Action::Render(_) | Action::Hold { .. } => false,
-                Action::Route(change) | Action::ObserveRoute(change) => change.to == Wish::Out,
+                Action::Ask(Ask::HaproxyAndMembers) | Action::Render(_) => false,
+                Action::Servers(ServersAction::Hold { .. }) => false,
+                Action::Servers(ServersAction::Route(change)) => change.to == ServerCommand::Down,
                 _ => true,
             };
+            let observed = |notice: &Notice| match notice {
+                Notice::Observed(Observation::Route(change)) => change.to == ServerCommand::Down,
+                Notice::Observed(_) => true,
+                _ => false,
+            };
             prop_assert!(!plan.steps.iter().any(zookeeper), "{:?}", plan.steps);
+            prop_assert!(!plan.notices.iter().any(observed), "{:?}", plan.notices);
         }
     }
 
-    /// Nothing becomes due between a decision and the moment for which it asks to be woken.
+    /// No step becomes due between a decision and its wake moment.
     #[test]
-    fn nobody_oversleeps(
+    fn no_step_becomes_due_before_the_wake_moment(
         events in proptest::collection::vec((0_u64..5000, event()), 0..40),
         policy in policy(),
         now in 5000_u64..9000,
@@ -398,7 +444,10 @@ proptest! {
         let at = ms(now).plus(asleep.mul_f64(between));
         if at < plan.wake {
             let missed = decide(&view, &policy, at);
-            let due = missed.steps.iter().filter(|step| !matches!(step.action, Action::UseSessionTimeout(_))).count();
+            let waits = |step: &&Step| {
+                !matches!(step.action, Action::ZooKeeper(ZooKeeperAction::UseSessionTimeout(_)))
+            };
+            let due = missed.steps.iter().filter(waits).count();
             prop_assert_eq!(due, 0, "due at {:?}, asleep until {:?}: {:?}", at, plan.wake, missed.steps);
         }
     }

@@ -1,8 +1,8 @@
-//! Evidence: what the rules stand on, and what proves what.
+//! Evidence: the proofs on which the rules act.
 //!
-//! Whether a linearizable read may be stood on, whether ZooKeeper answers, whether a server may be taking writes, and
-//! whether its Patroni is away. A rule that destroys takes these from here, so that no two rules differ in what they
-//! take for proof. The reasons are in the architecture page, "Proof and silence".
+//! The functions here answer four questions. May a rule act on the newest linearizable read? Does ZooKeeper answer? May
+//! a server be taking writes? Is its Patroni away? Every destructive rule takes its proofs from here, so that no two
+//! rules differ in them. The reasons are in `agent/docs/internals/time-and-evidence.md`.
 
 use crate::assess::agent_of;
 use crate::event::{AliveLock, ClusterConfig, PatroniAnswer, PatroniStatus, PostgresAnswer, Starting};
@@ -13,39 +13,41 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use core::time::Duration;
 
-/// Patroni has to be silent for this long to count as away: five questions in a row. A frozen one has been silent
-/// for much longer when its key expires; a slow one misses a question or two.
-pub const AWAY: Duration = Duration::from_secs(5);
+/// A Patroni that has been silent for this long counts as away: five questions in a row. A frozen one has been silent
+/// for much longer when its key expires. A slow one misses a question or two.
+pub const PATRONI_SILENT_MIN: Duration = Duration::from_secs(5);
 
-/// The lease rule acts this long before the key can be somebody else's.
-pub const MARGIN: Duration = Duration::from_secs(5);
+/// The lease rule acts this long before the key can belong to another member.
+pub const LEASE_MARGIN: Duration = Duration::from_secs(5);
 
-/// A round of Patroni's HA loop is late when it takes this much longer than `loop_wait` and `retry_timeout` allow.
-const LATE_ROUND: Duration = Duration::from_secs(5);
+/// The time beyond `loop_wait` and `retry_timeout` after which a round of Patroni's HA loop is late.
+const LOOP_LATE_MARGIN: Duration = Duration::from_secs(5);
 
-/// By so much longer kazoo takes where no packet comes back.
-const VANISHED_PACKETS: Duration = Duration::from_secs(8);
+/// The time that kazoo needs beyond that if no packet returns.
+const VANISHED_PACKETS_DELAY: Duration = Duration::from_secs(8);
+
+const _: () = assert!(PROBE_LIMIT.as_millis() < PATRONI_SILENT_MIN.as_millis());
 
 // ---------------------------------------------------------------------------------------------------------------------
 // ZooKeeper
 
-/// The newest barrier read, if a rule may stand on it: of this session, recent, and with no later news against it.
+/// The newest barrier read, if a rule may act on it: of this session, recent, and not contradicted by a later read.
 pub fn verified(view: &View, now: Moment) -> Option<&Verification> {
     let known = contact(view, now)?;
     let contradicted = view.leader.as_ref().is_some_and(|read| read.at > known.started && read.value != known.leader);
     (!contradicted).then_some(known)
 }
 
-/// The newest barrier read, if it is of this session and recent, whatever other news there is: ZooKeeper answers.
+/// The newest barrier read, if it is of this session and recent: ZooKeeper answers. A later read may contradict it.
 pub fn contact(view: &View, now: Moment) -> Option<&Verification> {
     let known = view.verified.as_ref()?;
     let current = view.session().is_some_and(|session| session.id == known.session);
     (current && now.since(known.started) <= BARRIER_LIMIT).then_some(known)
 }
 
-/// When ZooKeeper counts as away: a session that has just begun is about to be verified, and one that has just ended,
-/// because another timeout is wanted or for a hiccup, is about to be had again (simulation, seed 202774). `None` if
-/// there never was a linearizable read and there is no session.
+/// When ZooKeeper counts as away. A session that has just begun is verified next. A session that has just ended is soon
+/// replaced: the agent asked for another timeout, or the connection broke for a moment (simulation, seed 202774).
+/// `None` if there is no session and never was a linearizable read.
 pub fn out_of_contact_at(view: &View) -> Option<Moment> {
     let begun = if let Link::Connected { since, .. } = view.link { Some(since) } else { None };
     view.leadership.read_at.max(begun).map(|newest| newest.plus(BARRIER_LIMIT).plus(Duration::from_millis(1)))
@@ -54,117 +56,116 @@ pub fn out_of_contact_at(view: &View) -> Option<Moment> {
 // ---------------------------------------------------------------------------------------------------------------------
 // A server
 
-/// Last seen out of recovery, and nothing since proved otherwise: silence keeps it so. A server that starts and was
-/// the primary is one: it takes writes as soon as it is up.
+/// Whether a server was last seen out of recovery, with no proof of the contrary since; silence is none. A former
+/// primary that starts counts: it takes writes once it is up.
 pub fn presumed_writable(view: &View, name: &MemberName, now: Moment) -> bool {
     let Some(member) = view.members.get(name) else { return false };
     member.writable_since.is_some() || starts_as_primary(view, name, member, now).is_some()
 }
 
-/// The last word of a member on its own server was that it takes writes.
+/// Whether the newest report of a member's server was that it takes writes.
 pub fn was_writable(member: &Member) -> bool {
-    member.last_word.is_some_and(|(_, writes)| writes)
+    member.last_writability.is_some_and(|(_, writes)| writes)
 }
 
-/// A server that lets no session in yet, and takes writes when it does: it was last seen writable, or nothing was heard of it
-/// and its own agent has found a primary's data directory; and nothing since says that it is a standby.
+/// The answer of a server that accepts no session yet, and takes writes once it is up. It was last seen writable. Or no
+/// report exists, and its own agent found a primary's data directory. No report since shows a standby.
 pub fn starts_as_primary<'a>(
     view: &'a View,
     name: &MemberName,
     member: &'a Member,
     now: Moment,
 ) -> Option<&'a Starting> {
-    let starting = match (&member.postgres.as_ref()?.value, agent_says(view, name, now)) {
-        // Only its own agent can look into its data directory.
+    let starting = match (&member.postgres.as_ref()?.value, agent_report(view, name, now)) {
+        // Only its own agent can read its data directory.
         (PostgresAnswer::Starting(_), Some(PostgresAnswer::Starting(starting))) => starting,
         (PostgresAnswer::Starting(starting), _) => starting,
         _ => return None,
     };
     let follows = fresh_status(member, now).is_some_and(|status| status.role.follows());
-    let primary = match (starting.standby, member.last_word) {
+    let primary = match (starting.standby, member.last_writability) {
         (Some(true), _) | (_, Some((_, false))) | (None, None) => false,
         (Some(false), None) | (_, Some((_, true))) => true,
     };
     (primary && !follows).then_some(starting)
 }
 
-/// A server that lets no session in yet, and that may take writes when it does: its data directory cannot be looked into,
-/// and no word of it was heard before. (Its agent was started since, for one.)
+/// Whether a server that accepts no session yet may take writes once it is up. Its data directory cannot be read, and
+/// no report exists, for example because its agent was restarted.
 pub fn may_start_as_primary(view: &View, name: &MemberName, now: Moment) -> bool {
     let Some(member) = view.members.get(name) else { return false };
-    let unknown =
-        matches!(our_session_says(member, now), Some(PostgresAnswer::Starting(Starting { standby: None, .. })));
+    let unknown = matches!(own_answer(member, now), Some(PostgresAnswer::Starting(Starting { standby: None, .. })));
     let follows = fresh_status(member, now).is_some_and(|status| status.role.follows());
-    unknown && member.last_word.is_none() && !follows
+    unknown && member.last_writability.is_none() && !follows
 }
 
-/// What is known of a member's server without asking it now.
+/// The state of a member's server, without a new question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It is a standby; the text says who says so.
+    /// It is a standby. The text names the source.
     Standby(String),
-    /// It was seen writable just now.
+    /// A recent report shows it writable.
     Writable,
-    /// When it last said anything of it, it was writable.
+    /// The last report, which is old, showed it writable.
     WasWritable,
-    /// It never said anything of it.
+    /// No report exists.
     Unknown,
 }
 
-/// What is known of a member's server by those who have just heard it: its own agent, its Patroni, our own session. A
-/// word for "takes writes" outweighs one against it; a login that we lack says nothing.
+/// The state of a member's server by recent reports: of its own agent, of its Patroni, of this agent's session. A
+/// report of writes outranks one of a standby. A rejected login reports nothing.
 pub fn standing(view: &View, name: &MemberName, now: Moment) -> Standing {
     let Some(member) = view.members.get(name) else { return Standing::Unknown };
-    // Two members at one address: what answers there may be either.
+    // An answer from an address of two members may be from either.
     let shared = view.members.keys().any(|other| other != name && view.at_one_address(name, other));
-    let ours = our_session_says(member, now);
-    // Patroni's role alone says how it started the server; `writable` comes from a query that the server answered.
-    let words = [
+    let ours = own_answer(member, now);
+    // Patroni's role only shows how it started the server. `writable` comes from a query that the server answered.
+    let reports = [
         ("its Patroni", fresh_status(member, now).and_then(|status| status.writable)),
-        ("our own session", ours.and_then(PostgresAnswer::says)),
-        ("its own agent", agent_says(view, name, now).and_then(PostgresAnswer::says)),
+        ("this agent's session", ours.and_then(PostgresAnswer::writable_or_standby)),
+        ("its own agent", agent_report(view, name, now).and_then(PostgresAnswer::writable_or_standby)),
     ];
-    let heard = words.into_iter().filter_map(|(who, word)| Some((who, word?))).filter(|_| !shared);
-    match heard.max_by_key(|(_, writes)| *writes) {
+    let known = reports.into_iter().filter_map(|(source, writes)| Some((source, writes?))).filter(|_| !shared);
+    match known.max_by_key(|(_, writes)| *writes) {
         Some((_, true)) => Standing::Writable,
-        Some((who, false)) => Standing::Standby(who.to_string()),
+        Some((source, false)) => Standing::Standby(source.to_string()),
         None if was_writable(member) => Standing::WasWritable,
         None => Standing::Unknown,
     }
 }
 
-/// Whether a member could be promoted now: it is a standby, and its server answers in recovery. One that still starts is
-/// a standby, too, but may go on recovering for longer than the old primary takes to come back (simulation, seed 46554).
+/// Whether a member could be promoted now: it is a standby, and its server answers in recovery. A standby that starts
+/// may recover for longer than the old primary needs to come back (simulation, seed 46554).
 pub fn can_be_promoted(view: &View, name: &MemberName, now: Moment) -> bool {
     let Some(member) = view.members.get(name) else { return false };
     let by_patroni = fresh_status(member, now).and_then(|status| status.writable) == Some(false);
-    let answers = [our_session_says(member, now), agent_says(view, name, now)];
+    let answers = [own_answer(member, now), agent_report(view, name, now)];
     let any = |is: fn(&PostgresAnswer) -> bool| answers.into_iter().flatten().any(is);
     matches!(standing(view, name, now), Standing::Standby(_))
         && (by_patroni || any(|answer| matches!(answer, PostgresAnswer::InRecovery(_))))
         && !any(|answer| matches!(answer, PostgresAnswer::Starting(_)))
 }
 
-/// What our own session with a member's server says, if that is recent.
-fn our_session_says(member: &Member, now: Moment) -> Option<&PostgresAnswer> {
+/// The recent answer of a member's server to this agent.
+fn own_answer(member: &Member, now: Moment) -> Option<&PostgresAnswer> {
     member.postgres.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT))
 }
 
-/// What the agent beside a member says of its server, if that is recent.
-fn agent_says<'a>(view: &'a View, name: &MemberName, now: Moment) -> Option<&'a PostgresAnswer> {
+/// The recent report of a member's own agent about its server.
+fn agent_report<'a>(view: &'a View, name: &MemberName, now: Moment) -> Option<&'a PostgresAnswer> {
     let (agent, fact) = agent_of(view, name)?;
     let (answer, age) = fact.value.present()?.postgres.as_ref()?;
     let recent = now.since(fact.at).saturating_add(*age) <= AGENT_LIMIT;
     (recent && *agent != view.identity.agent).then_some(answer)
 }
 
-/// What a member's Patroni answered, if that is recent.
-fn patroni_says(member: &Member, now: Moment) -> Option<&PatroniAnswer> {
+/// The recent answer of a member's Patroni.
+fn patroni_answer(member: &Member, now: Moment) -> Option<&PatroniAnswer> {
     member.patroni.as_ref().and_then(|fact| fact.fresh(now, PROBE_LIMIT))
 }
 
 fn fresh_status(member: &Member, now: Moment) -> Option<&PatroniStatus> {
-    match patroni_says(member, now)? {
+    match patroni_answer(member, now)? {
         PatroniAnswer::Answering(status) => Some(status),
         _ => None,
     }
@@ -176,29 +177,29 @@ fn fresh_status(member: &Member, now: Moment) -> Option<&PatroniStatus> {
 /// Whether the local Patroni is away.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Away {
-    /// It is not, or that is not known.
+    /// It is not away, or there is no evidence.
     No,
-    /// It will count as away at this moment, if nothing is heard of it.
+    /// It counts as away at this moment, unless it answers before.
     Soon(Moment),
-    /// It is; the text says how that is known.
+    /// It is away. The text gives the evidence.
     Yes(String),
 }
 
-/// How it is known that the local Patroni is away while ZooKeeper is.
+/// The evidence that the local Patroni is away while ZooKeeper is away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ground {
-    /// It does not answer: dead by its lock, or silent.
+    /// It does not answer: it is dead by its alive lock, or silent.
     Silence,
-    /// Its heartbeat has stopped: its HA loop does not turn, and its API says nothing of it that can be used.
+    /// Its heartbeat has stopped, so its HA loop does not turn. Its API gives no usable answer.
     Heartbeat,
-    /// It answers, and its own word of its last contact is too old.
-    OwnWord,
+    /// It answers, and reports a last contact that is too old.
+    ReportedContact,
 }
 
-/// The lock is free and was held by this Patroni before: the process is gone.
+/// Whether the alive lock proves that the local Patroni has ended: it is free, and this Patroni held it before.
 ///
-/// The lock is only reported when it changes, so that it is not known how old that is. Who has been asking Patroni
-/// all the time is awake, and if it had answered since, the lock would not be relied on any more.
+/// The watcher reports only changes of the lock, so its age is unknown. A recent question to Patroni proves that the
+/// agent was not suspended. An answer after the lock's report would have made the lock unreliable.
 pub fn lock_proves_death(view: &View, own: &MemberName, now: Moment) -> bool {
     let free = view.alive_lock.as_ref().is_some_and(|fact| fact.value == AliveLock::Gone);
     let patroni = view.members.get(own).and_then(|member| member.patroni.as_ref());
@@ -206,8 +207,9 @@ pub fn lock_proves_death(view: &View, own: &MemberName, now: Moment) -> bool {
     free && awake && view.leadership.lock_was_ever_held
 }
 
-/// Whether the local Patroni is away while ZooKeeper answers: dead by its lock, or silent for [`AWAY`], unless a later
-/// linearizable read showed the key as its own after every session of a frozen process would have ended.
+/// Whether the local Patroni is away while ZooKeeper answers: dead by its alive lock, or silent for
+/// [`PATRONI_SILENT_MIN`]. A linearizable read refutes the silence: it showed the key after every session of a frozen
+/// process would have ended.
 pub fn patroni_away(view: &View, own: &MemberName, now: Moment) -> Away {
     if lock_proves_death(view, own, now) {
         return dead();
@@ -218,21 +220,21 @@ pub fn patroni_away(view: &View, own: &MemberName, now: Moment) -> Away {
     silent(view, own, now)
 }
 
-/// The same while ZooKeeper is away, for the lease: it asks for progress of Patroni's HA loop, and not for an answer. Also
-/// says by what that is known.
+/// The same while ZooKeeper is away, for the lease rule: it looks for progress of Patroni's HA loop, not for an answer.
+/// Returns the evidence too.
 pub fn patroni_away_for_lease(view: &View, own: &MemberName, config: &ClusterConfig, now: Moment) -> (Away, Ground) {
     if lock_proves_death(view, own, now) {
         return (dead(), Ground::Silence);
     }
     let Some(member) = view.members.get(own) else { return (Away::No, Ground::Silence) };
-    if let Some(began) = witness(view, member, now) {
+    if let Some(began) = heartbeat_evidence(view, member, now) {
         let late = began.plus(progress_limit(config)).plus(Duration::from_millis(1));
         if now < late {
             return (Away::Soon(late), Ground::Heartbeat);
         }
     }
     if let Some(status) = fresh_status(member, now) {
-        return (answering_away(view, member, status, config, now), Ground::OwnWord);
+        return (answering_away(view, member, status, config, now), Ground::ReportedContact);
     }
     if heartbeat_is_stale(view, config, now) {
         let why = "its Patroni's HA loop has not turned for too long (its heartbeat session)";
@@ -241,38 +243,39 @@ pub fn patroni_away_for_lease(view: &View, own: &MemberName, config: &ClusterCon
     (silent(view, own, now), Ground::Silence)
 }
 
-/// When Patroni's heartbeat last began a query, if that speaks for it still. A beat from before its port began to refuse does
-/// not: the process that beat has ended (simulation: frozen inside `get_cluster`, thawed, killed, and no alive lock).
-fn witness(view: &View, member: &Member, now: Moment) -> Option<Moment> {
+/// When Patroni's heartbeat last began a query, if that still proves a living Patroni. It does not if the port has
+/// refused connections since: the process has ended (simulation: frozen inside `get_cluster`, thawed, killed, and no
+/// alive lock).
+fn heartbeat_evidence(view: &View, member: &Member, now: Moment) -> Option<Moment> {
     let began = view.leadership.heartbeat?.began;
     let ended = refuses(member, now) && view.leadership.silence.is_some_and(|silence| began <= silence.known);
     (!ended).then_some(began)
 }
 
-/// No process listens on the port of a member's Patroni: a living one always does.
+/// Whether the port of a member's Patroni has no listener. A living Patroni always listens.
 pub fn refuses(member: &Member, now: Moment) -> bool {
-    matches!(patroni_says(member, now), Some(PatroniAnswer::Refused(_)))
+    matches!(patroni_answer(member, now), Some(PatroniAnswer::Refused(_)))
 }
 
-/// What a member's Patroni answers cannot be used.
+/// Whether Warden cannot use the answer of a member's Patroni.
 pub fn is_unusable(member: &Member, now: Moment) -> bool {
-    matches!(patroni_says(member, now), Some(PatroniAnswer::Unusable(_)))
+    matches!(patroni_answer(member, now), Some(PatroniAnswer::Unusable(_) | PatroniAnswer::Anothers(_)))
 }
 
-/// How long Patroni's HA loop may take for a round before it counts as stuck.
+/// The longest duration of a round of Patroni's HA loop. A longer one counts as stuck.
 pub fn progress_limit(config: &ClusterConfig) -> Duration {
-    config.loop_wait.saturating_add(config.retry_timeout).saturating_add(LATE_ROUND)
+    config.loop_wait.saturating_add(config.retry_timeout).saturating_add(LOOP_LATE_MARGIN)
 }
 
-/// Patroni's heartbeat session was looked at just now, and has begun no query for too long.
+/// Whether Patroni's heartbeat session is visible and has begun no query for too long.
 pub fn heartbeat_is_stale(view: &View, config: &ClusterConfig, now: Moment) -> bool {
     heartbeat_is_older(view, progress_limit(config), now)
 }
 
-/// The same where failsafe mode may be active. A ZooKeeper whose packets vanish keeps `get_cluster` for longer than
-/// `retry_timeout`, and only behind that comes Patroni's question to the other members.
+/// The same with a longer limit, if failsafe mode may be active. If ZooKeeper's packets vanish, `get_cluster` takes
+/// longer than `retry_timeout`. Only then does Patroni ask the other members.
 pub fn heartbeat_is_stale_in_failsafe(view: &View, config: &ClusterConfig, now: Moment) -> bool {
-    heartbeat_is_older(view, progress_limit(config).saturating_add(VANISHED_PACKETS), now)
+    heartbeat_is_older(view, progress_limit(config).saturating_add(VANISHED_PACKETS_DELAY), now)
 }
 
 fn heartbeat_is_older(view: &View, limit: Duration, now: Moment) -> bool {
@@ -280,12 +283,12 @@ fn heartbeat_is_older(view: &View, limit: Duration, now: Moment) -> bool {
         && view.leadership.heartbeat.is_some_and(|heartbeat| now.since(heartbeat.began) > limit)
 }
 
-/// Patroni's heartbeat session can be looked at.
+/// Whether the agent can see Patroni's heartbeat session.
 pub fn heartbeat_can_be_had(view: &View, now: Moment) -> bool {
     view.leadership.heartbeat.is_some_and(|heartbeat| now.since(heartbeat.looked) <= PROBE_LIMIT)
 }
 
-/// A Patroni that answers counts as away when its own word of its last contact is too old, or its loop is late.
+/// Whether an answering Patroni is away: the last contact that it reports is too old, or its loop is late.
 fn answering_away(view: &View, member: &Member, status: &PatroniStatus, config: &ClusterConfig, now: Moment) -> Away {
     if status.failsafe_active {
         return Away::No;
@@ -296,7 +299,7 @@ fn answering_away(view: &View, member: &Member, status: &PatroniStatus, config: 
     }
     let Some(seen) = status.dcs_last_seen else { return Away::No };
     let lease =
-        view.leadership.patroni_timeout(config.ttl).map_or(config.ttl, |timeout| timeout.saturating_sub(MARGIN));
+        view.leadership.patroni_timeout(config.ttl).map_or(config.ttl, |timeout| timeout.saturating_sub(LEASE_MARGIN));
     let limit = lease.max(progress_limit(config));
     if now.since(seen) > limit {
         return Away::Yes(format!("its Patroni last saw ZooKeeper {} ago", seconds(now.since(seen))));
@@ -304,12 +307,12 @@ fn answering_away(view: &View, member: &Member, status: &PatroniStatus, config: 
     Away::Soon(seen.plus(limit).plus(Duration::from_millis(1)))
 }
 
-/// No answer for [`AWAY`], where an answer was to be expected: Patroni has answered in this agent's life or, by what was
-/// kept on disk, in this term; or its heartbeat has stopped, too.
+/// Whether Patroni is silent for [`PATRONI_SILENT_MIN`] although an answer was to be expected. Patroni has answered
+/// since the agent's start or, by the record on disk, in this term; or its heartbeat has stopped too.
 fn silent(view: &View, own: &MemberName, now: Moment) -> Away {
     let memory = &view.leadership;
     let Some(member) = view.members.get(own) else { return Away::No };
-    let answer = patroni_says(member, now);
+    let answer = patroni_answer(member, now);
     let (Some(silence), Some(PatroniAnswer::Silent(_) | PatroniAnswer::Refused(_))) = (memory.silence, answer) else {
         return Away::No;
     };
@@ -318,10 +321,10 @@ fn silent(view: &View, own: &MemberName, now: Moment) -> Away {
         return Away::No;
     }
     let lasted = now.since(silence.since);
-    if lasted >= AWAY {
+    if lasted >= PATRONI_SILENT_MIN {
         Away::Yes(format!("its Patroni has not answered for {}", seconds(lasted)))
     } else {
-        Away::Soon(silence.since.plus(AWAY))
+        Away::Soon(silence.since.plus(PATRONI_SILENT_MIN))
     }
 }
 

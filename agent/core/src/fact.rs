@@ -1,23 +1,23 @@
-//! A fact: something believed, where it came from, and when it was true.
+//! A fact: a value with its source and its time.
 //!
-//! `at` is the moment at which the question was *asked*, not the one at which the answer came: a slow
-//! answer is an old answer. Whatever decides on a fact has to say how old it may be.
+//! `at` is the moment of the question, not of the answer: a slow answer is an old answer. A rule that uses a fact
+//! states the age that it accepts.
 
 use crate::types::Moment;
 use alloc::string::String;
 use core::fmt;
 use core::time::Duration;
 
-/// Where a fact comes from.
+/// The source of a fact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
-    /// An ordinary read from ZooKeeper: may be stale when the server we are connected to lags.
+    /// An ordinary read from ZooKeeper. It may be stale if the ZooKeeper server lags.
     ZooKeeper,
-    /// A linearizable read: own barrier znode written, then read in the same session.
+    /// A linearizable read: the agent writes its barrier znode, then reads in the same session.
     Barrier,
     /// Patroni's REST API.
     Patroni,
-    /// PostgreSQL, through its unix socket.
+    /// PostgreSQL, by its unix socket.
     Socket,
     /// PostgreSQL, over TCP.
     Tcp,
@@ -25,14 +25,14 @@ pub enum Source {
     Agent,
     /// HAProxy's runtime socket.
     Haproxy,
-    /// The file that Patroni holds locked while it lives.
+    /// The file that Patroni locks for its lifetime.
     AliveLock,
     /// This agent itself.
     Own,
 }
 
 impl Source {
-    /// The name shown to people and in JSON.
+    /// The name in output and in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ZooKeeper => "zookeeper",
@@ -54,24 +54,24 @@ impl fmt::Display for Source {
     }
 }
 
-/// Something believed, with its source and its moment.
+/// A value with its source and its moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fact<T> {
-    /// What is believed.
+    /// The value.
     pub value: T,
-    /// Who said so.
+    /// The source.
     pub source: Source,
-    /// When it was asked for.
+    /// The moment of the question.
     pub at: Moment,
 }
 
 impl<T> Fact<T> {
-    /// A fact from `source`, asked for at `at`.
+    /// A fact from `source`, with the question asked at `at`.
     pub const fn new(value: T, source: Source, at: Moment) -> Self {
         Self { value, source, at }
     }
 
-    /// How old it is.
+    /// The time since the question.
     pub const fn age(&self, now: Moment) -> Duration {
         now.since(self.at)
     }
@@ -81,27 +81,27 @@ impl<T> Fact<T> {
         (self.age(now) <= limit).then_some(&self.value)
     }
 
-    /// The same fact about a part of the value.
+    /// The same fact for a part of the value.
     pub fn map<U>(&self, part: impl FnOnce(&T) -> U) -> Fact<U> {
         Fact::new(part(&self.value), self.source, self.at)
     }
 }
 
-/// What a znode said: nothing there, something readable, or something that makes no sense.
+/// The content of a znode.
 ///
-/// `Unreadable` is kept apart from `Absent` because "no leader" destroys and "unknown" does not.
+/// `Unreadable` is separate from `Absent`: an absent leader key permits destructive actions, an unknown one does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reading<T> {
-    /// There is no such znode.
+    /// The znode does not exist.
     Absent,
-    /// Its value.
+    /// The znode's value.
     Present(T),
-    /// It is there, but cannot be understood; the text says why.
+    /// The znode exists, and Warden cannot parse it. The text gives the reason.
     Unreadable(String),
 }
 
 impl<T> Reading<T> {
-    /// The value, if there is one.
+    /// The value, if the znode exists and can be parsed.
     pub const fn present(&self) -> Option<&T> {
         match self {
             Self::Present(value) => Some(value),
@@ -109,7 +109,7 @@ impl<T> Reading<T> {
         }
     }
 
-    /// Why it cannot be understood, if so.
+    /// The reason why the znode cannot be parsed.
     pub fn unreadable(&self) -> Option<&str> {
         match self {
             Self::Unreadable(why) => Some(why),

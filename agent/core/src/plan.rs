@@ -1,8 +1,10 @@
-//! The vocabulary of plans: what the operator leaves to us, what can be done, and what the view remembers of it.
+//! Plans: the operator's policy, the steps and notices, and what the view remembers of them.
 
-use crate::event::{AgentRecord, Rule, Started, TermMemory};
-use crate::haproxy::file::Layout;
-use crate::rules::fence::{Held, Order};
+use crate::event::{AgentRecord, FenceOutcome, FenceReport, Outcome, ReleaseReport, Report, Rule, Started, TermMemory};
+use crate::haproxy::file::Backends;
+use crate::haproxy::{RouteOutcome, RouteReport};
+use crate::limits::{AGENT_LIMIT, BARRIER_LIMIT};
+use crate::rules::fence::{HeldFence, Order};
 use crate::rules::release::{Release, ReleasePolicy};
 use crate::rules::route::{Change, RoutePolicy};
 use crate::types::{MemberName, Mode, Moment};
@@ -11,30 +13,41 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-/// What the operator leaves to us.
+/// The operator's policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// A barrier read at least this often.
+    /// The longest interval between barrier reads.
     pub verify_every: Duration,
-    /// Our own znode is written at least this often.
+    /// The longest interval between writes of the agent's znode.
     pub announce_every: Duration,
-    /// What becomes of the rules of fencing.
+    /// The mode of the fence rules.
     pub fencing: Mode,
-    /// When a leader key may be released.
+    /// The policy of releases.
     pub release: ReleasePolicy,
-    /// Patroni may be woken.
+    /// Whether the agent may nudge Patroni and reconnect the standby.
     pub nudge: bool,
-    /// What becomes of the rules of routing.
+    /// The mode of the routing rules.
     pub routing: Mode,
     /// The limits of routing.
     pub route: RoutePolicy,
 }
 
+/// The default interval between barrier reads.
+const VERIFY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The default interval between writes of the agent's znode.
+pub(crate) const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
+
+const _: () = assert!(VERIFY_INTERVAL.as_millis() < BARRIER_LIMIT.as_millis());
+
+// A record may be one interval old, its facts another one, and a lost watch costs a second.
+const _: () = assert!(2 * ANNOUNCE_INTERVAL.as_secs() < AGENT_LIMIT.as_secs());
+
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            verify_every: Duration::from_secs(2),
-            announce_every: Duration::from_secs(2),
+            verify_every: VERIFY_INTERVAL,
+            announce_every: ANNOUNCE_INTERVAL,
             fencing: Mode::Enforce,
             release: ReleasePolicy {
                 enabled: false,
@@ -50,131 +63,189 @@ impl Default for Policy {
     }
 }
 
-/// What should be done now.
+/// The result of a decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// In this order.
+    /// The steps to carry out, in this order.
     pub steps: Vec<Step>,
-    /// What is not done, and why: for people only.
-    pub notes: Vec<Note>,
-    /// When to decide again even if nothing happens.
+    /// The notices for readers. They reach no actor.
+    pub notices: Vec<Notice>,
+    /// When to decide again without a new event.
     pub wake: Moment,
 }
 
-/// What is not done now, and why.
+/// A notice for readers, without an action.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Note {
-    /// A fence that a rule asks for, and that something unknown keeps it from.
-    FenceHeld(Held),
-    /// A fence that was ordered before, by this rule.
+pub enum Notice {
+    /// Mode `observe` prevents this action.
+    Observed(Observation),
+    /// A rule asks for a fence, and an obstacle prevents it.
+    FenceHeld(HeldFence),
+    /// A fence by this rule was ordered before.
     FenceOrdered(MemberName, Rule),
-    /// The rules of fencing look again at this moment.
+    /// The fence rules judge again at this moment.
     FencingLooksAgain(Moment),
-    /// A leader's death, or that a candidate has everything, is being proved.
+    /// The agent gathers the proofs for a release.
     ReleaseProves {
-        /// The candidate is asked.
+        /// The missing proof is the candidate's position.
         candidate: bool,
     },
-    /// The leader key is not released; the text says why.
+    /// The agent does not release the leader key. The text gives the reason.
     ReleaseHeld(String),
-    /// Patroni was nudged, and is nudged again at this moment.
+    /// The agent nudged Patroni, and nudges it again at this moment.
     NudgedAgain(Moment),
-    /// New connections for writes are held already.
+    /// The hold of new connections for writes continues.
     HoldGoesOn,
-    /// HAProxy's configuration is written at this moment, if its members stay as they are.
+    /// The agent rewrites HAProxy's configuration at this moment, if the members do not change before.
     RenderLater(Moment),
-    /// The rules of fencing are not asked: the mode is off.
+    /// The mode of the fence rules is `off`.
     FencingIsOff,
-    /// The rules of routing are not asked: the mode is off.
+    /// The mode of the routing rules is `off`.
     RoutingIsOff,
 }
 
-/// One thing to do, and why.
+/// An action that mode `observe` prevents.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// What.
-    pub action: Action,
-    /// Why, for people.
+pub enum Observation {
+    /// A fence.
+    Fence(Box<Order>),
+    /// A release of the leader key.
+    Release(Box<Release>),
+    /// A nudge of the local Patroni, and why.
+    Nudge(String),
+    /// A reconnect of the local standby, and why.
+    Reconnect(String),
+    /// A command to a server of HAProxy.
+    Route(Box<Change>),
+}
+
+impl Observation {
+    /// The start and the report that the view remembers, as of an action that was carried out.
+    pub fn remembered(&self) -> (Started, Report) {
+        match self {
+            Self::Fence(order) => {
+                let (member, rule) = (order.member.clone(), order.rule);
+                let report = FenceReport { member: member.clone(), rule, outcome: FenceOutcome::Observed };
+                (Started::Fence(member), Report::Fence(report))
+            }
+            Self::Release(_) => (Started::Release, Report::Release(ReleaseReport::Observed)),
+            Self::Nudge(_) => (Started::Nudge, Report::Nudged(Outcome::Observed)),
+            Self::Reconnect(_) => (Started::Reconnect, Report::Reconnected(Outcome::Observed)),
+            Self::Route(change) => {
+                let Change { pool, server, member, to, .. } = &**change;
+                let (server, outcome) = (server.clone(), RouteOutcome::Observed);
+                let report =
+                    RouteReport { pool: *pool, server: server.clone(), member: member.clone(), to: *to, outcome };
+                (Started::Route { server, to: *to }, Report::Routed(report))
+            }
+        }
+    }
+}
+
+/// An action with its reason. The queue of an actor holds only its kind of action.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step<A = Action> {
+    /// The action.
+    pub action: A,
+    /// The reason, for readers.
     pub reason: String,
 }
 
-/// What can be done.
+/// The actions, by actor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Read the leader znode behind a barrier.
-    Verify,
-    /// Write our own znode.
-    Announce(Box<AgentRecord>),
-    /// Ask ZooKeeper for this session timeout from now on.
-    UseSessionTimeout(Duration),
-    /// Stop a server that must not take writes any more.
+    /// On Warden's own znodes and session.
+    ZooKeeper(ZooKeeperAction),
+    /// Stop a server that must not take writes.
     Fence(Box<Order>),
-    /// Say what would have been fenced.
-    ObserveFence(Box<Order>),
-    /// Remove our own fence record: what it stood for is over.
+    /// Remove the local member's fence record: its reason has ended.
     CloseFence(MemberName),
-    /// Ask the local PostgreSQL now and not when its turn comes; and the others' too, where a candidate has to be seen
-    /// to have everything.
-    Probe {
-        /// The others too.
-        others: bool,
-    },
-    /// Delete the leader key that our dead neighbour holds.
+    /// Delete the local member's leader key.
     Release(Box<Release>),
-    /// Say that the key would have been released.
-    ObserveRelease(Box<Release>),
+    /// On the local Patroni and its standby.
+    Local(LocalAction),
+    /// Write this record of the present term to disk.
+    Keep(TermMemory),
+    /// Ask at once, before the next regular question.
+    Ask(Ask),
+    /// On the servers of HAProxy.
+    Servers(ServersAction),
+    /// Write HAProxy's configuration file with these members, and make HAProxy load it.
+    Render(Backends),
+}
+
+/// Actions on Warden's own znodes and session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ZooKeeperAction {
+    /// Make a barrier read of the leader znode.
+    Verify,
+    /// Write the agent's own znode.
+    Announce(Box<AgentRecord>),
+    /// Request this session timeout from ZooKeeper.
+    UseSessionTimeout(Duration),
+}
+
+/// Actions on the local Patroni and its standby.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalAction {
     /// Wake the local Patroni.
     Nudge,
-    /// Say that Patroni would have been woken.
-    ObserveNudge,
-    /// Tell the local standby to try again to stream.
+    /// Make the local standby try again to stream.
     Reconnect,
-    /// Say that the local standby would have been told to.
-    ObserveReconnect,
-    /// Keep this of the present term on disk.
-    Keep(TermMemory),
-    /// Ask HAProxy and the members now and not when their turn comes.
-    Look,
-    /// Tell HAProxy to hold new connections for writes for a moment, whatever its checks say; or to let them go on.
+}
+
+/// The targets of an immediate question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// The local PostgreSQL.
+    Local,
+    /// The local PostgreSQL and the others: the candidate's position is the missing proof.
+    LocalAndOthers,
+    /// HAProxy and every PostgreSQL.
+    HaproxyAndMembers,
+}
+
+/// Actions on the servers of HAProxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServersAction {
+    /// Hold a proxy's new connections for writes, or end the hold.
     Hold {
-        /// To hold them.
+        /// The proxy.
+        proxy: String,
+        /// `true`: hold; `false`: end the hold.
         on: bool,
     },
-    /// Tell HAProxy which of its servers take connections.
+    /// Send a command to a server.
     Route(Box<Change>),
-    /// Say what HAProxy would have been told.
-    ObserveRoute(Box<Change>),
-    /// Write HAProxy's configuration anew, of these members, and have it reloaded.
-    Render(Layout),
 }
 
 impl Action {
-    /// What the view has to remember once this has been handed over.
+    /// The start that the view remembers once an actor's queue has taken the action.
     pub fn started(&self) -> Option<Started> {
         Some(match self {
-            Self::Verify => Started::Verification,
-            Self::Announce(announced) => Started::Announcement(announced.clone()),
-            Self::UseSessionTimeout(_) => return None,
-            Self::Fence(order) | Self::ObserveFence(order) => Started::Fence(order.member.clone()),
+            Self::ZooKeeper(ZooKeeperAction::Verify) => Started::Verification,
+            Self::ZooKeeper(ZooKeeperAction::Announce(announced)) => Started::Announcement(announced.clone()),
+            Self::ZooKeeper(ZooKeeperAction::UseSessionTimeout(_)) => return None,
+            Self::Fence(order) => Started::Fence(order.member.clone()),
             Self::CloseFence(_) => Started::CloseFence,
-            Self::Probe { .. } => Started::Probe,
-            Self::Release(_) | Self::ObserveRelease(_) => Started::Release,
-            Self::Nudge | Self::ObserveNudge => Started::Nudge,
-            Self::Reconnect | Self::ObserveReconnect => Started::Reconnect,
+            Self::Release(_) => Started::Release,
+            Self::Local(LocalAction::Nudge) => Started::Nudge,
+            Self::Local(LocalAction::Reconnect) => Started::Reconnect,
             Self::Keep(memory) => Started::Keep(memory.clone()),
-            Self::Look => Started::Look,
-            Self::Render(_) => Started::Render,
-            Self::Hold { on } => Started::Hold { on: *on },
-            Self::Route(change) | Self::ObserveRoute(change) => {
-                Started::Route { pool: change.pool, server: change.server.clone(), to: change.to }
+            Self::Ask(Ask::Local | Ask::LocalAndOthers) => Started::Probe,
+            Self::Ask(Ask::HaproxyAndMembers) => Started::ProbeHaproxy,
+            Self::Servers(ServersAction::Hold { proxy, on }) => Started::Hold { proxy: proxy.clone(), on: *on },
+            Self::Servers(ServersAction::Route(change)) => {
+                Started::Route { server: change.server.clone(), to: change.to }
             }
+            Self::Render(_) => Started::Render,
         })
     }
 }
 
-/// A step, or the moment at which there may be one.
+/// A step that is due, or the moment at which it may be.
 pub(crate) enum Due {
-    /// To be done, and to be considered again at this moment if nothing comes of it.
+    /// Due now. `decide` considers it again at this moment if no event comes before.
     Now(Step, Moment),
     At(Moment),
 }
@@ -182,6 +253,10 @@ pub(crate) enum Due {
 impl Plan {
     pub(crate) fn step(&mut self, action: Action, reason: impl Into<String>) {
         self.steps.push(Step { action, reason: reason.into() });
+    }
+
+    pub(crate) fn observe(&mut self, observation: Observation) {
+        self.notices.push(Notice::Observed(observation));
     }
 
     pub(crate) fn consider(&mut self, due: Due, now: Moment) {

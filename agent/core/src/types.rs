@@ -1,7 +1,7 @@
-//! The small types everything else is made of: names, positions in the WAL, ZooKeeper's numbers, moments.
+//! Small types: names, positions in the WAL, ZooKeeper's numbers, moments.
 //!
-//! Each is its own type so that a timeline cannot be compared with an LSN, nor a member's name be passed
-//! where an agent's is meant.
+//! Each is a type of its own. The compiler rejects a timeline in the place of an LSN, and a member's name in the place
+//! of an agent's.
 
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -10,7 +10,7 @@ use core::fmt;
 use core::str::FromStr;
 use core::time::Duration;
 
-/// A moment on the agent's monotonic clock, counted from an origin long before its start.
+/// A moment on the agent's monotonic clock. The clock's origin lies long before the agent's start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Moment(Duration);
 
@@ -35,12 +35,12 @@ impl Moment {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// The moment `by` later; saturates.
+    /// The moment `by` later, saturating.
     pub const fn plus(self, by: Duration) -> Self {
         Self(self.0.saturating_add(by))
     }
 
-    /// The moment `by` earlier; saturates at the origin.
+    /// The moment `by` earlier, at least the origin.
     pub const fn minus(self, by: Duration) -> Self {
         Self(self.0.saturating_sub(by))
     }
@@ -80,22 +80,22 @@ macro_rules! name {
 }
 
 name! {
-    /// A Patroni member's name: Patroni's `name`, the value of the leader znode.
+    /// A Patroni member's name: Patroni's `name`, the content of the leader znode.
     MemberName
 }
 name! {
-    /// An agent's name: the member's name beside a node, its own beside HAProxy.
+    /// An agent's name: beside a node the member's name, beside HAProxy a name of its own.
     AgentName
 }
 
-/// What becomes of what the rules want. Only [`crate::decide`] and the gate apply it.
+/// How Warden applies the verdicts of rules. Only [`crate::decide`] and the gate read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// It is carried out.
+    /// The agents act.
     Enforce,
-    /// It is said and counted what would have been done.
+    /// The agents log and count the actions that they would take.
     Observe,
-    /// The rules are not asked.
+    /// The agents do not evaluate the rules.
     Off,
 }
 
@@ -148,7 +148,7 @@ impl fmt::Display for BadLsn {
 
 impl core::error::Error for BadLsn {}
 
-/// PostgreSQL's database system identifier; Patroni's `initialize` znode holds the cluster's.
+/// PostgreSQL's database system identifier. Patroni's znode `initialize` holds the cluster's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SystemId(pub u64);
 
@@ -172,11 +172,11 @@ impl fmt::Display for SessionId {
     }
 }
 
-/// A wall-clock time in milliseconds since 1970, as another machine gave it: to be shown, never to be reckoned with.
+/// A wall-clock time in milliseconds since 1970, from another machine. Code shows it and never calculates with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UnixMillis(pub i64);
 
-/// A duration for people: `0.4 s`, `12 s`, `3 min`.
+/// A duration for readers: `0.4 s`, `12 s`, `3 min`.
 pub fn seconds(duration: Duration) -> String {
     let s = duration.as_secs_f64();
     if s < 10.0 {

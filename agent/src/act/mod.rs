@@ -1,91 +1,161 @@
-//! The only place that changes the world: our own znodes and ZooKeeper session, fences, the release of a leader key,
-//! nudges. Whatever destroys carries its guard and looks again right before it acts.
+//! The only place that changes the cluster: Warden's own znodes and ZooKeeper session, fences, the release of a leader
+//! key, nudges, HAProxy's servers and file. An actor makes no choice: each step comes from the plan. A destructive step
+//! carries its guard, which the actor checks again right before it acts.
 //!
-//! Six actors, so that none waits for another: `upkeep` verifies and announces, `fence` stops servers, `lead`
-//! releases, nudges and asks out of turn, `route` tells HAProxy where to send whom, `layout` writes
-//! its configuration, `records` writes down what was done. Beside them `upgrade` copies what Warden 0.1 wrote down.
+//! Each actor has a queue, so that none waits for another. `zookeeper` verifies and announces. `term_memory` keeps the
+//! leader term's memory on disk. `fence` stops servers. `release` deletes the leader key of a dead member. `nudge`
+//! wakes the local Patroni and its standby. `haproxy::servers` sets the state of HAProxy's servers. `haproxy::file`
+//! keeps HAProxy's configuration file. `records` writes fence records and the audit trail. Beside them, `upgrade`
+//! copies the records of Warden 0.1.
+
+mod entries;
+mod observed;
+
+pub mod records;
 
 pub mod fence;
-pub mod ladder;
-pub mod layout;
-pub mod lead;
-pub mod mirror;
-pub mod postmaster;
-pub mod proof;
-pub mod records;
-pub mod route;
+pub mod haproxy;
+pub mod nudge;
+pub mod operator;
+pub mod release;
+pub mod term_memory;
 pub mod upgrade;
-pub mod upkeep;
-pub mod warm;
+pub mod zookeeper;
 
-use crate::audit::Entry;
-use crate::clock::Clock;
-use crate::watch::members::Probes;
+use crate::targets::Probes;
+use crate::znode::audit::Entry;
 use tokio::sync::mpsc;
-use warden_core::event::{Event, Observed};
-use warden_core::plan::{Action, Step};
+use warden_core::event::TermMemory;
+use warden_core::haproxy::file::Backends;
+use warden_core::plan::{Action, Ask, LocalAction, Observation, ServersAction, Step, ZooKeeperAction};
+use warden_core::rules::fence::Order;
+use warden_core::rules::release::Release;
+use warden_core::types::MemberName;
 
-/// What the loop hands to an actor, and may have pending: more than a plan ever holds.
+/// The capacity of an actor's queue: more steps than a plan ever has.
 pub const QUEUE: usize = 16;
 
-/// The way to the actors.
-#[derive(Clone)]
+/// The loop's ends of the actors' queues. Each queue takes only the steps that its actor carries out.
 pub struct Actors {
-    /// To `upkeep`.
-    pub upkeep: mpsc::Sender<Step>,
+    /// To `zookeeper`.
+    pub zookeeper: mpsc::Sender<Step<ZooKeeperAction>>,
+    /// To `term-memory`.
+    pub term_memory: mpsc::Sender<Step<TermMemory>>,
     /// To `fence`.
-    pub fence: mpsc::Sender<Step>,
-    /// To `lead`.
-    pub lead: mpsc::Sender<Step>,
-    /// To `route`.
-    pub route: mpsc::Sender<Step>,
-    /// To `layout`.
-    pub layout: mpsc::Sender<Step>,
+    pub fence: mpsc::Sender<Step<Box<Order>>>,
+    /// To `release`.
+    pub release: mpsc::Sender<Step<Box<Release>>>,
+    /// To `nudge`.
+    pub nudge: mpsc::Sender<Step<LocalAction>>,
+    /// To `haproxy-servers`.
+    pub servers: mpsc::Sender<Step<ServersAction>>,
+    /// To `haproxy-file`.
+    pub file: mpsc::Sender<Step<Backends>>,
     /// To `records`.
     pub records: records::Records,
-    /// Asks out of turn.
+    /// To ask for a new look at Patroni, PostgreSQL or HAProxy.
     pub probes: Probes,
-    /// Our own name, for the audit trail.
+    /// The audit trail of mode `observe`.
+    pub observed: observed::ObservedTrail,
+    /// This agent's name, for the audit trail.
     pub agent: String,
 }
 
+/// The actors' ends of their queues.
+pub struct Steps {
+    /// Of `zookeeper`.
+    pub zookeeper: mpsc::Receiver<Step<ZooKeeperAction>>,
+    /// Of `term-memory`.
+    pub term_memory: mpsc::Receiver<Step<TermMemory>>,
+    /// Of `fence`.
+    pub fence: mpsc::Receiver<Step<Box<Order>>>,
+    /// Of `release`.
+    pub release: mpsc::Receiver<Step<Box<Release>>>,
+    /// Of `nudge`.
+    pub nudge: mpsc::Receiver<Step<LocalAction>>,
+    /// Of `haproxy-servers`.
+    pub servers: mpsc::Receiver<Step<ServersAction>>,
+    /// Of `haproxy-file`.
+    pub file: mpsc::Receiver<Step<Backends>>,
+}
+
+/// Creates the queues between the loop and the actors. `agent` is this agent's name.
+pub fn queues(agent: &str, probes: &Probes) -> (Actors, Steps) {
+    let (zookeeper_in, zookeeper) = mpsc::channel(QUEUE);
+    let (term_memory_in, term_memory) = mpsc::channel(QUEUE);
+    let (fence_in, fence) = mpsc::channel(QUEUE);
+    let (release_in, release) = mpsc::channel(QUEUE);
+    let (nudge_in, nudge) = mpsc::channel(QUEUE);
+    let (servers_in, servers) = mpsc::channel(QUEUE);
+    let (file_in, file) = mpsc::channel(QUEUE);
+    let actors = Actors {
+        zookeeper: zookeeper_in,
+        term_memory: term_memory_in,
+        fence: fence_in,
+        release: release_in,
+        nudge: nudge_in,
+        servers: servers_in,
+        file: file_in,
+        records: records::Records::default(),
+        probes: probes.clone(),
+        observed: observed::ObservedTrail::default(),
+        agent: agent.to_owned(),
+    };
+    (actors, Steps { zookeeper, term_memory, fence, release, nudge, servers, file })
+}
+
 impl Actors {
-    /// Hands a step to whoever does such things. Fails while that one is busy: the next decision makes it again.
-    pub fn hand_over(&self, step: Step) -> Result<(), mpsc::error::TrySendError<Step>> {
-        let actor = match &step.action {
+    /// Hands a step to its actor. `false` if that actor's queue is full; the next decision repeats the step.
+    pub fn hand_over(&self, step: Step) -> bool {
+        let Step { action, reason } = step;
+        match action {
+            Action::ZooKeeper(action) => self.zookeeper.try_send(Step { action, reason }).is_ok(),
+            Action::Keep(action) => self.term_memory.try_send(Step { action, reason }).is_ok(),
+            Action::Fence(action) => self.fence.try_send(Step { action, reason }).is_ok(),
+            Action::Release(action) => self.release.try_send(Step { action, reason }).is_ok(),
+            Action::Local(action) => self.nudge.try_send(Step { action, reason }).is_ok(),
+            Action::Servers(action) => self.servers.try_send(Step { action, reason }).is_ok(),
+            Action::Render(action) => self.file.try_send(Step { action, reason }).is_ok(),
             Action::CloseFence(member) => {
-                tracing::info!(%member, reason = step.reason, "fence closed");
-                self.records.remove(member.clone());
-                let outcome = "done".to_owned();
-                let entry = Entry { outcome, ..Entry::new(&self.agent, "close", member.as_str(), &step.reason) };
-                self.records.audit(entry.write());
-                return Ok(());
+                self.close_fence(&member, &reason);
+                true
             }
-            Action::Verify | Action::Announce(_) | Action::UseSessionTimeout(_) | Action::Keep(_) => &self.upkeep,
-            Action::Fence(_) | Action::ObserveFence(_) => &self.fence,
-            Action::Probe { .. }
-            | Action::Release(_)
-            | Action::ObserveRelease(_)
-            | Action::Nudge
-            | Action::ObserveNudge
-            | Action::Reconnect
-            | Action::ObserveReconnect => &self.lead,
-            // Nobody waits for a barrier read to look.
-            Action::Look => {
+            Action::Ask(whom) => {
+                self.ask(whom);
+                true
+            }
+        }
+    }
+
+    /// Adds an action that mode `observe` prevents to the audit trail.
+    pub fn audit(&mut self, observation: &Observation) {
+        if let Some(entry) = self.observed.entry(&self.agent, observation) {
+            self.records.audit(entry.write());
+        }
+    }
+
+    fn close_fence(&self, member: &MemberName, reason: &str) {
+        tracing::info!(event = "fence_closed", %member, reason, "fence closed");
+        self.records.remove(member.clone());
+        let outcome = "done".to_owned();
+        let entry = Entry { outcome, ..Entry::new(&self.agent, "close", member.as_str(), reason) };
+        self.records.audit(entry.write());
+    }
+
+    /// Wakes the watchers. An answer does not wait for an actor's earlier steps.
+    fn ask(&self, whom: Ask) {
+        match whom {
+            Ask::Local => self.probes.own.notify_one(),
+            Ask::LocalAndOthers => {
+                self.probes.own.notify_one();
+                // A watcher that is asking at this moment reports soon enough.
+                self.probes.others.notify_waiters();
+            }
+            Ask::HaproxyAndMembers => {
                 self.probes.haproxy.notify_one();
                 self.probes.others.notify_waiters();
                 self.probes.own.notify_waiters();
-                return Ok(());
             }
-            Action::Render(_) => &self.layout,
-            Action::Hold { .. } | Action::Route(_) | Action::ObserveRoute(_) => &self.route,
-        };
-        actor.try_send(step)
+        }
     }
-}
-
-/// What the view has to remember of a step that has been handed over.
-pub fn started(step: &Step, clock: &Clock) -> Option<Observed> {
-    let started = step.action.started()?;
-    Some(Observed { at: clock.now(), event: Event::Started(started) })
 }

@@ -1,12 +1,12 @@
-//! Writes down in ZooKeeper what was done: a member's fence record, and the audit trail.
+//! Writes fence records and the audit trail to ZooKeeper.
 //!
-//! What is to be written waits here, so that no act waits for a ZooKeeper that is away: for each member only the newest
-//! record, and of the audit trail a bounded number of entries. A record is read before it is written, and written
-//! only over what was read. What a person asked for stays theirs: another rule's record only adds to it that the fence
-//! is confirmed, and only a person takes it away.
+//! Changes wait in a queue, so that no action waits for ZooKeeper. The queue holds the newest record of each member,
+//! and a bounded number of entries of the audit trail. The agent reads a record before it writes it, and replaces only
+//! the version that it read. An operator's record stays: another rule's record adds only its confirmation, and only the
+//! operator removes it.
 
-use crate::fence_record;
-use crate::watch::zookeeper::{Expect, Handle as ZooKeeper, Znode};
+use crate::client::zookeeper::{Expect, Handle as ZooKeeper, Znode};
+use crate::znode::fence as fence_record;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,64 +15,69 @@ use tokio::time::{Instant, sleep_until};
 use warden_core::event::{FenceRecord, Rule};
 use warden_core::types::MemberName;
 
-/// One request to ZooKeeper: a healthy one takes milliseconds.
-const REQUEST: Duration = Duration::from_secs(1);
+/// The time limit of one request to ZooKeeper. A healthy one takes milliseconds.
+const REQUEST_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long and how often something is tried that cannot be written.
+/// The retries of a write that fails.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
-    /// Given up after this long.
+    /// The agent gives up after this long.
     give_up: Duration,
-    /// Pause before the next attempt, with jitter: doubled from the first to the longest.
-    first: Duration,
-    longest: Duration,
+    /// The first pause between two attempts, before jitter. It doubles up to `pause_max`.
+    pause_min: Duration,
+    /// The longest pause, before jitter.
+    pause_max: Duration,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { give_up: Duration::from_secs(120), first: Duration::from_millis(100), longest: Duration::from_secs(5) }
+        Self {
+            give_up: Duration::from_secs(120),
+            pause_min: Duration::from_millis(100),
+            pause_max: Duration::from_secs(5),
+        }
     }
 }
 
-/// More entries of the audit trail than this do not wait; the oldest are dropped, loudly.
-const MOST_ENTRIES: usize = 64;
+/// The maximal number of queued entries of the audit trail. The agent drops the oldest, with an error in the log.
+const QUEUED_ENTRIES_MAX: usize = 64;
 
-/// More members than this have no record that waits: there are never as many.
-const MOST_MEMBERS: usize = 256;
+/// The maximal number of members with a queued record. A cluster never has as many.
+const QUEUED_RECORDS_MAX: usize = 256;
 
-/// A record that changes this often under our hands is somebody else's business.
-const ATTEMPTS: u32 = 3;
+/// The agent gives up on a record that another client changes between read and write this often.
+const PUT_ATTEMPTS_MAX: u32 = 3;
 
-/// What is to become of a member's record.
+/// A change of a member's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Change {
     Put(FenceRecord),
     Remove,
 }
 
-/// Something that waits to be written.
+/// A write that waits.
 #[derive(Clone, Debug)]
 struct Waiting<T> {
-    what: T,
-    /// Tells it from what may come to wait in its place.
+    write: T,
+    /// Distinguishes it from a later write in its place.
     number: u64,
-    /// Since when nothing of its kind could be written.
+    /// The start of the attempts: they have failed since.
     since: Instant,
     next: Instant,
     pause: Duration,
 }
 
 impl<T> Waiting<T> {
-    fn new(what: T, number: u64, pace: &Pace) -> Self {
+    fn new(write: T, number: u64, pace: &Pace) -> Self {
         let now = Instant::now();
-        Self { what, number, since: now, next: now, pause: pace.first }
+        Self { write, number, since: now, next: now, pause: pace.pause_min }
     }
 
-    /// Puts off the next attempt; `false` if it has been tried for long enough.
-    fn put_off(&mut self, pace: &Pace) -> bool {
+    /// Schedules the next attempt. `false` if the agent gives up.
+    fn schedule_retry(&mut self, pace: &Pace) -> bool {
         let now = Instant::now();
         self.next = now + self.pause.mul_f64(rand::random_range(0.5..1.0));
-        self.pause = (self.pause * 2).min(pace.longest);
+        self.pause = (self.pause * 2).min(pace.pause_max);
         now.duration_since(self.since) < pace.give_up
     }
 }
@@ -84,87 +89,90 @@ struct Queue {
     numbers: u64,
 }
 
-/// The way to this actor, and what waits for it. Cheap to clone; it outlives a failure of the actor.
+/// The queue of this actor. Cheap to clone. It outlives a failure of the actor.
 #[derive(Clone, Default)]
 pub struct Records {
     queue: Arc<Mutex<Queue>>,
-    news: Arc<Notify>,
+    wake: Arc<Notify>,
     pace: Pace,
 }
 
-/// What the records are kept in.
+/// ZooKeeper, as this actor needs it.
 pub trait Store {
     /// Reads a member's record.
     fn read(&self, member: &str) -> impl Future<Output = Result<Option<Znode>, String>> + Send;
-    /// Writes it, or removes it; `false` if it is not as expected.
+    /// Writes a member's record, or removes it (`None`). `false` if the znode is not as expected.
     fn write(
         &self,
         member: &str,
         record: Option<Vec<u8>>,
         expect: Expect,
     ) -> impl Future<Output = Result<bool, String>> + Send;
-    /// Adds to the audit trail.
+    /// Adds an entry to the audit trail.
     fn append(&self, entry: Vec<u8>) -> impl Future<Output = Result<(), String>> + Send;
 }
 
 impl Store for ZooKeeper {
     async fn read(&self, member: &str) -> Result<Option<Znode>, String> {
-        self.read_record(member, REQUEST).await
+        self.read_record(member, REQUEST_LIMIT).await
     }
 
     async fn write(&self, member: &str, record: Option<Vec<u8>>, expect: Expect) -> Result<bool, String> {
-        self.write_record(member, record, expect, REQUEST).await
+        self.write_record(member, record, expect, REQUEST_LIMIT).await
     }
 
     async fn append(&self, entry: Vec<u8>) -> Result<(), String> {
-        self.append_audit(entry, REQUEST).await
+        self.append_audit(entry, REQUEST_LIMIT).await
     }
 }
 
 impl Records {
-    /// Has `record` put in its place. Never waits.
+    /// Queues the write of `record`. Never waits.
     pub fn put(&self, record: FenceRecord) {
         self.change(record.member.clone(), Change::Put(record));
     }
 
-    /// Has the record of `member` removed, unless a person asked for it. Never waits.
+    /// Queues the removal of the record of `member`. An operator's record stays. Never waits.
     pub fn remove(&self, member: MemberName) {
         self.change(member, Change::Remove);
     }
 
-    /// Has an entry added to the audit trail. Never waits.
+    /// Queues an entry of the audit trail. Never waits.
     pub fn audit(&self, entry: Vec<u8>) {
         let mut queue = self.lock();
-        if queue.entries.len() >= MOST_ENTRIES {
+        if queue.entries.len() >= QUEUED_ENTRIES_MAX {
             queue.entries.pop_front();
-            tracing::error!("the audit trail cannot be written to: its oldest waiting entry is dropped");
+            tracing::error!(
+                event = "audit_entry_dropped",
+                "too many entries of the audit trail wait; the agent drops the oldest"
+            );
         }
         queue.numbers += 1;
         let waiting = Waiting::new(entry, queue.numbers, &self.pace);
         queue.entries.push_back(waiting);
         drop(queue);
-        self.news.notify_one();
+        self.wake.notify_one();
     }
 
-    /// Nothing that waits for `member` is written any more: a person has just decided.
+    /// Discards the queued change of the record of `member`: a newer decision replaces it.
     pub fn forget(&self, member: &MemberName) {
         self.lock().records.remove(member);
     }
 
-    /// Puts `record` in its place now, before anything that waits. The error says why that cannot be.
+    /// Writes `record` now, in place of a queued change. The error says why ZooKeeper does not have it.
     pub async fn put_now(&self, store: &impl Store, record: FenceRecord) -> Result<(), String> {
         self.forget(&record.member);
         let member = record.member.clone();
         let change = Change::Put(record);
-        for _ in 0..ATTEMPTS {
+        for _ in 0..PUT_ATTEMPTS_MAX {
             if attempt(store, &member, &change, || true).await? {
                 return Ok(());
             }
         }
-        Err("the fence record changes all the time".to_owned())
+        Err("other clients change the fence record all the time".to_owned())
     }
 
-    /// Whether what was tried under this number is still what is to be written.
+    /// Whether the write with this number is still the one in the queue.
     fn is_wanted(&self, member: &MemberName, number: u64) -> bool {
         self.lock().records.get(member).is_some_and(|waiting| waiting.number == number)
     }
@@ -178,23 +186,27 @@ impl Records {
         queue.numbers += 1;
         let mut waiting = Waiting::new(change, queue.numbers, &self.pace);
         if let Some(before) = queue.records.get(&member) {
-            // ZooKeeper does not come back sooner because there is more to write.
+            // A new change does not shorten the pause: ZooKeeper is still away.
             (waiting.since, waiting.next, waiting.pause) = (before.since, before.next, before.pause);
-        } else if queue.records.len() >= MOST_MEMBERS {
-            tracing::error!(%member, "too many fence records wait; this one is dropped");
+        } else if queue.records.len() >= QUEUED_RECORDS_MAX {
+            tracing::error!(
+                event = "fence_record_dropped",
+                %member,
+                "too many fence records wait; the agent drops this one"
+            );
             return;
         }
         queue.records.insert(member, waiting);
         drop(queue);
-        self.news.notify_one();
+        self.wake.notify_one();
     }
 
-    /// What is to be tried next, and when: records before entries, the one that is due first.
+    /// The next write, and its time. Of a record and an entry with the same time, the record comes first.
     fn next(&self) -> Option<(Instant, Next)> {
         let queue = self.lock();
         let record = queue.records.iter().min_by_key(|(_, waiting)| waiting.next);
         let record = record.map(|(member, waiting)| (waiting.next, Next::Record(member.clone(), waiting.clone())));
-        // The trail is in order: the later entries wait for the first.
+        // The audit trail is in order, so later entries wait for the first.
         let entry = queue.entries.front().map(|waiting| (waiting.next, Next::Entry(waiting.clone())));
         match (record, entry) {
             (Some(record), Some(entry)) => Some(if record.0 <= entry.0 { record } else { entry }),
@@ -202,7 +214,7 @@ impl Records {
         }
     }
 
-    /// What came of an attempt. What has come to wait in its place meanwhile stays.
+    /// Takes the result of an attempt. A later write in its place stays in the queue.
     fn settle(&self, next: &Next, done: Result<bool, String>) {
         let mut queue = self.lock();
         match next {
@@ -210,13 +222,18 @@ impl Records {
                 let Some(waiting) = queue.records.get_mut(member) else { return };
                 match done {
                     Ok(true) if waiting.number == tried.number => drop(queue.records.remove(member)),
-                    // Another one waits in its place, or was written by somebody else: ZooKeeper is there.
+                    // A later change waits, or another client has written. ZooKeeper answers, so the pause ends.
                     Ok(_) => {
                         let now = Instant::now();
-                        (waiting.since, waiting.next, waiting.pause) = (now, now, self.pace.first);
+                        (waiting.since, waiting.next, waiting.pause) = (now, now, self.pace.pause_min);
                     }
-                    Err(why) if !waiting.put_off(&self.pace) => {
-                        tracing::error!(%member, why, "the fence record could not be written, and is given up");
+                    Err(why) if !waiting.schedule_retry(&self.pace) => {
+                        tracing::error!(
+                            event = "fence_record_dropped",
+                            %member,
+                            why,
+                            "the agent could not write the fence record and gives up"
+                        );
                         queue.records.remove(member);
                     }
                     Err(why) => tracing::debug!(%member, why, "the fence record could not be written yet"),
@@ -228,9 +245,14 @@ impl Records {
                 };
                 match done {
                     Ok(_) => drop(queue.entries.pop_front()),
-                    Err(why) if !first.put_off(&self.pace) => {
-                        let entry = String::from_utf8_lossy(&tried.what).into_owned();
-                        tracing::error!(entry, why, "the audit trail could not be written to; the entry is given up");
+                    Err(why) if !first.schedule_retry(&self.pace) => {
+                        let entry = String::from_utf8_lossy(&tried.write).into_owned();
+                        tracing::error!(
+                            event = "audit_entry_dropped",
+                            entry,
+                            why,
+                            "the agent could not write to the audit trail and gives up on this entry"
+                        );
                         queue.entries.pop_front();
                     }
                     Err(why) => tracing::debug!(why, "the audit trail could not be written to yet"),
@@ -240,39 +262,39 @@ impl Records {
     }
 }
 
-/// What is to be tried next.
+/// The next write.
 enum Next {
     Record(MemberName, Waiting<Change>),
     Entry(Waiting<Vec<u8>>),
 }
 
-/// Writes what waits, one after the other, for ever.
+/// Carries out the queued writes, one after the other, until the agent shuts down.
 pub async fn run(records: &Records, store: &impl Store) -> anyhow::Result<()> {
     loop {
         let Some((at, next)) = records.next() else {
-            records.news.notified().await;
+            records.wake.notified().await;
             continue;
         };
         if at > Instant::now() {
             tokio::select! {
                 () = sleep_until(at) => {}
-                () = records.news.notified() => {}
+                () = records.wake.notified() => {}
             }
-            // Something else may be due, and this one be wanted no more.
+            // The queue may have changed.
             continue;
         }
         let done = match &next {
             Next::Record(member, tried) => {
-                attempt(store, member, &tried.what, || records.is_wanted(member, tried.number)).await
+                attempt(store, member, &tried.write, || records.is_wanted(member, tried.number)).await
             }
-            Next::Entry(tried) => store.append(tried.what.clone()).await.map(|()| true),
+            Next::Entry(tried) => store.append(tried.write.clone()).await.map(|()| true),
         };
         records.settle(&next, done);
     }
 }
 
-/// Reads what is there, and writes what follows from it and from what is wanted, if it still is. `false` if it is not,
-/// or if somebody else wrote in the same instant.
+/// Reads a member's record, and writes the change. `false` if the change is not wanted any more, or if another client
+/// wrote the record in between.
 async fn attempt(
     store: &impl Store,
     member: &MemberName,
@@ -287,44 +309,49 @@ async fn attempt(
     let known = match found.as_ref().map(|znode| fence_record::parse_of(member, &znode.data)).transpose() {
         Ok(known) => known,
         Err(why) => {
-            // It may be a newer version's, and a person's; or in the wrong place, and then it is told in a warning.
-            tracing::error!(%member, why, "the fence record there cannot be understood, and is left as it is");
+            // The record may be an operator's, of a newer version. For one in the wrong place there is a warning.
+            tracing::error!(
+                event = "fence_record_unreadable",
+                %member,
+                why,
+                "the agent cannot parse the existing fence record and leaves it unchanged"
+            );
             return Ok(true);
         }
     };
-    let record = match becomes(known, change) {
-        Becomes::AsItIs => return Ok(true),
-        Becomes::Nothing => None,
-        Becomes::Record(record) => Some(fence_record::write(&record)),
+    let record = match changed(known, change) {
+        NewRecord::Unchanged => return Ok(true),
+        NewRecord::Removed => None,
+        NewRecord::Written(record) => Some(fence_record::write(&record)),
     };
     store.write(member.as_str(), record, expect).await
 }
 
-/// What a record is to be.
+/// The new state of a record.
 #[derive(Debug, PartialEq, Eq)]
-enum Becomes {
-    AsItIs,
-    Nothing,
-    Record(FenceRecord),
+enum NewRecord {
+    Unchanged,
+    Removed,
+    Written(FenceRecord),
 }
 
-/// What becomes of the record that is there when `change` is wanted.
-fn becomes(found: Option<FenceRecord>, change: &Change) -> Becomes {
+/// The record after `change`.
+fn changed(found: Option<FenceRecord>, change: &Change) -> NewRecord {
     match (found, change) {
-        (None, Change::Remove) => Becomes::AsItIs,
-        (Some(found), Change::Remove) if found.rule == Rule::Operator => Becomes::AsItIs,
-        (Some(_), Change::Remove) => Becomes::Nothing,
-        // It was carried out for a person, who still wants it: their words stay.
+        (None, Change::Remove) => NewRecord::Unchanged,
+        (Some(found), Change::Remove) if found.rule == Rule::Operator => NewRecord::Unchanged,
+        (Some(_), Change::Remove) => NewRecord::Removed,
+        // The fence was carried out for the operator. The record keeps the operator's reason.
         (Some(found), Change::Put(record)) if found.rule == Rule::Operator && record.rule == Rule::Operator => {
-            Becomes::Record(FenceRecord { ordered: record.ordered, confirmed: record.confirmed, ..found })
+            NewRecord::Written(FenceRecord { ordered: record.ordered, confirmed: record.confirmed, ..found })
         }
         (Some(found), Change::Put(record)) if found.rule == Rule::Operator => match record.confirmed {
-            Some(_) => Becomes::Record(FenceRecord { confirmed: record.confirmed, ..found }),
-            None => Becomes::AsItIs,
+            Some(_) => NewRecord::Written(FenceRecord { confirmed: record.confirmed, ..found }),
+            None => NewRecord::Unchanged,
         },
-        // It was taken back meanwhile.
-        (_, Change::Put(record)) if record.rule == Rule::Operator => Becomes::AsItIs,
-        (_, Change::Put(record)) => Becomes::Record(record.clone()),
+        // The operator has taken the fence back.
+        (_, Change::Put(record)) if record.rule == Rule::Operator => NewRecord::Unchanged,
+        (_, Change::Put(record)) => NewRecord::Written(record.clone()),
     }
 }
 

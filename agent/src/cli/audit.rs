@@ -1,7 +1,7 @@
-//! `warden audit`: who was fenced, unfenced or released, when, why, and what came of it.
+//! `warden audit`: prints the audit trail.
 
 use super::{Failure, fence};
-use crate::audit::Entry;
+use crate::znode::audit::Entry;
 use anyhow::Context;
 use jiff::Timestamp;
 use reqwest::Method;
@@ -23,11 +23,12 @@ enum Format {
 pub(super) fn main(config: &Path, args: &Args) -> Result<(), Failure> {
     let Args { format } = args;
     let answer = fence::ask(config, Method::GET, "/api/v1/audit", None)?;
-    let entries = answer.get("entries").cloned().context("the agent answers something else")?;
+    let entries = answer.get("entries").cloned().context("the answer of the agent is not an audit trail")?;
     let text = match format {
-        Format::Json => serde_json::to_string_pretty(&entries).context("the audit trail is not JSON")?,
+        Format::Json => serde_json::to_string_pretty(&entries).context("cannot print the audit trail as JSON")?,
         Format::Pretty => {
-            let entries: Vec<Entry> = serde_json::from_value(entries).context("the agent answers something else")?;
+            let entries: Vec<Entry> =
+                serde_json::from_value(entries).context("the answer of the agent is not an audit trail")?;
             pretty(&entries)
         }
     };
@@ -35,10 +36,10 @@ pub(super) fn main(config: &Path, args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Two lines for each entry: what and what came of it; why and on what facts.
+/// Two lines for each entry: the action and its outcome; the reason and the facts.
 fn pretty(entries: &[Entry]) -> String {
     if entries.is_empty() {
-        return "nothing has been done".to_owned();
+        return "the audit trail is empty".to_owned();
     }
     let clean = |text: &str| text.replace(|c: char| c.is_control(), " ");
     let lines = entries.iter().map(|entry| {
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_says_when_who_what_why_on_which_facts_and_what_came_of_it() {
+    fn an_entry_has_its_time_agent_action_outcome_reason_and_facts() {
         let fenced = Entry {
             at_ms: 1_795_523_082_114,
             rule: Some("superseded".to_owned()),
@@ -72,7 +73,7 @@ mod tests {
             at_ms: 1_795_523_082_114,
             by: "operator".to_owned(),
             outcome: "asked".to_owned(),
-            ..Entry::new("a", "unfence", "b", "it was\ntaken back")
+            ..Entry::new("a", "unfence", "b", "the operator\ntook the fence back")
         };
         assert_eq!(Entry::parse(&fenced.write()).unwrap(), fenced);
         assert_eq!(
@@ -80,7 +81,7 @@ mod tests {
             "2026-11-24T12:24:42.114Z a: fence a (superseded): confirmed: fast shutdown, after 21 ms\n    \
              b holds the leader key [when ordered: leader=b]\n\
              2026-11-24T12:24:42.114Z a for operator: unfence b: asked\n    \
-             it was taken back"
+             the operator took the fence back"
         );
     }
 }

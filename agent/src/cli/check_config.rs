@@ -1,4 +1,4 @@
-//! `warden check-config`: the effective configuration, secrets masked.
+//! `warden check-config`: prints the effective configuration with secrets masked.
 
 use super::{Failure, load};
 use anyhow::Context;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 pub(super) fn main(path: &Path) -> Result<(), Failure> {
     let config = load(path)?;
-    let text = serde_saphyr::to_string(&config).context("the configuration cannot be shown")?;
+    let text = serde_saphyr::to_string(&config).context("cannot print the configuration as YAML")?;
     print!("{text}");
     Ok(())
 }

@@ -1,17 +1,22 @@
-//! What the commands share: an HTTP client for the agents, and where the local one is.
+//! The HTTP clients of the commands, and the address of the local agent.
 
+use crate::act::operator::WRITE_LIMIT;
 use crate::config::Config;
+use crate::tell::http::{BARRIER_LIMIT, LOOP_LIMIT};
 use anyhow::Context;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// An agent answers `/api/v1/state` within 1 s of barrier read and 1 s of loop, or not at all.
-const LIMIT: Duration = Duration::from_millis(2500);
+/// The time for an answer. An agent answers after a request to its loop, and a barrier read or a write.
+const ANSWER_LIMIT: Duration = Duration::from_millis(2500);
+
+const _: () = assert!(BARRIER_LIMIT.as_millis() + LOOP_LIMIT.as_millis() < ANSWER_LIMIT.as_millis());
+const _: () = assert!(LOOP_LIMIT.as_millis() + WRITE_LIMIT.as_millis() < ANSWER_LIMIT.as_millis());
 
 /// A client for an agent's API.
 pub(super) fn http() -> anyhow::Result<reqwest::Client> {
     reqwest::Client::builder()
-        .timeout(LIMIT)
+        .timeout(ANSWER_LIMIT)
         .connect_timeout(Duration::from_secs(1))
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
@@ -19,10 +24,10 @@ pub(super) fn http() -> anyhow::Result<reqwest::Client> {
         .context("cannot set up HTTP")
 }
 
-/// The same, for the gate: without TLS, whose certificates take longer to load than all the rest.
+/// A client without TLS for the hooks. To load the certificates would take longer than all the rest.
 pub(super) fn plain() -> anyhow::Result<reqwest::Client> {
     reqwest::Client::builder()
-        .timeout(LIMIT)
+        .timeout(ANSWER_LIMIT)
         .connect_timeout(Duration::from_secs(1))
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
@@ -31,7 +36,7 @@ pub(super) fn plain() -> anyhow::Result<reqwest::Client> {
         .context("cannot set up HTTP")
 }
 
-/// The base address of the agent on this machine.
+/// The base URL of the agent on this machine.
 pub(super) fn local(config: &Config) -> String {
     let listen = config.http.listen;
     let host = match listen.ip() {

@@ -1,4 +1,4 @@
-//! `warden fence`, `warden unfence`, `warden plan`: what a person asks of the rules of leadership.
+//! `warden fence`, `warden unfence`, `warden plan`: requests to the agent on this machine.
 
 use super::{Failure, client, load, runtime};
 use anyhow::{Context, anyhow};
@@ -7,16 +7,16 @@ use std::path::Path;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct FenceArgs {
-    /// The member whose PostgreSQL is to take no writes until it is unfenced
+    /// Member whose PostgreSQL must take no writes until it is unfenced
     member: String,
-    /// Why, for the record
+    /// Reason, for the record
     #[arg(long, default_value = "no reason given")]
     reason: String,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct UnfenceArgs {
-    /// The member that may take writes again
+    /// Member that may take writes again
     #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     member: String,
 }
@@ -25,21 +25,19 @@ pub(super) fn fence(config: &Path, args: &FenceArgs) -> Result<(), Failure> {
     let FenceArgs { member, reason } = args;
     let body = serde_json::json!({ "member": member, "reason": reason });
     ask(config, Method::POST, "/api/v1/fences", Some(body))?;
-    println!(
-        "{member} is to be fenced, and stays so until `warden unfence {member}`; `warden status` shows whether it is"
-    );
+    println!("the agents fence {member} until `warden unfence {member}`; `warden status` shows the confirmation");
     Ok(())
 }
 
 pub(super) fn unfence(config: &Path, args: &UnfenceArgs) -> Result<(), Failure> {
     let UnfenceArgs { member } = args;
     ask(config, Method::DELETE, &path_of_fence(member), None)?;
-    println!("{member} is not fenced any more: Patroni may start it as it sees fit");
+    println!("{member} is not fenced any more; Patroni may start its server");
     Ok(())
 }
 
-/// The path of a member's fence. Its name is one segment, whatever is in it: `#`, `?` and `/` would end it, and `%`
-/// begins an encoded byte.
+/// The path of a member's fence. The name is one segment, so it is percent-encoded: `#`, `?` and `/` would end the
+/// segment, and `%` begins an encoded byte.
 fn path_of_fence(member: &str) -> String {
     let encoded = |byte: u8| match byte {
         byte if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => char::from(byte).to_string(),
@@ -51,13 +49,16 @@ fn path_of_fence(member: &str) -> String {
 
 pub(super) fn plan(config: &Path) -> Result<(), Failure> {
     let plan = ask(config, Method::GET, "/api/v1/plan", None)?;
-    let lines = plan.get("lines").and_then(|lines| lines.as_array()).context("the agent answers something else")?;
+    let lines =
+        plan.get("lines").and_then(|lines| lines.as_array()).context("the answer of the agent is not a plan")?;
     for line in lines.iter().filter_map(|line| line.as_str()) {
         println!("{line}");
     }
     Ok(())
 }
 
+/// Sends a request to the agent on this machine, with the token of the configuration, and returns the JSON of the
+/// answer.
 pub(super) fn ask(
     config: &Path,
     method: Method,
@@ -76,11 +77,11 @@ pub(super) fn ask(
         }
         let answer = request.send().await.with_context(|| format!("{url} does not answer"))?;
         let status = answer.status();
-        let said: serde_json::Value = answer.json().await.unwrap_or_default();
+        let body: serde_json::Value = answer.json().await.unwrap_or_default();
         if status.is_success() {
-            return Ok(said);
+            return Ok(body);
         }
-        let why = said.get("error").and_then(|why| why.as_str()).unwrap_or("no reason given");
+        let why = body.get("error").and_then(|why| why.as_str()).unwrap_or("no reason given");
         Err(anyhow!("the agent refuses ({status}): {why}").into())
     })
 }
@@ -91,7 +92,7 @@ mod tests {
     use axum::{Router, extract::Path, routing::delete};
 
     #[tokio::test]
-    async fn the_api_hears_the_name_that_was_given_whatever_is_in_it() {
+    async fn the_api_gets_every_name_as_the_operator_wrote_it() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router =

@@ -1,4 +1,4 @@
-//! `warden health`: for the container's health check.
+//! `warden health`: the container's health check.
 
 use super::{Failure, client, load, runtime};
 use anyhow::anyhow;

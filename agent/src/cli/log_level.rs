@@ -1,4 +1,4 @@
-//! `warden log-level LEVEL`: changes what a running agent logs, until it is restarted.
+//! `warden log-level LEVEL`: changes the log level of a running agent until it restarts.
 
 use super::{Failure, client, load, runtime};
 use anyhow::{Context, anyhow};
@@ -23,7 +23,7 @@ pub(super) fn main(config: &Path, args: &Args) -> Result<(), Failure> {
         let status = answer.status();
         let body: serde_json::Value = answer.json().await.unwrap_or_default();
         if status.is_success() {
-            println!("the agent logs at {level} until it is restarted");
+            println!("the agent logs at {level} until it restarts");
             return Ok(());
         }
         let why = body.get("error").and_then(|why| why.as_str()).unwrap_or("no reason given");

@@ -1,15 +1,14 @@
 //! The command line: one file per subcommand.
 //!
-//! Exit codes, documented in the README: 0 done; 1 failed at run time; 2 wrong command line (clap's);
-//! 3 wrong configuration; 4 nothing answered (`status`); 5 another server may take writes (`gate`).
+//! `agent/docs/reference/cli.md` documents the exit codes: 0 success; 1 failure at run time; 2 wrong command line (by
+//! clap); 3 wrong configuration; 4 no answer (`status`); 5 refused (`gate`).
 
 mod audit;
-mod before_stop;
 mod check_config;
 mod client;
 mod fence;
-mod gate;
 mod health;
+mod hooks;
 mod log_level;
 mod pretty;
 mod run;
@@ -20,15 +19,15 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Done.
+/// Success.
 pub const OK: u8 = 0;
-/// Failed at run time.
+/// Failure at run time.
 pub const FAILED: u8 = 1;
 /// Wrong configuration.
 pub const BAD_CONFIG: u8 = 3;
-/// Nothing answered.
+/// No agent, no ZooKeeper server and no Patroni answered.
 pub const NO_ANSWER: u8 = 4;
-/// The gate does not let the candidate pass.
+/// The gate refuses the promotion.
 pub const REFUSED: u8 = 5;
 
 /// A sidecar for unmodified Patroni on ZooKeeper behind HAProxy.
@@ -46,29 +45,29 @@ struct Cli {
 enum Command {
     /// Run the agent
     Run,
-    /// Print the effective configuration, secrets masked, or say what is wrong with it
+    /// Print the effective configuration with secrets masked, or the error in it
     CheckConfig,
-    /// Show the cluster as an agent sees it, or ask ZooKeeper and Patroni where no agent answers
+    /// Show the cluster as an agent sees it; ask ZooKeeper, Patroni and PostgreSQL if no agent answers
     Status(status::Args),
-    /// Whether the agent on this machine is healthy: exit code 0 if so
+    /// Check the health of the agent on this machine: exit code 0 if it is healthy
     Health,
-    /// Stop a member's PostgreSQL from taking writes, until it is unfenced
+    /// Keep a member's PostgreSQL from taking writes until it is unfenced
     Fence(fence::FenceArgs),
-    /// Take back a fence that a person asked for
+    /// Take back a fence of the operator
     Unfence(fence::UnfenceArgs),
-    /// What the agent on this machine would do now, and why, without doing it
+    /// Print the actions that the agent on this machine would take now, and why; change nothing
     Plan,
-    /// Who was fenced, unfenced or released, when, why, and what came of it
+    /// Print the audit trail: each fence, unfence and release with its time, reason, facts and outcome
     Audit(audit::Args),
     /// Patroni's pre_promote hook: wait until no other member can be taking writes
-    Gate(gate::Args),
-    /// Patroni's before_stop hook: have new connections wait before PostgreSQL refuses them
+    Gate(hooks::gate::Args),
+    /// Patroni's before_stop hook: make new connections wait before PostgreSQL refuses them
     BeforeStop,
     /// Change the log level of the agent on this machine
     LogLevel(log_level::Args),
 }
 
-/// Why a command did not do what it should; each has its exit code.
+/// The failure of a command; each kind has its exit code.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("{0}")]
@@ -92,7 +91,7 @@ impl Failure {
     }
 }
 
-/// Does what the command line says.
+/// Runs the command of the command line.
 pub fn main() -> ExitCode {
     let Cli { config, command } = Cli::parse();
     let done = match command {
@@ -104,9 +103,9 @@ pub fn main() -> ExitCode {
         Command::Unfence(args) => fence::unfence(&config, &args),
         Command::Plan => fence::plan(&config),
         Command::Audit(args) => audit::main(&config, &args),
-        Command::Gate(args) => gate::main(&config, args),
+        Command::Gate(args) => hooks::gate::main(&config, args),
         Command::BeforeStop => {
-            before_stop::main(&config);
+            hooks::before_stop::main(&config);
             Ok(())
         }
         Command::LogLevel(args) => log_level::main(&config, &args),
@@ -120,12 +119,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The configuration, for a command.
+/// Loads the configuration for a command.
 fn load(path: &std::path::Path) -> Result<Config, Failure> {
     Ok(Config::load(path)?)
 }
 
-/// A runtime for a command.
+/// Builds the runtime for a command.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     use anyhow::Context;
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the asynchronous runtime")

@@ -1,10 +1,10 @@
-//! The state for a person: at most 80 columns, colours only where they are wanted; and as TSV.
+//! Prints the state for a person, in at most 80 columns and with optional colors, and as TSV.
 
 use crate::tell::state::{Fence, Haproxy, Member, State};
 use jiff::Timestamp;
 use warden_core::haproxy::Pool;
 
-/// A terminal as everybody has it.
+/// The columns of a terminal.
 const WIDTH: usize = 80;
 
 const RED: &str = "\x1b[31m";
@@ -16,18 +16,18 @@ const RESET: &str = "\x1b[0m";
 struct Paint(bool);
 
 impl Paint {
-    fn with(&self, colour: &str, text: &str) -> String {
-        if self.0 { format!("{colour}{text}{RESET}") } else { text.to_owned() }
+    fn with(&self, color: &str, text: &str) -> String {
+        if self.0 { format!("{color}{text}{RESET}") } else { text.to_owned() }
     }
 }
 
-/// The state as text.
-pub(super) fn render(state: &State, colour: bool) -> String {
-    let paint = Paint(colour);
+/// The state as text, with the escape codes of a terminal if `color` is set.
+pub(super) fn render(state: &State, color: bool) -> String {
+    let paint = Paint(color);
     let mut out = String::new();
     let at = state.at.get(..19).unwrap_or(&state.at).replace('T', " ");
     let by = match &state.agent {
-        // What it is unless somebody chose otherwise need not be said.
+        // The default mode needs no words. Older agents do not send the mode.
         Some(agent) if matches!(agent.fencing_mode.as_str(), "" | "enforce") => format!("seen by agent {}", agent.name),
         Some(agent) => format!("seen by agent {}, fencing.mode is {}", agent.name, agent.fencing_mode),
         None => "seen without an agent".to_owned(),
@@ -45,12 +45,12 @@ pub(super) fn render(state: &State, colour: bool) -> String {
         line(&mut out, "HAProxy", &haproxy_text(haproxy));
     }
     for fence in &state.fences {
-        // It takes no writes, so that there was nothing to carry out.
-        let as_it_is =
+        // The agents leave a server in recovery as it is.
+        let in_recovery =
             state.members.iter().any(|member| member.name == fence.member && member.postgres.answer == "in_recovery");
-        let colour = if fence.confirmed.is_some() || as_it_is { YELLOW } else { RED };
-        let texts = lines("Fence", &fence_text(fence, &state.at, as_it_is));
-        texts.iter().for_each(|text| out.push_str(&(paint.with(colour, text) + "\n")));
+        let color = if fence.confirmed.is_some() || in_recovery { YELLOW } else { RED };
+        let texts = lines("Fence", &fence_text(fence, &state.at, in_recovery));
+        texts.iter().for_each(|text| out.push_str(&(paint.with(color, text) + "\n")));
     }
     if state.warnings.is_empty() {
         out.push_str(&format!("Warnings   {}\n", paint.with(GREEN, "none")));
@@ -68,7 +68,7 @@ pub(super) fn render(state: &State, colour: bool) -> String {
 
 fn leader(state: &State) -> String {
     let leader = &state.leader;
-    let mut text = leader.name.clone().unwrap_or_else(|| "nobody".to_owned());
+    let mut text = leader.name.clone().unwrap_or_else(|| "none".to_owned());
     match (&leader.why_unverified, leader.verified) {
         (_, true) => text.push_str(", verified"),
         (Some(why), false) if leader.name.is_none() => text = format!("unknown: {why}"),
@@ -117,31 +117,39 @@ fn bytes(bytes: u64) -> String {
 
 const HEAD: [&str; 8] = ["Member", "Role", "State", "TL", "Lag", "Writable", "Patroni", "Agent"];
 
-/// The widest that a column may be; the names get what the others leave, which is 10 at the least:
-/// 80 - 2 for the mark - 7 between columns - (14 + 12 + 4 + 7 + 8 + 9 + 7).
-const LIMITS: [usize; 8] = [WIDTH, 14, 12, 4, 7, 8, 9, 7];
+/// The maximal width of each column. The names get the rest of the line.
+const WIDTHS_MAX: [usize; 8] = [WIDTH, 14, 12, 4, 7, 8, 9, 7];
+
+/// The columns for the mark of the leader.
+const MARK: usize = 2;
+
+const _: () = {
+    let [_, a, b, c, d, e, f, g] = WIDTHS_MAX;
+    let between = WIDTHS_MAX.len() - 1;
+    assert!(WIDTH - MARK - between - (a + b + c + d + e + f + g) >= 10, "names have less than 10 columns");
+};
 
 fn widths(rows: &[[String; 8]]) -> Vec<usize> {
     let width = |(column, (head, limit)): (usize, (&str, usize))| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([head.len()]).max().unwrap_or(0).min(limit)
     };
-    let mut widths: Vec<usize> = HEAD.into_iter().zip(LIMITS).enumerate().map(width).collect();
+    let mut widths: Vec<usize> = HEAD.into_iter().zip(WIDTHS_MAX).enumerate().map(width).collect();
     if let Some((names, others)) = widths.split_first_mut() {
-        let taken = 2 + others.len() + others.iter().sum::<usize>();
+        let taken = MARK + others.len() + others.iter().sum::<usize>();
         *names = (*names).min(WIDTH.saturating_sub(taken));
     }
     widths
 }
 
-/// Columns: mark, member, role, state, timeline, lag, writable, Patroni, agent.
+/// Prints the table of the members, with a star at the leader.
 fn members(state: &State, paint: &Paint, out: &mut String) {
     const RIGHT: [bool; 8] = [false, false, false, true, true, false, false, true];
     let rows: Vec<[String; 8]> = state.members.iter().map(row).collect();
     let widths = widths(&rows);
     let cells = |row: &[String]| {
         let cells = row.iter().zip(&widths).zip(RIGHT).enumerate().map(|(column, ((cell, width), right))| {
-            // Names of a cluster's members tend to differ in their last letter.
+            // The names of a cluster's members often differ in their last letter only.
             let cell = if column == 0 { cut_inside(cell, *width) } else { cut(cell, *width) };
             if right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
         });
@@ -150,7 +158,7 @@ fn members(state: &State, paint: &Paint, out: &mut String) {
     out.push_str(&format!("  {}\n", cells(&HEAD.map(str::to_owned))));
     for (member, row) in state.members.iter().zip(&rows) {
         let leads = state.leader.name.as_deref() == Some(member.name.as_str());
-        let colour = match (leads, member.writable) {
+        let color = match (leads, member.writable) {
             (false, Some(true)) => RED,
             (true, Some(true)) => GREEN,
             (true, _) => RED,
@@ -158,7 +166,7 @@ fn members(state: &State, paint: &Paint, out: &mut String) {
             (false, _) => YELLOW,
         };
         let text = format!("{} {}", if leads { '*' } else { ' ' }, cells(row));
-        out.push_str(&if colour.is_empty() { text } else { paint.with(colour, &text) });
+        out.push_str(&if color.is_empty() { text } else { paint.with(color, &text) });
         out.push('\n');
     }
     if state.members.is_empty() {
@@ -213,9 +221,9 @@ fn agents(state: &State, out: &mut String) {
 
 fn haproxy_text(haproxy: &Haproxy) -> String {
     if let Some(why) = &haproxy.detail {
-        return format!("{}: not known: {why}", haproxy.agent);
+        return format!("{}: unknown: {why}", haproxy.agent);
     }
-    let whom = |members: &[String]| if members.is_empty() { "nobody".to_owned() } else { members.join(", ") };
+    let targets = |members: &[String]| if members.is_empty() { "no member".to_owned() } else { members.join(", ") };
     let servers = |pool: Pool| {
         let of_it = haproxy.servers.iter().filter(|server| server.pool == pool.as_str());
         of_it
@@ -223,19 +231,19 @@ fn haproxy_text(haproxy: &Haproxy) -> String {
             .collect::<Vec<_>>()
     };
     let (writes, reads) = (servers(Pool::Writes), servers(Pool::Reads));
-    let mut text = format!("{}: writes go to {} ({})", haproxy.agent, whom(&haproxy.writes_to), writes.join("; "));
+    let mut text = format!("{}: writes go to {} ({})", haproxy.agent, targets(&haproxy.writes_to), writes.join("; "));
     if !reads.is_empty() {
-        text += &format!(", reads to {} ({})", whom(&haproxy.reads_from), reads.join("; "));
+        text += &format!(", reads to {} ({})", targets(&haproxy.reads_from), reads.join("; "));
     }
     text
 }
 
-/// The day is left out where it is the day of `at`.
-fn fence_text(fence: &Fence, at: &str, as_it_is: bool) -> String {
+/// The text of a fence. It has no day if that is the day of `at`.
+fn fence_text(fence: &Fence, at: &str, in_recovery: bool) -> String {
     let Fence { member, rule, reason, by, ordered, confirmed, written: _, zxid: _ } = fence;
     let confirmed = match confirmed {
         Some(_) => "confirmed",
-        None if as_it_is => "confirmed: in recovery",
+        None if in_recovery => "confirmed: in recovery",
         None => "NOT confirmed",
     };
     let when = match ordered.as_deref().map(|ordered| (ordered.get(..10), ordered.get(11..19), ordered)) {
@@ -247,10 +255,10 @@ fn fence_text(fence: &Fence, at: &str, as_it_is: bool) -> String {
     format!("{member}: {rule}, {confirmed}, ordered{when} by {by}: {reason}")
 }
 
-/// The column in which the text after a label begins.
+/// The column at which the text after a label begins.
 const TEXT: usize = 11;
 
-/// A label and its text, wrapped below the text's beginning.
+/// A label and its text, wrapped under the first word of the text.
 fn lines(label: &str, text: &str) -> Vec<String> {
     let wrapped = wrap(&clean(text), WIDTH - TEXT).into_iter().enumerate();
     wrapped.map(|(index, text)| format!("{:TEXT$}{text}", if index == 0 { label } else { "" })).collect()
@@ -260,8 +268,8 @@ fn line(out: &mut String, label: &str, text: &str) {
     lines(label, text).iter().for_each(|text| out.push_str(&format!("{text}\n")));
 }
 
-/// What a znode or whoever answers as an agent says must not steer the terminal, nor stand there in another
-/// order than it is in, nor hide: invisible and direction-changing characters of Unicode count as well.
+/// Replaces the characters that would steer the terminal, hide text or change its direction. A hostile client can write
+/// them into a znode, or into the answer of an agent.
 fn clean(text: &str) -> String {
     let hidden =
         |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
@@ -276,7 +284,7 @@ fn cut(text: &str, width: usize) -> String {
     format!("{kept}~")
 }
 
-/// The same in the middle, so that the end stays.
+/// Shortens a text in the middle, so that its end stays.
 fn cut_inside(text: &str, width: usize) -> String {
     let length = text.chars().count();
     if length <= width {
@@ -289,7 +297,7 @@ fn cut_inside(text: &str, width: usize) -> String {
     format!("{head}~{tail}")
 }
 
-/// Breaks at spaces; a word that is longer than a line is broken where the line ends.
+/// Breaks a text at its spaces, and breaks a word that is longer than a line at the end of the line.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();
@@ -319,7 +327,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// One line per member, with a header; `-` where nothing is known.
+/// One line for each member, with a header; `-` for an unknown value.
 pub(super) fn tsv(state: &State) -> String {
     let mut out =
         String::from("member\trole\tstate\ttimeline\tlag_bytes\twritable\tpatroni\tpostgres\tleader\tverified\n");

@@ -36,7 +36,15 @@ fn agent(name: &str, age_ms: u64) -> Agent {
 fn server(name: &str, status: &str, sessions: u64) -> Server {
     let address = "10.0.0.1:5432".to_owned();
     let (pool, member) = ("writes".to_owned(), Some(name.to_owned()));
-    Server { pool, name: name.to_owned(), address, member, status: status.to_owned(), sessions }
+    Server {
+        pool,
+        proxy: "postgres".to_owned(),
+        name: name.to_owned(),
+        address,
+        member,
+        status: status.to_owned(),
+        sessions,
+    }
 }
 
 fn healthy() -> State {
@@ -117,7 +125,7 @@ fn fence(member: &str, confirmed: bool) -> Fence {
     }
 }
 
-/// After a failover: the old primary was stopped in time, and its Patroni is still frozen.
+/// After a failover. An agent has stopped the old primary, whose Patroni is still frozen.
 fn fenced() -> State {
     let mut state = healthy();
     state.leader.name = Some("pg-slave".to_owned());
@@ -147,14 +155,14 @@ fn unknown() -> State {
     state
 }
 
-fn nobody() -> State {
+fn no_leader() -> State {
     let mut state = healthy();
     state.leader = Leader { name: None, since: None, czxid: None, mzxid: None, session: None, ..state.leader };
     state.members[0] = Member { role: "demoted".to_owned(), writable: Some(false), ..member("pg-master", false) };
     state
 }
 
-/// Everything as wide as it comes.
+/// Every text is as long as it can be.
 fn crowded() -> State {
     let mut state = unverified();
     let long = |index: usize| format!("postgresql-cluster-of-the-accounting-department-{index}");
@@ -223,7 +231,7 @@ fn pictures() -> Vec<(&'static str, State)> {
         ("healthy", healthy()),
         ("leader not verified", unverified()),
         ("leader unknown", unknown()),
-        ("no leader", nobody()),
+        ("no leader", no_leader()),
         ("crowded", crowded()),
         ("HAProxy away", haproxy_away()),
         ("fenced", fenced()),
@@ -231,7 +239,7 @@ fn pictures() -> Vec<(&'static str, State)> {
     ]
 }
 
-/// A line as a terminal shows it: our own escape codes take no room.
+/// A line as a terminal shows it, without our own escape codes.
 fn shown(line: &str) -> String {
     [RED, GREEN, YELLOW, BOLD, RESET].iter().fold(line.to_owned(), |line, code| line.replace(code, ""))
 }
@@ -259,7 +267,7 @@ Warnings   none
 }
 
 #[test]
-fn a_fence_is_told_with_its_rule_its_reason_and_whether_it_is_certain() {
+fn a_fence_is_shown_with_its_rule_its_reason_and_its_confirmation() {
     let told = |state: &State| {
         let text = render(state, false);
         let lines =
@@ -279,8 +287,8 @@ Fence      pg-master: superseded, confirmed, ordered 11:10:07 by pg-master:
         ..fence("pg-master", false)
     }];
     assert_eq!(told(&state), "Fence      pg-slave: peer, NOT confirmed, ordered 11:10:07 by pg-master: why");
-    assert!(render(&state, true).contains(&format!("{RED}Fence ")), "what is not certain is red");
-    // A person wants a standby fenced: it is no emergency that there is nothing to be done.
+    assert!(render(&state, true).contains(&format!("{RED}Fence ")), "a fence that is not confirmed is red");
+    // The operator fences a standby. The agents have nothing to do, which is no emergency.
     state.members[1].postgres.answer = "in_recovery".to_owned();
     assert!(told(&state).starts_with("Fence      pg-slave: peer, confirmed: in recovery, ordered"), "{}", told(&state));
     assert!(render(&state, true).contains(&format!("{YELLOW}Fence ")), "{}", render(&state, true));
@@ -295,8 +303,8 @@ Fence      pg-master: superseded, confirmed, ordered 11:10:07 by pg-master:
 #[test]
 fn no_line_is_longer_than_80_columns() {
     for (name, state) in pictures() {
-        for colour in [false, true] {
-            for line in render(&state, colour).lines().map(shown) {
+        for color in [false, true] {
+            for line in render(&state, color).lines().map(shown) {
                 assert!(line.chars().count() <= 80, "{name}: {} columns: {line}", line.chars().count());
             }
         }
@@ -304,7 +312,7 @@ fn no_line_is_longer_than_80_columns() {
 }
 
 #[test]
-fn without_colour_there_is_no_escape_code_and_nothing_else_that_steers_the_terminal() {
+fn without_color_there_is_no_escape_code_and_nothing_else_that_steers_the_terminal() {
     for (name, state) in pictures() {
         let text = render(&state, false) + &tsv(&state).replace('\t', " ");
         for c in text.chars().filter(|c| *c != '\n') {
@@ -314,22 +322,22 @@ fn without_colour_there_is_no_escape_code_and_nothing_else_that_steers_the_termi
 }
 
 #[test]
-fn with_colour_the_text_is_the_same_and_each_line_ends_as_it_began() {
+fn with_color_the_text_is_the_same_and_no_line_colors_the_next_one() {
     for (name, state) in pictures() {
-        let coloured = render(&state, true);
-        assert_eq!(shown(&coloured), render(&state, false), "{name}");
-        assert!(coloured.contains(RESET), "{name}: nothing is coloured");
-        for line in coloured.lines() {
+        let colored = render(&state, true);
+        assert_eq!(shown(&colored), render(&state, false), "{name}");
+        assert!(colored.contains(RESET), "{name}: nothing is colored");
+        for line in colored.lines() {
             let starts = line.matches('\x1b').count() - line.matches(RESET).count();
             assert_eq!(line.matches(RESET).count(), starts, "{name}: {line:?}");
             let after_reset = line.rsplit_once(RESET).map_or(line, |(_, rest)| rest);
-            assert!(!after_reset.contains('\x1b'), "{name}: {line:?} colours the next line");
+            assert!(!after_reset.contains('\x1b'), "{name}: {line:?} colors the next line");
         }
     }
 }
 
 #[test]
-fn what_is_not_certain_about_the_leader_is_said_on_its_line() {
+fn the_line_of_an_unverified_leader_says_why() {
     let line = |state: &State| {
         let text = render(state, false);
         let lines = text.lines().skip(1).take_while(|line| !line.is_empty());
@@ -339,17 +347,17 @@ fn what_is_not_certain_about_the_leader_is_said_on_its_line() {
         "Leader     pg-master as last read, NOT verified: no linearizable answer from ZooKeeper within 1000 ms"
     ));
     assert_eq!(line(&unknown()), "Leader     unknown: no linearizable answer from ZooKeeper within 1000 ms");
-    assert_eq!(line(&nobody()), "Leader     nobody, verified");
+    assert_eq!(line(&no_leader()), "Leader     none, verified");
 }
 
 #[test]
 fn only_the_leader_has_a_star() {
     let starred = |state: &State| render(state, false).lines().filter(|line| line.starts_with('*')).count();
-    assert_eq!((starred(&healthy()), starred(&nobody())), (1, 0));
+    assert_eq!((starred(&healthy()), starred(&no_leader())), (1, 0));
 }
 
 #[test]
-fn a_second_writable_member_is_red_and_a_healthy_standby_is_not_coloured() {
+fn a_second_writable_member_is_red_and_a_healthy_standby_is_not_colored() {
     let mut state = healthy();
     let row =
         |state: &State| render(state, true).lines().find(|line| shown(line).contains("  pg-slave ")).map(str::to_owned);
@@ -372,7 +380,7 @@ fn long_names_that_differ_only_in_their_end_stay_apart() {
 }
 
 #[test]
-fn names_have_the_room_that_the_other_columns_leave() {
+fn a_name_uses_the_columns_that_the_others_leave() {
     let mut state = healthy();
     state.members[1].name = "postgresql-0.west.local".to_owned();
     assert!(render(&state, false).contains("  postgresql-0.west.local "));
@@ -406,7 +414,7 @@ pg-slave\tsync_standby\tstreaming\t3\t0\tfalse\tanswering\tin_recovery\tfalse\tt
 proptest! {
     /// Wrapping keeps every character that is not a space, in order, and the width.
     #[test]
-    fn nothing_is_lost_where_a_line_is_broken(text in "[a-z ]{0,60}", width in 1_usize..20) {
+    fn a_broken_line_loses_no_character(text in "[a-z ]{0,60}", width in 1_usize..20) {
         let lines = wrap(&text, width);
         prop_assert!(lines.iter().all(|line| line.chars().count() <= width), "{:?}", lines);
         prop_assert_eq!(lines.concat().replace(' ', ""), text.replace(' ', ""));

@@ -1,4 +1,4 @@
-//! `warden run`: the agent.
+//! `warden run`: runs the agent.
 
 use super::{Failure, load, runtime};
 use crate::tell::log;
@@ -8,8 +8,8 @@ pub(super) fn main(config: &Path) -> Result<(), Failure> {
     let config = load(config)?;
     let control = log::start(&config.log);
     let runtime = runtime()?;
-    let ended = runtime.block_on(crate::run::run(config, control));
-    // A name that is being resolved blocks a thread that nobody can stop; it must not keep us.
+    let ended = runtime.block_on(crate::wiring::run(config, control));
+    // The resolution of a name blocks its thread, and no call can stop it. The agent does not wait for it.
     runtime.shutdown_background();
     Ok(ended?)
 }

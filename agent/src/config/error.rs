@@ -1,4 +1,4 @@
-//! What is wrong with the configuration: where, what, and what to do about it.
+//! An error in the configuration: the place, the problem, and the remedy.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 /// An error in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The file it is in; `None` for the environment.
+    /// The file that has the error; `None` for the environment.
     pub file: Option<PathBuf>,
-    /// Line, counted from 1, where one can be named.
+    /// The line, counted from 1; `None` if it is unknown.
     pub line: Option<u64>,
-    /// The key, dotted, or the environment variable.
+    /// The key with its sections (`a.b`), or the environment variable.
     pub key: Option<String>,
-    /// What is wrong.
+    /// The problem.
     pub problem: String,
-    /// What to do.
+    /// The remedy.
     pub remedy: String,
 }
 
@@ -35,25 +35,25 @@ impl ConfigError {
         Self { file: None, line: None, key: Some(variable.to_owned()), problem: problem.into(), remedy: remedy.into() }
     }
 
-    /// The same error, at a line. 0 stands for "not known".
+    /// The same error with its line; 0 means unknown.
     pub(super) fn at(mut self, line: u64) -> Self {
         self.line = (line > 0).then_some(line);
         self
     }
 
-    /// What the YAML parser or the types say about `file`.
+    /// An error of the YAML parser, or of the types, about `file`.
     pub(super) fn yaml(file: &Path, error: &serde_saphyr::Error) -> Self {
         let line = error.location().map(|location| location.line());
         let text = error.without_snippet().to_string();
         let first = text.lines().next().unwrap_or("cannot be read").trim_end_matches(':');
-        // The line is named in front, as by every compiler.
+        // `Display` writes the line in front of the problem.
         let problem = first.rsplit_once(" at line ").map_or(first, |(problem, _)| problem).to_owned();
         let remedy = if text.contains("unknown field") {
-            "remove the key or correct its spelling; the README lists all keys"
+            "remove the key or correct its spelling; agent/docs/reference/configuration.md lists all keys"
         } else if text.contains("missing field") {
             "add the key"
         } else {
-            "correct the value; the README says what each key takes"
+            "correct the value; agent/docs/reference/configuration.md lists the values of each key"
         };
         let key = problem.split('`').nth(1).filter(|_| text.contains("field `")).map(str::to_owned);
         let key = key.or_else(|| error.location().and_then(|at| key_at(file, at.line(), at.column())));
@@ -61,7 +61,7 @@ impl ConfigError {
     }
 }
 
-/// The key whose value stands at this place: the last word with a colon before it, in that line or one above.
+/// The key of the value at this place: the last word before a colon, in this line or in a line above.
 fn key_at(file: &Path, line: u64, column: u64) -> Option<String> {
     let text = std::fs::read_to_string(file).ok()?;
     let (line, column) = (usize::try_from(line).ok()?, usize::try_from(column).ok()?);

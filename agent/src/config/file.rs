@@ -1,4 +1,4 @@
-//! The shape of `warden.yml`. Every key is optional here; what is needed in the end is settled in `resolve`.
+//! The keys of `warden.yml`. Every key is optional here; `resolve` checks which are missing.
 
 use super::{FencingMode, LogFormat};
 use crate::secret::Secret;
@@ -32,7 +32,7 @@ pub(super) struct WardenFile {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FencingSection {
-    /// As it is written, so that one that is none makes no other key unreadable: the gate goes on with the rest.
+    /// The text of the file. A wrong mode must not make the other keys unreadable, because the gate uses them.
     pub mode: Option<Spanned<String>>,
 }
 
@@ -74,7 +74,7 @@ pub(super) struct ZooKeeperSection {
     pub tick_time: Option<Spanned<u64>>,
 }
 
-/// ZooKeeper's hosts as Patroni takes them: a list, or one text with commas and perhaps a chroot.
+/// ZooKeeper's hosts in Patroni's syntax: a list, or one text with commas and an optional chroot.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Hosts {
@@ -83,7 +83,7 @@ pub(super) enum Hosts {
 }
 
 impl Hosts {
-    /// One text with commas.
+    /// The hosts as one text with commas.
     pub(super) fn joined(&self) -> String {
         match self {
             Self::List(hosts) => hosts.join(","),
@@ -125,8 +125,11 @@ pub(super) struct NodeSection {
 #[serde(deny_unknown_fields)]
 pub(super) struct HaproxySection {
     pub socket: PathBuf,
-    pub backend: Option<String>,
+    pub backend: Option<Spanned<String>>,
     pub read_backend: Option<Spanned<String>>,
+    pub backends: Option<Spanned<BackendsSection>>,
+    pub server_maxconn: Option<Spanned<u64>>,
+    pub maxconn: Option<Spanned<u64>>,
     pub max_lag: Option<u64>,
     pub max_wait_ms: Option<Spanned<u64>>,
     pub hard_stop_after: Option<Spanned<u64>>,
@@ -134,7 +137,17 @@ pub(super) struct HaproxySection {
     pub master_socket: Option<PathBuf>,
     pub template: Option<PathBuf>,
     pub resolvers: Option<String>,
+    pub spare_servers: Option<Spanned<u64>>,
     pub mode: Option<FencingMode>,
+}
+
+/// The proxies for writes and the proxies for reads.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BackendsSection {
+    pub writes: Vec<String>,
+    #[serde(default)]
+    pub reads: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

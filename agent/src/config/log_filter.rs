@@ -1,22 +1,21 @@
-//! The log's filter, as it is written in `log.level` and sent to `PUT /api/v1/log-level`.
+//! The log filter of `log.level` and of `PUT /api/v1/log-level`.
 
 use tracing_subscriber::EnvFilter;
 
-/// The ZooKeeper library logs the session's password when it connects, and every retry of its own. What is worth
-/// knowing of it is in our own events. So is a certificate that is not trusted, which the verifier logs at each
-/// question to a Patroni.
+/// These libraries never log. The ZooKeeper library would log the password of each session, and each of its retries.
+/// The TLS verifier would log an untrusted certificate at each question to a Patroni. The agent's own events have both.
 const SILENCED: &str = "zookeeper_async=off,rustls_platform_verifier=off";
 
-/// The PostgreSQL library tells each notice that a server sends, and that servers went away: it is in our own events too.
-/// It keeps quiet unless the filter names it.
+/// The PostgreSQL library logs from level `warn` only, unless the filter names it. It would log each notice of a server
+/// and each lost connection, which the agent's own events have.
 const QUIET: &str = "tokio_postgres";
 
-/// Reads a filter as `RUST_LOG` has it. The error says what is wrong with it.
+/// Parses a filter in the syntax of `RUST_LOG`. The error is the problem, as text.
 pub fn parse_filter(text: &str) -> Result<EnvFilter, String> {
     if text.trim().is_empty() {
         return Err("the log filter is empty".to_owned());
     }
-    // A single word is read as the name of a module by the library, and nothing at all is logged then.
+    // The library takes any other word for the name of a module, and then logs nothing.
     for directive in text.split(',').map(str::trim).filter(|directive| !directive.contains('=')) {
         if !matches!(directive.to_ascii_lowercase().as_str(), "error" | "warn" | "info" | "debug" | "trace" | "off") {
             return Err(format!("{directive:?} is not a level: use error, warn, info, debug, trace, or module=level"));
@@ -25,10 +24,10 @@ pub fn parse_filter(text: &str) -> Result<EnvFilter, String> {
     EnvFilter::builder().parse(directives(text)).map_err(|error| format!("{text:?} is not a log filter: {error}"))
 }
 
-/// The filter with what is added to it.
+/// The filter with the directives for the libraries.
 pub(crate) fn directives(text: &str) -> String {
     let general = text.split(',').map(str::trim).rfind(|directive| !directive.contains('='));
-    // It is not to be louder than everything else.
+    // The library must not log more than the rest of the process.
     let loud = general.is_some_and(|level| ["info", "debug", "trace"].contains(&level.to_ascii_lowercase().as_str()));
     let quiet = if loud && !text.contains(QUIET) { format!(",{QUIET}=warn") } else { String::new() };
     format!("{text}{quiet},{SILENCED}")
@@ -39,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_postgresql_library_is_heard_only_where_it_is_named_and_never_louder_than_the_rest() {
+    fn the_postgresql_library_logs_only_if_the_filter_names_it_and_never_more_than_the_rest() {
         for (text, expected) in [
             ("info", "info,tokio_postgres=warn,zookeeper_async=off,rustls_platform_verifier=off"),
             (

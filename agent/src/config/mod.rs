@@ -1,14 +1,18 @@
-//! The configuration: `warden.yml` + Patroni's own YAML + the environment -> a validated [`Config`].
+//! The configuration: `warden.yml`, Patroni's own YAML and the environment become a validated [`Config`].
 //!
-//! `patroni_config:` names Patroni's file, from which everything that Patroni knows already is taken;
-//! `PATRONI_*` variables win over that file as they do for Patroni itself; what stands in `warden.yml`
-//! wins over both. Every error names the file, the line, the key and the remedy.
+//! `patroni_config:` names Patroni's file, from which Warden takes all values that Patroni has already. The `PATRONI_*`
+//! variables take precedence over that file, as in Patroni. `warden.yml` takes precedence over both. Every error names
+//! the file, the line, the key and the remedy.
 
 mod error;
 mod file;
-pub(crate) mod log_filter;
 mod patroni;
+
+pub(crate) mod log_filter;
+mod parse;
 mod resolve;
+
+pub mod policy;
 mod trees;
 
 pub use error::ConfigError;
@@ -21,63 +25,64 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use warden_core::haproxy::Pool;
 
-/// Where the configuration is looked for when nobody says otherwise.
+/// The path of the configuration file without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/warden/warden.yml";
 
-/// The effective configuration. Serialized with secrets masked: that is what `warden check-config` prints.
+/// The effective configuration. `warden check-config` prints it as YAML, with the secrets masked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Config {
     /// Patroni's scope.
     pub scope: String,
     /// Patroni's namespace, with a slash at both ends.
     pub namespace: String,
-    /// Citus group, where Patroni's tree has one.
+    /// The Citus group, if the cluster is part of one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub citus_group: Option<u32>,
-    /// The agent's name: the member's beside a node.
+    /// The agent's name; beside a node, the name of its member.
     pub name: String,
-    /// How to reach ZooKeeper.
+    /// The connection to ZooKeeper.
     pub zookeeper: ZooKeeperConfig,
-    /// How to talk to any member's Patroni.
+    /// The connection to any member's Patroni.
     pub patroni: PatroniConfig,
-    /// How to log in to any member's PostgreSQL; where it is absent, Patroni's and the other agents' word has to do.
+    /// The superuser's login at any member's PostgreSQL. Without it, the agent relies on Patroni and on the other
+    /// agents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub superuser: Option<Superuser>,
-    /// How to log in to other members' PostgreSQL where they are only asked, and not fenced; the superuser where it is
-    /// absent.
+    /// The login for questions to other members' PostgreSQL. Without it, the agent asks as the superuser, as it does
+    /// for a fence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watch: Option<Superuser>,
-    /// The node role; on when present.
+    /// The node role; on if present.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeConfig>,
-    /// The router role; on when present.
+    /// The router role; on if present.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub haproxy: Option<HaproxyConfig>,
-    /// What becomes of the rules of fencing.
+    /// The mode of the fence rules.
     pub fencing: FencingConfig,
-    /// When a leader key may be released.
+    /// The conditions for a release of the leader key.
     pub release: ReleaseConfig,
     /// The gate.
     pub gate: GateConfig,
-    /// Where the agent keeps what a restart of it must not forget.
+    /// The directory for the memory that a restart of the agent must keep.
     pub state_dir: PathBuf,
-    /// Whether Patroni may be woken.
+    /// The nudge.
     pub nudge: NudgeConfig,
-    /// Our own HTTP API.
+    /// The agent's own HTTP API.
     pub http: HttpConfig,
-    /// Logging.
+    /// The log.
     pub log: LogConfig,
 }
 
 impl Config {
-    /// Reads and validates the file at `path`, with the process's environment.
+    /// Reads and validates the file at `path`, with the environment of this process.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let env: BTreeMap<String, String> = std::env::vars().collect();
         resolve::load(path, &env)
     }
 
-    /// The same, for the gate: where nothing but the mode of fencing is wrong it is `enforce`, because a slip of the pen
-    /// is not to open the gate, and the error comes beside it.
+    /// Reads the file at `path` for the gate. If only `fencing.mode` is wrong, it returns the mode `enforce` and the
+    /// error: a spelling mistake must not open the gate.
     pub fn load_for_gate(path: &Path) -> Result<(Self, Option<ConfigError>), ConfigError> {
         let env: BTreeMap<String, String> = std::env::vars().collect();
         resolve::load_but_mode(path, &env)
@@ -91,25 +96,25 @@ impl Config {
     }
 }
 
-/// How to reach ZooKeeper.
+/// The connection to ZooKeeper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ZooKeeperConfig {
-    /// `host:port`, each.
+    /// The servers, each as `host:port`.
     pub hosts: Vec<String>,
-    /// Prefix of every path, `/a/b`, or empty.
+    /// The prefix of every path, such as `/a/b`, or empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub chroot: String,
-    /// Scheme and credential, as Patroni's `auth_data`.
+    /// Credentials by scheme, as in Patroni's `auth_data`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub auth_data: BTreeMap<String, Secret>,
-    /// Timeout asked for until Patroni's dynamic configuration says its ttl.
+    /// The session timeout that the agent requests until it has read `ttl` in Patroni's dynamic configuration.
     #[serde(rename = "session_timeout_s", serialize_with = "as_seconds")]
     pub session_timeout: Duration,
-    /// The ensemble's tickTime, in milliseconds.
+    /// The ensemble's `tickTime`, in milliseconds.
     pub tick_time: u64,
 }
 
-/// How to talk to any member's Patroni.
+/// The connection to any member's Patroni.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Default)]
 pub struct PatroniConfig {
     /// Basic authentication.
@@ -118,127 +123,151 @@ pub struct PatroniConfig {
     /// Basic authentication.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password: Option<Secret>,
-    /// PEM file with the CA that signed the members' certificates.
+    /// PEM file with the CA of the members' certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cacert: Option<PathBuf>,
-    /// PEM file with our client certificate.
+    /// PEM file with the agent's client certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certfile: Option<PathBuf>,
-    /// PEM file with its key.
+    /// PEM file with the key of that certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keyfile: Option<PathBuf>,
-    /// Certificates are not verified.
+    /// The agent does not verify certificates.
     pub insecure: bool,
 }
 
-/// How to log in to a member's PostgreSQL.
+/// A login at the members' PostgreSQL.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Superuser {
-    /// Role.
+    /// The role.
     pub username: String,
-    /// Password; absent with peer or trust authentication.
+    /// The password; absent with peer or trust authentication.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password: Option<Secret>,
-    /// libpq's sslmode for TCP.
+    /// libpq's `sslmode` for TCP.
     pub sslmode: SslMode,
-    /// Database to connect to; `template1` where it does not let us in.
+    /// The database; `template1` if the server refuses this one.
     pub database: String,
 }
 
-/// libpq's `sslmode`, as far as it is supported.
+/// The values of libpq's `sslmode` that Warden supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SslMode {
-    /// Never TLS.
+    /// No TLS.
     Disable,
-    /// TLS where the server offers it, unverified.
+    /// TLS if the server offers it; the agent does not verify the certificate.
     Prefer,
-    /// TLS always, unverified (as libpq does).
+    /// TLS always; the agent does not verify the certificate, as libpq does not.
     Require,
 }
 
-/// The node role: what stands beside a Patroni node.
+/// The node role: the agent beside a Patroni node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NodeConfig {
     /// The member's name.
     pub member: String,
-    /// Base address of its REST API, `http://host:port`.
+    /// The base URL of its REST API, `http://host:port`.
     pub api: String,
-    /// Its PostgreSQL over TCP.
+    /// The host of its PostgreSQL over TCP.
     pub host: String,
-    /// Its PostgreSQL over TCP, and the number in the socket's name.
+    /// The port of its PostgreSQL over TCP, and the number in the socket's name.
     pub port: u16,
-    /// The directory of its unix socket, where that is shared with us.
+    /// The directory of its Unix-domain socket, if the agent can reach it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket_dir: Option<PathBuf>,
-    /// Its data directory, where that is shared with us.
+    /// Its data directory, if the agent can read it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
-    /// The file that its Patroni holds locked.
+    /// The alive lock: the file that its Patroni holds locked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alive_lock: Option<PathBuf>,
 }
 
-/// The router role: what stands beside an HAProxy.
+/// The router role: the agent beside an HAProxy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HaproxyConfig {
-    /// Its runtime ("stats") socket.
+    /// HAProxy's runtime ("stats") socket.
     pub socket: PathBuf,
-    /// The proxy (backend or listen) whose servers take the writes.
-    pub backend: String,
-    /// The one whose servers take reads, if there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub read_backend: Option<String>,
-    /// Replicas that have more bytes of WAL than this still to replay take no new reads.
+    /// The proxies (backend or listen) whose servers take writes; at least one.
+    pub writes: Vec<String>,
+    /// The proxies whose servers take reads.
+    pub reads: Vec<String>,
+    /// The operator named the proxies in `haproxy.backends`, and not in `haproxy.backend`.
+    #[serde(skip)]
+    pub several: bool,
+    /// A replica takes no new reads if it has more bytes of WAL than this to replay.
     pub max_lag: u64,
-    /// A new connection for writes waits no longer than this, in milliseconds, where it cannot be sent anywhere.
+    /// The longest wait of a new connection for writes while no server takes it, in milliseconds.
     pub max_wait_ms: u64,
-    /// Sessions from before a reload go on in the old worker for so long, in seconds.
+    /// The longest life of sessions in HAProxy's old worker after a reload, in seconds.
     pub hard_stop_after: u64,
-    /// Its configuration file, where that is ours to write.
+    /// The maximal number of sessions of a server; PostgreSQL's `max_connections` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_maxconn: Option<u32>,
+    /// The maximal number of connections of HAProxy.
+    pub maxconn: u32,
+    /// HAProxy's configuration file, if the agent writes it.
     #[serde(flatten)]
     pub file: Option<RenderConfig>,
-    /// Whether HAProxy is told anything. Where `fencing.mode` is `observe`, it is only said what it would be told.
+    /// The mode of routing. `observe` in `fencing.mode` counts here too.
     pub mode: FencingMode,
 }
 
 impl HaproxyConfig {
-    /// The proxy of this pool, if there is one.
-    pub fn proxy(&self, pool: Pool) -> Option<&str> {
+    /// The proxies of `pool`.
+    pub fn proxies_of(&self, pool: Pool) -> &[String] {
         match pool {
-            Pool::Writes => Some(&self.backend),
-            Pool::Reads => self.read_backend.as_deref(),
+            Pool::Writes => &self.writes,
+            Pool::Reads => &self.reads,
         }
     }
 
-    /// The proxies that there are.
+    /// All proxies, those for writes first.
     pub fn proxies(&self) -> impl Iterator<Item = &str> {
-        [Pool::Writes, Pool::Reads].into_iter().filter_map(|pool| self.proxy(pool))
+        self.writes.iter().chain(&self.reads).map(String::as_str)
+    }
+
+    /// The pool of `proxy`; `None` if the configuration does not name it.
+    pub fn pool_of(&self, proxy: &str) -> Option<Pool> {
+        [Pool::Writes, Pool::Reads].into_iter().find(|pool| self.proxies_of(*pool).iter().any(|name| name == proxy))
+    }
+
+    /// The key that names the proxies for writes.
+    pub const fn writes_key(&self) -> &'static str {
+        if self.several { "haproxy.backends.writes" } else { "haproxy.backend" }
+    }
+
+    /// The key that names the proxies for reads.
+    pub const fn reads_key(&self) -> &'static str {
+        if self.several { "haproxy.backends.reads" } else { "haproxy.read_backend" }
     }
 }
 
 /// HAProxy's configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RenderConfig {
-    /// Where it is.
+    /// The path of the file.
     pub config_file: PathBuf,
     /// The socket of HAProxy's master process.
     pub master_socket: PathBuf,
-    /// What it is rendered from; the built-in one where there is none.
+    /// The path of the template; the built-in template if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<PathBuf>,
-    /// The name server, `address:port`, by which HAProxy resolves the members' names while it runs.
+    /// The name server, `address:port`, that HAProxy asks for the members' names while it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolvers: Option<String>,
+    /// The number of unused servers in the file, for a HAProxy that cannot add servers while it runs.
+    pub spare_servers: usize,
 }
 
 impl RenderConfig {
-    /// In what state HAProxy's servers begin, beside the configuration.
+    /// The file with the initial state of HAProxy's servers, in the directory of the configuration file.
     pub fn state_file(&self) -> PathBuf {
         self.config_file.with_file_name("servers.state")
     }
 
-    /// How HAProxy has new connections wait, beside the configuration.
+    /// The Lua script that makes new connections wait, in the directory of the configuration file.
     pub fn wait_script(&self) -> PathBuf {
         self.config_file.with_file_name("wait.lua")
     }
@@ -246,12 +275,15 @@ impl RenderConfig {
 
 #[cfg(test)]
 impl HaproxyConfig {
-    /// An HAProxy that is not there.
+    /// The configuration of an HAProxy that does not exist.
     pub fn nowhere() -> Self {
         Self {
             socket: "/nowhere/admin.sock".into(),
-            backend: "postgres".to_owned(),
-            read_backend: None,
+            writes: vec!["postgres".to_owned()],
+            reads: Vec::new(),
+            several: false,
+            server_maxconn: None,
+            maxconn: 4000,
             max_lag: 16 << 20,
             max_wait_ms: 5000,
             hard_stop_after: 3600,
@@ -261,78 +293,79 @@ impl HaproxyConfig {
     }
 }
 
-/// What becomes of the rules of fencing.
+/// The mode of the fence rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Default)]
 pub struct FencingConfig {
-    /// Carried out, only said, or not asked at all.
+    /// The mode.
     pub mode: FencingMode,
 }
 
-/// Carried out, only said, or not asked at all.
+/// A mode of the agent, for fencing and for routing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum FencingMode {
-    /// A server that must not take writes is stopped.
+    /// The agent acts.
     #[default]
     Enforce,
-    /// It is logged and counted what would have been done.
+    /// The agent logs and counts the actions, and does none of them.
     Observe,
-    /// Nothing is done and nothing is said.
+    /// The agent does not ask the rules.
     Off,
 }
 
-/// When a leader key may be released.
+/// The conditions for a release of the leader key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ReleaseConfig {
-    /// A crashed leader's key is released.
+    /// The agent releases the key of a crashed leader.
     pub enabled: bool,
-    /// A switchover is shortened: the key is released as soon as the old server is down.
+    /// The agent shortens a switchover: it releases the key as soon as the old server is down.
     pub handover: bool,
-    /// Without a synchronous standby the key is left for so many seconds; absent: it is never released then.
+    /// Without a synchronous standby, the agent leaves the key for this many seconds. Absent: it never releases the
+    /// key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub asynchronous: Option<u64>,
-    /// The socket has to be without a listener for this long.
+    /// The time for which PostgreSQL's socket must have no listener, in milliseconds.
     pub after_ms: u64,
-    /// Patroni is process 1 of a container, so that its backends end with it.
+    /// Patroni is process 1 of a container, so PostgreSQL's backends end with it.
     pub patroni_is_pid_1: bool,
 }
 
 /// The gate, Patroni's `pre_promote` hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct GateConfig {
-    /// It takes no longer than so many seconds.
+    /// The longest wait of the gate, in seconds.
     pub wait_s: u64,
 }
 
-/// Whether Patroni may be woken.
+/// The nudge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Default)]
 pub struct NudgeConfig {
-    /// It may.
+    /// The agent may wake the local Patroni.
     pub enabled: bool,
 }
 
-/// Our own HTTP API.
+/// The agent's own HTTP API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HttpConfig {
-    /// Address and port to listen on.
+    /// The address and port of the listener.
     pub listen: SocketAddr,
-    /// `host:port` under which others reach us.
+    /// The `host:port` at which other agents and commands reach this agent.
     pub connect_address: String,
-    /// What changes the world needs this token; without it such requests are refused.
+    /// The token for requests that change something. Without it, the agent refuses them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
 }
 
-/// Logging.
+/// The log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LogConfig {
-    /// For people or for machines.
+    /// The format.
     pub format: LogFormat,
-    /// A filter as in `RUST_LOG`: `info`, `warden=debug`.
+    /// The filter, in the syntax of `RUST_LOG`: `info`, `warden=debug`.
     pub level: String,
 }
 
-/// For people or for machines.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {

@@ -1,7 +1,8 @@
-//! Patroni's own configuration file, as far as Warden needs it, and the `PATRONI_*` variables over it.
+//! The part of Patroni's own configuration file that Warden needs, and the `PATRONI_*` variables, which take
+//! precedence.
 //!
-//! Keys we do not need are ignored: the file belongs to Patroni. Names and precedence follow
-//! `patroni/config.py` and `patroni/request.py` of Patroni 4.1.
+//! Warden ignores all other keys, because the file belongs to Patroni. Names and precedence follow `patroni/config.py`
+//! and `patroni/request.py` of Patroni 4.1.
 
 use super::ConfigError;
 use super::file::Hosts;
@@ -85,7 +86,7 @@ pub(super) struct Postgresql {
     pub listen: Option<String>,
     pub connect_address: Option<String>,
     pub data_dir: Option<PathBuf>,
-    /// Patroni knows no variable for it.
+    /// Patroni has no variable for it.
     pub database: Option<String>,
     #[serde(default)]
     pub authentication: Authentication,
@@ -104,14 +105,14 @@ pub(super) struct Parameters {
 }
 
 impl PatroniFile {
-    /// Reads Patroni's file.
+    /// Reads Patroni's file at `path`. An empty file has no keys.
     pub(super) fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
             file: Some(path.to_owned()),
             line: None,
             key: None,
             problem: format!("Patroni's configuration cannot be read: {error}"),
-            remedy: "mount it where patroni_config says, readable for this user".to_owned(),
+            remedy: "mount it at the path in patroni_config, readable for this user".to_owned(),
         })?;
         if text.trim().is_empty() {
             return Ok(Self::default());
@@ -119,7 +120,7 @@ impl PatroniFile {
         serde_saphyr::from_str(&text).map_err(|error| ConfigError::yaml(path, &error))
     }
 
-    /// Lays the `PATRONI_*` variables over the file, as Patroni does: an empty variable counts as not set.
+    /// Replaces values of the file by the `PATRONI_*` variables, as Patroni does. An empty variable counts as not set.
     pub(super) fn overlay(&mut self, env: &BTreeMap<String, String>) -> Result<(), ConfigError> {
         let get = |name: &str| env.get(&format!("PATRONI_{name}")).filter(|value| !value.is_empty()).cloned();
         let over = |slot: &mut Option<String>, name: &str| {
@@ -157,7 +158,11 @@ impl PatroniFile {
         self.overlay_zookeeper(&get)?;
         if let Some(group) = get("CITUS_GROUP") {
             let group = group.parse().map_err(|_| {
-                ConfigError::env("PATRONI_CITUS_GROUP", format!("{group:?} is not a number"), "set the group's number")
+                ConfigError::env(
+                    "PATRONI_CITUS_GROUP",
+                    format!("{group:?} is not a number"),
+                    "set it to the number of the group",
+                )
             })?;
             self.citus = Some(Citus { group: Some(group) });
         }
@@ -166,7 +171,7 @@ impl PatroniFile {
 
     fn overlay_zookeeper(&mut self, get: &impl Fn(&str) -> Option<String>) -> Result<(), ConfigError> {
         if let Some(hosts) = get("ZOOKEEPER_HOSTS") {
-            // Patroni takes a YAML list with or without the brackets: 'a:2181','b:2181'.
+            // Patroni accepts a YAML list with or without the brackets: 'a:2181','b:2181'.
             let bare = !hosts.trim_start().starts_with('-') && !hosts.contains('[');
             let yaml = if bare { format!("[{hosts}]") } else { hosts };
             let list: Vec<String> = serde_saphyr::from_str(&yaml).map_err(|_| {
@@ -181,7 +186,7 @@ impl PatroniFile {
         if let Some(data) = get("ZOOKEEPER_AUTH_DATA") {
             let braced = data.trim_start().starts_with('{');
             let yaml = if braced { data } else { format!("{{{data}}}") };
-            // The parser's own message would quote the secret.
+            // The error of the parser would quote the secret.
             self.zookeeper.get_or_insert_default().auth_data = serde_saphyr::from_str(&yaml).map_err(|_| {
                 ConfigError::env(
                     "PATRONI_ZOOKEEPER_AUTH_DATA",
@@ -207,7 +212,7 @@ fn overlay_login(slot: &mut Option<Login>, prefix: &str, get: &impl Fn(&str) -> 
     }
 }
 
-/// A value that stands in no file.
+/// A value from the environment, which has no line.
 fn unspanned<T>(value: T) -> Spanned<T> {
     Spanned::new(value, serde_saphyr::Location::UNKNOWN, serde_saphyr::Location::UNKNOWN)
 }

@@ -147,7 +147,7 @@ fn a_namespace_is_read_as_patroni_reads_it() {
 }
 
 #[test]
-fn shown_as_text_the_configuration_keeps_its_secrets() {
+fn the_printed_configuration_keeps_its_secrets() {
     let files = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\n");
     let config = files.load(&[("WARDEN_API_TOKEN", "api-secret")]).unwrap();
     let shown = format!("{}{config:?}", serde_saphyr::to_string(&config).unwrap());
@@ -158,7 +158,7 @@ fn shown_as_text_the_configuration_keeps_its_secrets() {
 }
 
 #[test]
-fn unless_told_otherwise_warden_fences_and_neither_releases_nor_nudges() {
+fn by_default_warden_fences_and_neither_releases_nor_nudges() {
     let config = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\n").load(&[]).unwrap();
     assert_eq!(config.fencing.mode, FencingMode::Enforce);
     let nothing =
@@ -186,7 +186,7 @@ fn the_mode_of_fencing_in_the_environment_wins_over_the_file() {
 }
 
 #[test]
-fn for_the_gate_a_mode_of_fencing_that_is_none_is_enforce_and_anything_else_that_is_wrong_an_error() {
+fn the_gate_takes_a_wrong_mode_of_fencing_for_enforce_and_refuses_any_other_mistake() {
     let load = |yaml: &str, mode: &str| {
         let env = [("WARDEN_FENCING_MODE".to_owned(), mode.to_owned())].into();
         let files = Files::new(PATRONI, &format!("patroni_config: PATRONI\nnode: {{}}\n{yaml}"));
@@ -216,7 +216,7 @@ fn the_rules_of_leadership_are_switched_as_the_file_says() {
         ReleaseConfig { enabled: true, handover: true, asynchronous: None, after_ms: 10, patroni_is_pid_1: true };
     assert_eq!(config.release, release);
     assert!(config.nudge.enabled);
-    // A handover stands on the socket alone.
+    // A handover needs the socket alone.
     let handover = Files::new(PATRONI, "patroni_config: PATRONI\nnode: {}\nrelease: {handover: true}\n").load(&[]);
     assert!(handover.unwrap().release.handover);
     for (text, mode) in
@@ -224,107 +224,149 @@ fn the_rules_of_leadership_are_switched_as_the_file_says() {
     {
         let config = Files::new(PATRONI, &format!("{node}fencing: {{mode: {text}}}\n")).load(&[]).unwrap();
         assert_eq!(config.fencing.mode, mode);
-        // `off` is a boolean in YAML's first version, so it may be quoted.
+        // YAML 1.1 reads `off` as a boolean, so the writer may quote it.
         let shown = serde_saphyr::to_string(&config).unwrap().replace('"', "");
         assert!(shown.contains(&format!("mode: {text}")), "{shown}");
     }
 }
 
-/// Each wrong configuration names the file, the line, the key and what to do.
+/// A wrong configuration: Patroni's file, `warden.yml`, and the parts of the error.
+type Wrong = (&'static str, &'static str, &'static [&'static str]);
+
+/// Mistakes in `warden.yml` beside a correct file of Patroni's.
+const WRONG: &[Wrong] = &[
+    (PATRONI, "patroni_config: PATRONI\nnode: {}\nfoo: 1\n", &["warden.yml:3:", "foo", "unknown", "remove"]),
+    (PATRONI, "patroni_config: PATRONI\nnode:\n  alive_lok: /x\n", &["warden.yml:3:", "alive_lok", "unknown"]),
+    (PATRONI, "patroni_config: PATRONI\nnode: {port: many}\n", &["warden.yml:2: port:", "correct"]),
+    (
+        PATRONI,
+        "patroni_config: /nowhere/p.yml\nnode: {}\n",
+        &["warden.yml:1: patroni_config", "/nowhere/p.yml", "mount"],
+    ),
+    (PATRONI, "patroni_config: PATRONI\n", &["node, haproxy", "add `node"]),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nnode: {}\nhttp: {listen: here}\n",
+        &["warden.yml:3: http.listen", "0.0.0.0:8010"],
+    ),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nnode: {}\nhttp:\n  token_file: /nowhere/t\n",
+        &["warden.yml:4: http.token_file"],
+    ),
+    (PATRONI, "patroni_config: PATRONI\nnode: {}\nlog: {level: 'a=b=c'}\n", &["warden.yml:3: log.level", "debug"]),
+    (PATRONI, "patroni_config: PATRONI\nnode: {}\nwatch: {}\n", &["watch.username: is missing", "may log in"]),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nnode: {}\nwatch:\n  username: x\n  password_file: /nowhere/t\n",
+        &["warden.yml:5: watch.password_file"],
+    ),
+    (PATRONI, "patroni_config: PATRONI\nnode: {}\nscope: a/b\n", &["warden.yml:3: scope", "slashes"]),
+    (PATRONI, "patroni_config: PATRONI\nnode: {}\nzookeeper:\n  hosts: 'a:x'\n", &["warden.yml:4: zookeeper.hosts"]),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nnode: {}\nfencing:\n  mode: sometimes\n",
+        &["warden.yml:4: fencing.mode", "sometimes", "enforce, observe or off"],
+    ),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nnode: {}\nfencing: {mode: false}\n",
+        &["warden.yml:3: fencing.mode", "enforce, observe or off"],
+    ),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nnode: {alive_lock: /x}\nrelease:\n  handover: true\n  enabled: true\n",
+        &["warden.yml:5: release.enabled", "backends", "patroni_is_pid_1: true", "leave release.enabled off"],
+    ),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nnode: {}\nrelease:\n  patroni_is_pid_1: true\n  enabled: true\n",
+        &["warden.yml:5: release.enabled", "nothing proves", "node.alive_lock"],
+    ),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nhaproxy:\n  socket: /s\n  max_wait_ms: 100\n",
+        &["warden.yml:4: haproxy.max_wait_ms", "100 ms", "use 500 to 60000"],
+    ),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nhaproxy:\n  socket: /s\n  backends: {writes: [a, b], reads: [a]}\n",
+        &["warden.yml:4: haproxy.backends", "\"a\" is named twice", "for writes or for reads"],
+    ),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nhaproxy:\n  socket: /s\n  backends: {writes: []}\n",
+        &["warden.yml:4: haproxy.backends.writes", "empty"],
+    ),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nhaproxy:\n  socket: /s\n  backend: c\n  backends: {writes: [a, b]}\n",
+        &["warden.yml:5: haproxy.backends", "\"c\" is named beside", "leave haproxy.backend"],
+    ),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nhaproxy: {socket: /s, backends: {writes: [a, b]}, config_file: /f, \
+         master_socket: /m}\n",
+        &["haproxy.backends", "built-in template", "haproxy.template"],
+    ),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nhaproxy:\n  socket: /s\n  server_maxconn: 0\n",
+        &["warden.yml:4: haproxy.server_maxconn", "use 1 to 100000"],
+    ),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nhaproxy:\n  socket: /s\n  hard_stop_after: 5\n",
+        &["warden.yml:4: haproxy.hard_stop_after", "5 s", "use 10 to 604800"],
+    ),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nhaproxy:\n  socket: /s\n  spare_servers: 65\n",
+        &["warden.yml:4: haproxy.spare_servers", "use 0 to 64"],
+    ),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nnode: {}\nrelease:\n  after_ms: 10001\n",
+        &["warden.yml:4: release.after_ms", "10001 ms", "use 10 to 1000"],
+    ),
+    (PATRONI, "patroni_config: PATRONI\nnode: {}\nnudge: {enable: true}\n", &["warden.yml:3:", "enable", "remove"]),
+    ("scope: [", "patroni_config: PATRONI\nnode: {}\n", &["patroni.yml:1"]),
+    ("", "haproxy: {socket: /s}\nscope: s\n", &["zookeeper.hosts: is missing"]),
+    ("", "haproxy: {socket: /s}\nzookeeper: {hosts: a}\n", &["scope: is missing"]),
+];
+
+#[track_caller]
+fn assert_error_names(patroni: &str, warden: &str, expected: &[&str]) {
+    let error = Files::new(patroni, warden).load(&[]).unwrap_err().to_string();
+    for part in expected {
+        assert!(error.contains(part), "{warden:?}: {error:?} does not contain {part:?}");
+    }
+}
+
+/// Each wrong configuration names the file, the line, the key and the remedy.
 #[test]
-fn what_is_wrong_is_named_with_file_line_key_and_remedy() {
+fn an_error_names_the_file_the_line_the_key_and_the_remedy() {
+    for (patroni, warden, expected) in WRONG {
+        assert_error_names(patroni, warden, expected);
+    }
     let slow = PATRONI.replace("retry_timeout: 10", "retry_timeout: 11");
     let tls = PATRONI.replace("hosts: ['zoo:2181']", "hosts: ['zoo:2181']\n  use_ssl: true");
     let no_socket = PATRONI.replace("unix_socket_directories: '/var/run/postgresql, .'", "work_mem: 4MB");
-    let cases: &[(&str, &str, &[&str])] = &[
-        (PATRONI, "patroni_config: PATRONI\nnode: {}\nfoo: 1\n", &["warden.yml:3:", "foo", "unknown", "remove"]),
-        (PATRONI, "patroni_config: PATRONI\nnode:\n  alive_lok: /x\n", &["warden.yml:3:", "alive_lok", "unknown"]),
-        (PATRONI, "patroni_config: PATRONI\nnode: {port: many}\n", &["warden.yml:2: port:", "correct"]),
-        (
-            PATRONI,
-            "patroni_config: /nowhere/p.yml\nnode: {}\n",
-            &["warden.yml:1: patroni_config", "/nowhere/p.yml", "mount"],
-        ),
-        (PATRONI, "patroni_config: PATRONI\n", &["node, haproxy", "add `node"]),
-        (
-            PATRONI,
-            "patroni_config: PATRONI\nnode: {}\nhttp: {listen: here}\n",
-            &["warden.yml:3: http.listen", "0.0.0.0:8010"],
-        ),
-        (
-            PATRONI,
-            "patroni_config: PATRONI\nnode: {}\nhttp:\n  token_file: /nowhere/t\n",
-            &["warden.yml:4: http.token_file"],
-        ),
-        (PATRONI, "patroni_config: PATRONI\nnode: {}\nlog: {level: 'a=b=c'}\n", &["warden.yml:3: log.level", "debug"]),
-        (PATRONI, "patroni_config: PATRONI\nnode: {}\nwatch: {}\n", &["watch.username: is missing", "may log in"]),
-        (
-            PATRONI,
-            "patroni_config: PATRONI\nnode: {}\nwatch:\n  username: x\n  password_file: /nowhere/t\n",
-            &["warden.yml:5: watch.password_file"],
-        ),
-        (PATRONI, "patroni_config: PATRONI\nnode: {}\nscope: a/b\n", &["warden.yml:3: scope", "slashes"]),
-        (
-            PATRONI,
-            "patroni_config: PATRONI\nnode: {}\nzookeeper:\n  hosts: 'a:x'\n",
-            &["warden.yml:4: zookeeper.hosts"],
-        ),
-        (
-            PATRONI,
-            "patroni_config: PATRONI\nnode: {}\nfencing:\n  mode: sometimes\n",
-            &["warden.yml:4: fencing.mode", "sometimes", "enforce, observe or off"],
-        ),
-        (
-            PATRONI,
-            "patroni_config: PATRONI\nnode: {}\nfencing: {mode: false}\n",
-            &["warden.yml:3: fencing.mode", "enforce, observe or off"],
-        ),
-        (
-            PATRONI,
-            "patroni_config: PATRONI\nnode: {alive_lock: /x}\nrelease:\n  handover: true\n  enabled: true\n",
-            &["warden.yml:5: release.enabled", "backends", "patroni_is_pid_1: true", "leave release.enabled off"],
-        ),
-        (
-            PATRONI,
-            "patroni_config: PATRONI\nnode: {}\nrelease:\n  patroni_is_pid_1: true\n  enabled: true\n",
-            &["warden.yml:5: release.enabled", "nothing proves", "node.alive_lock"],
-        ),
+    let cases: [(&str, &str, &[&str]); 3] = [
         (
             &no_socket,
             "patroni_config: PATRONI\nnode: {alive_lock: /x}\nrelease: {enabled: true, patroni_is_pid_1: true}\n",
             &["warden.yml:3: release.enabled", "nothing proves", "node.socket_dir"],
         ),
         (
-            PATRONI,
-            "patroni_config: PATRONI\nhaproxy:\n  socket: /s\n  max_wait_ms: 100\n",
-            &["warden.yml:4: haproxy.max_wait_ms", "100 ms", "use 500 to 60000"],
-        ),
-        (
-            PATRONI,
-            "patroni_config: PATRONI\nhaproxy:\n  socket: /s\n  hard_stop_after: 5\n",
-            &["warden.yml:4: haproxy.hard_stop_after", "5 s", "use 10 to 604800"],
-        ),
-        (
-            PATRONI,
-            "patroni_config: PATRONI\nnode: {}\nrelease:\n  after_ms: 10001\n",
-            &["warden.yml:4: release.after_ms", "10001 ms", "use 10 to 1000"],
-        ),
-        (PATRONI, "patroni_config: PATRONI\nnode: {}\nnudge: {enable: true}\n", &["warden.yml:3:", "enable", "remove"]),
-        (
             &slow,
             "patroni_config: PATRONI\nnode: {}\n",
             &["patroni.yml:12: bootstrap.dcs.ttl", "10 + 2 * 11", "at least 32"],
         ),
         (&tls, "patroni_config: PATRONI\nnode: {}\n", &["patroni.yml:10: zookeeper.use_ssl", "tunnel"]),
-        ("scope: [", "patroni_config: PATRONI\nnode: {}\n", &["patroni.yml:1"]),
-        ("", "haproxy: {socket: /s}\nscope: s\n", &["zookeeper.hosts: is missing"]),
-        ("", "haproxy: {socket: /s}\nzookeeper: {hosts: a}\n", &["scope: is missing"]),
     ];
     for (patroni, warden, expected) in cases {
-        let error = Files::new(patroni, warden).load(&[]).unwrap_err().to_string();
-        for part in *expected {
-            assert!(error.contains(part), "{warden:?}: {error:?} does not contain {part:?}");
-        }
+        assert_error_names(patroni, warden, expected);
     }
 }
 

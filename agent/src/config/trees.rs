@@ -1,27 +1,30 @@
-//! Where a cluster's znodes are, without chroot: Patroni's tree, Warden's own, and the one that Warden 0.1 used.
+//! The paths of a cluster's trees in ZooKeeper, without chroot: Patroni's, Warden's own, and that of Warden 0.1.
 //!
-//! Warden's own tree is `/warden` followed by Patroni's path, so that two clusters share one only if they share
-//! Patroni's. Two things would break that, and [`part`] prevents both with one rule. A part of Patroni's path may be
-//! called like a znode of a tree's own: namespace `/service/x` with scope `agents` would be an agent of cluster
-//! `/service/x`. And the one part of a path without a namespace would be 0.1's tree of that scope, which clusters of
-//! every namespace have used and which stays.
+//! Warden's own tree is `/warden` followed by Patroni's path. Two clusters share it only if they share Patroni's tree.
+//! Two kinds of paths would break that, and [`part`] prevents both:
+//!
+//! - A part of Patroni's path may have the name of a znode in a tree. Namespace `/service/x` with scope `agents` would
+//!   be the folder of the agents of cluster `/service/x`.
+//! - A path without a namespace has one part. It would be the tree of Warden 0.1 for that scope, which clusters of
+//!   every namespace have used.
 
 use super::Config;
 
-/// Follows `/warden` where Patroni's path has one part only: namespace `/`, no group.
+/// Follows `/warden` if Patroni's path has only one part: namespace `/`, no group.
 const ROOT: &str = "root";
 
-/// No part of Patroni's path stands in our path under one of these names.
+/// The names that no part of Patroni's path keeps in Warden's path.
 const TAKEN: [&str; 17] = [
     ROOT,
-    // Our own znodes.
+    // Warden's znodes.
     "agents",
     "audit",
     "barriers",
     "fences",
     "shared",
     "upgrade",
-    // Patroni's. Its namespace may be `/warden`: a persistent `leader` of ours would keep that cluster from a leader.
+    // Patroni's znodes. With Patroni's namespace `/warden`, a persistent znode `leader` of Warden would block the
+    // leader key.
     "config",
     "failover",
     "failsafe",
@@ -46,22 +49,22 @@ impl Config {
         beside(&self.patroni_tree())
     }
 
-    /// The tree of Warden 0.1, which did not tell namespaces apart: `/warden/my_cluster`, `/warden/my_cluster-1`.
+    /// The tree of Warden 0.1, which ignored the namespace: `/warden/my_cluster`, `/warden/my_cluster-1`.
     pub fn old_tree(&self) -> String {
         let group = self.citus_group.map_or_else(String::new, |group| format!("-{group}"));
         format!("/warden/{}{group}", self.scope)
     }
 }
 
-/// Warden's tree for Patroni's at `path`.
+/// Warden's tree for Patroni's tree at `path`.
 fn beside(path: &str) -> String {
     let parts: Vec<String> = path.split('/').filter(|name| !name.is_empty()).map(part).collect();
     let root = if parts.len() == 1 { format!("/{ROOT}") } else { String::new() };
     format!("/warden{root}/{}", parts.join("/"))
 }
 
-/// A part of Patroni's path as it stands in ours: one that is [`TAKEN`], or is such a name with underscores behind it,
-/// gets one more. That keeps apart what was apart, and gives nothing that is taken.
+/// A part of Patroni's path in Warden's path. A [`TAKEN`] name, with or without underscores behind it, gets one
+/// underscore more. Different parts stay different, and no part is a taken name.
 fn part(name: &str) -> String {
     let more = if TAKEN.contains(&name.trim_end_matches('_')) { "_" } else { "" };
     format!("{name}{more}")
@@ -70,7 +73,7 @@ fn part(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::zookeeper::{FOLDERS, SHARED, UPGRADE};
+    use crate::client::zookeeper::{FOLDERS, SHARED, UPGRADE};
     use proptest::prelude::*;
 
     #[test]
@@ -82,18 +85,18 @@ mod tests {
             ("/service/my_cluster/0", "/warden/service/my_cluster/0"),
             ("/service/a-1", "/warden/service/a-1"),
             ("/service/a/1", "/warden/service/a/1"),
-            // No namespace: `/warden/my_cluster` is 0.1's tree of every cluster with this scope.
+            // No namespace: `/warden/my_cluster` is the tree of Warden 0.1 for every cluster with this scope.
             ("/my_cluster", "/warden/root/my_cluster"),
             ("/root/my_cluster", "/warden/root_/my_cluster"),
             ("/root_/my_cluster", "/warden/root__/my_cluster"),
             ("/my_cluster/1", "/warden/my_cluster/1"),
-            // What would lie inside another cluster's folders, or in the place of Patroni's own znodes.
+            // These would lie inside another cluster's folders, or replace Patroni's own znodes.
             ("/service/x/agents", "/warden/service/x/agents_"),
             ("/service/x/agents_", "/warden/service/x/agents__"),
             ("/service/x/fences/y", "/warden/service/x/fences_/y"),
             ("/x/leader", "/warden/x/leader_"),
             ("/warden/x", "/warden/warden/x"),
-            // Only whole names are taken.
+            // A taken name inside a longer one does not count.
             ("/service/my_agents", "/warden/service/my_agents"),
             ("/service/_agents", "/warden/service/_agents"),
         ] {
@@ -101,7 +104,7 @@ mod tests {
         }
     }
 
-    /// A path of Patroni's: few names, so that they meet.
+    /// A path of Patroni's. The names are few, so that equal ones are frequent.
     fn path() -> impl Strategy<Value = String> {
         let bare = prop::sample::select(vec!["a", "a-1", "1", "root", "agents", "fences", "audit", "leader", "warden"]);
         let name = (bare, 0..3_usize).prop_map(|(name, more)| format!("{name}{}", "_".repeat(more)));
@@ -110,11 +113,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_two_clusters_meet(one in path(), other in path()) {
+        fn no_two_clusters_share_a_tree(one in path(), other in path()) {
             prop_assume!(one != other);
             let (ours, theirs) = (beside(&one), beside(&other));
             prop_assert_ne!(&ours, &theirs);
-            // Neither in another's folders, nor in 0.1's folders of a scope, nor in the place of a znode of Patroni's.
+            // It is not in the folders of another cluster or of Warden 0.1, and replaces no znode of Patroni's.
             for name in TAKEN.into_iter().filter(|name| *name != ROOT) {
                 let folder = format!("{ours}/{name}");
                 prop_assert!(theirs != folder && !theirs.starts_with(&format!("{folder}/")), "{theirs} in {folder}");

@@ -1,21 +1,22 @@
-//! The gate's picture as JSON, `GET /api/v1/gate`: what the agent beside the candidate knows, for `warden gate`.
+//! The gate's picture as JSON: the answer of the agent beside the candidate to `GET /api/v1/gate`, for `warden gate`.
 //!
-//! The hook may be of another version than the agent. Fields may be added; a reader ignores those it does not know, and
-//! takes a standing that it does not know for unknown.
+//! The hook may have another version than the agent. Fields may be added. A reader ignores unknown fields, and takes an
+//! unknown standing for `unknown`.
 
+use crate::clock::millis;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use warden_core::evidence::Standing;
 use warden_core::rules::gate::{Key, Other, Picture};
 use warden_core::types::{MemberName, SystemId};
 
-/// The picture on the wire.
+/// The picture in JSON's types.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Wire {
     own: String,
-    /// Who holds the leader key, by a linearizable read that was started after the request.
+    /// The holder of the leader key, by a linearizable read that started after the request.
     holder: Option<String>,
-    /// For how long, where it is the candidate.
+    /// The age of the key if the candidate holds it, in milliseconds.
     held_ms: u64,
     paused: bool,
     fenced_by_operator: Option<String>,
@@ -30,23 +31,23 @@ struct WireOther {
     port: Option<u16>,
     /// `standby`, `writable`, `was_writable` or `unknown`.
     standing: String,
-    /// Who says that it is a standby.
+    /// The source of the standing `standby`.
     by: Option<String>,
     last_holder: Option<bool>,
     recorded: bool,
 }
 
-/// The picture as JSON.
+/// Converts a picture for JSON.
 pub fn write(picture: &Picture) -> Wire {
     let (holder, held) = match &picture.key {
         Key::Own(held) => (Some(&picture.own), *held),
         Key::Anothers(holder) => (Some(holder), Duration::ZERO),
-        Key::Nobody => (None, Duration::ZERO),
+        Key::Absent => (None, Duration::ZERO),
     };
     Wire {
         own: picture.own.to_string(),
         holder: holder.map(ToString::to_string),
-        held_ms: super::state::millis(held),
+        held_ms: millis(held),
         paused: picture.paused,
         fenced_by_operator: picture.fenced_by_operator.clone(),
         system_identifier: picture.system_id.map(|id| id.to_string()),
@@ -73,13 +74,13 @@ fn other(other: &Other) -> WireOther {
     }
 }
 
-/// Reads a picture.
+/// Converts a picture from JSON.
 pub fn read(wire: Wire) -> Picture {
     let own = MemberName::from(wire.own);
     let key = match wire.holder.map(MemberName::from) {
         Some(holder) if holder == own => Key::Own(Duration::from_millis(wire.held_ms)),
         Some(holder) => Key::Anothers(holder),
-        None => Key::Nobody,
+        None => Key::Absent,
     };
     let others = wire.others.into_iter().map(|other| Other {
         name: MemberName::from(other.name),
@@ -132,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_picture_reads_back_as_it_is_written() {
-        for key in [Key::Own(Duration::from_millis(1500)), Key::Anothers("a".into()), Key::Nobody] {
+        for key in [Key::Own(Duration::from_millis(1500)), Key::Anothers("a".into()), Key::Absent] {
             let json = serde_json::to_vec(&write(&picture(key.clone()))).unwrap();
             assert_eq!(read(serde_json::from_slice(&json).unwrap()), picture(key));
         }
@@ -140,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_standing_of_a_later_version_is_unknown() {
-        let mut wire = write(&picture(Key::Nobody));
+        let mut wire = write(&picture(Key::Absent));
         wire.others[0].standing = "levitating".to_owned();
         assert_eq!(read(wire).others[0].standing, Standing::Unknown);
     }

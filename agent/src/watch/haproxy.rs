@@ -1,272 +1,296 @@
 //! HAProxy's servers, from its runtime ("stats") socket.
 //!
-//! HAProxy knows its servers by name and by the address it resolved; which *member* is at that address is settled here,
-//! by resolving the members' names, because after containers come back with other addresses the names in HAProxy's
-//! configuration can point at the wrong ones.
+//! HAProxy knows a server by its name and its resolved address. The agent finds the *member* at that address, by
+//! resolving the members' names. Restarted containers can have other addresses, so the server names in HAProxy's
+//! configuration may point at the wrong members.
 
-use super::{Closed, Events};
+use super::agent_check::AgentChecks;
+use crate::client::haproxy::{ask, split_address, stat};
+use crate::client::names::Names;
 use crate::config::HaproxyConfig;
-use crate::haproxy::ask;
-use crate::watch::members::Targets;
-use std::collections::{BTreeMap, BTreeSet};
+use crate::events::{Closed, Events};
+use crate::targets::Targets;
+use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::lookup_host;
 use tokio::sync::{Notify, watch as latest};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
-use warden_core::event::{Event, HaproxyAnswer, HaproxyServer};
-use warden_core::haproxy::Pool;
+use warden_core::event::{Event, HaproxyAnswer, HaproxyEvent};
+use warden_core::haproxy::{OutOfService, Pool};
 use warden_core::types::MemberName;
 
-/// A question every second, and as long for an answer.
-const PERIOD: Duration = Duration::from_secs(1);
+/// The limit for an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
-/// Between two looks while a server for writes is held: a good check of HAProxy's undoes a hold, and whoever connects
-/// then meets a server that shuts down,
-const GUARD: Duration = Duration::from_millis(5);
+/// HAProxy repeats a failed check after this (`fastinter` in the template). The second failure takes the server out and
+/// cuts its sessions.
+const CHECK_REPEAT_INTERVAL: Duration = Duration::from_millis(500);
 
-/// for this long: a shutdown that takes longer is looked at like everything else.
-const GUARDED: Duration = Duration::from_secs(5);
+/// Between two looks. It is less than [`CHECK_REPEAT_INTERVAL`]: if the Patroni of a healthy primary was killed, the
+/// agent raises the server before the second check fails.
+const LOOK_INTERVAL: Duration = Duration::from_millis(400);
 
-/// What is the same as before is told this often all the same while a server is guarded.
-const TOLD: Duration = Duration::from_millis(20);
+const _: () = assert!(LOOK_INTERVAL.as_millis() < CHECK_REPEAT_INTERVAL.as_millis());
 
-/// All servers (type 4) of all proxies.
-const QUESTION: &str = "show stat -1 4 -1";
+/// The first look waits this long for the addresses of the members.
+const FIRST_LOOK_UP_LIMIT: Duration = Duration::from_millis(500);
 
-/// Watches the local HAProxy until the agent shuts down. `probe` asks out of turn.
+/// Between two looks while HAProxy cannot resolve the name of a server for writes. As soon as it can, it uses the
+/// server without a check. A standby would then get writes until its first check fails.
+const LOOK_INTERVAL_UNRESOLVED: Duration = Duration::from_millis(20);
+
+/// Between two looks if the name has not resolved for [`UNRESOLVED_LATE_AFTER`]. A server may be away for days.
+const LOOK_INTERVAL_UNRESOLVED_LATE: Duration = Duration::from_millis(100);
+
+/// [`LOOK_INTERVAL_UNRESOLVED_LATE`] applies after this time.
+const UNRESOLVED_LATE_AFTER: Duration = Duration::from_secs(60);
+
+/// Between two looks while a server for writes drains. A passed check ends the drain, and new connections then reach a
+/// server that shuts down.
+const LOOK_INTERVAL_DRAIN: Duration = Duration::from_millis(5);
+
+/// [`LOOK_INTERVAL_DRAIN`] applies for this long. A shutdown may take longer.
+const DRAIN_WATCH_MAX: Duration = Duration::from_secs(5);
+
+/// The agent repeats an unchanged answer after this, so that frequent looks do not flood the loop.
+const REPEAT_INTERVAL: Duration = Duration::from_millis(20);
+
+const _: () = assert!(LOOK_INTERVAL_DRAIN.as_millis() < REPEAT_INTERVAL.as_millis());
+
+/// An address is valid for this long. Then the agent resolves the name again.
+const ADDRESS_AGE_MAX: Duration = Duration::from_secs(3);
+
+/// Watches the local HAProxy until the agent shuts down. `probe` makes it ask at once.
 pub async fn watch(
     config: HaproxyConfig,
     targets: latest::Receiver<Targets>,
     probe: Arc<Notify>,
     events: Events,
 ) -> Result<(), Closed> {
-    let mut names = Names::default();
-    let mut told: Option<(HaproxyAnswer, Instant)> = None;
-    let mut held_since: Option<Instant> = None;
-    let mut wanted = true;
+    let mut addresses = MemberAddresses::new();
+    let mut agent_checks = AgentChecks::default();
+    let mut reported: Option<(HaproxyAnswer, Instant)> = None;
+    let mut draining_since: Option<Instant> = None;
+    let mut unresolved_since: Option<Instant> = None;
+    let mut probed = true;
     loop {
         let asked = Instant::now();
         let at = events.clock.now();
-        let answer = match ask(&config.socket, QUESTION, PERIOD).await {
+        let answer = match ask(&config.socket, stat::QUESTION, ANSWER_LIMIT).await {
             Ok(text) => {
                 let targets = targets.borrow().clone();
-                names.refresh(&targets).await;
-                read_servers(&text, &config, |address| names.member_at(address))
+                addresses.refresh(&targets).await;
+                let mut answer = stat::read(&text, &config, |address| addresses.member_at(address));
+                if let HaproxyAnswer::Servers(servers) = &mut answer {
+                    agent_checks.fill_in(&config.socket, servers);
+                }
+                answer
             }
-            Err(error) => HaproxyAnswer::Unusable(format!("{}: {error}", config.socket.display())),
+            Err(error) => HaproxyAnswer::Unusable(without_answer(&config.socket, &error)),
         };
-        held_since = if is_one_held(&answer) { held_since.or(Some(asked)) } else { None };
-        let guarded = held_since.is_some_and(|since| since.elapsed() < GUARDED);
-        let news = told.as_ref().is_none_or(|(known, at)| *known != answer || asked.duration_since(*at) >= TOLD);
-        if news || wanted {
-            events.send(at, Event::Haproxy(answer.clone())).await?;
-            told = Some((answer, asked));
+        draining_since = if is_one_draining(&answer) { draining_since.or(Some(asked)) } else { None };
+        let watch_drain = draining_since.is_some_and(|since| since.elapsed() < DRAIN_WATCH_MAX);
+        let due = reported
+            .as_ref()
+            .is_none_or(|(known, at)| *known != answer || asked.duration_since(*at) >= REPEAT_INTERVAL);
+        if due || probed {
+            events.send(at, Event::Haproxy(HaproxyEvent::Answered(answer.clone()))).await?;
+            reported = Some((answer, asked));
         }
-        wanted = tokio::select! {
-            () = sleep_until(asked + if guarded { GUARD } else { PERIOD }) => false,
+        let unresolved = reported.as_ref().is_some_and(|(answer, _)| is_one_unresolved(answer));
+        unresolved_since = if unresolved { unresolved_since.or(Some(asked)) } else { None };
+        let pause = match unresolved_since {
+            _ if watch_drain => LOOK_INTERVAL_DRAIN,
+            Some(since) if since.elapsed() < UNRESOLVED_LATE_AFTER => LOOK_INTERVAL_UNRESOLVED,
+            Some(_) => LOOK_INTERVAL_UNRESOLVED_LATE,
+            None => LOOK_INTERVAL,
+        };
+        probed = tokio::select! {
+            () = sleep_until(asked + pause) => false,
             () = probe.notified() => true,
         };
     }
 }
 
-/// Whether a server for writes takes no new connections and keeps those that it has.
-fn is_one_held(answer: &HaproxyAnswer) -> bool {
+/// Why HAProxy's socket does not answer, and the remedy.
+fn without_answer(socket: &Path, error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "; HAProxy has to run, with `stats socket PATH mode 660 level admin` in its global section, and the path \
+             has to be the same one here (haproxy.socket)"
+        }
+        io::ErrorKind::PermissionDenied => "; Warden's user has to be in the socket's group (`stats socket ... group`)",
+        _ => "",
+    };
+    format!("{}: {error}{remedy}", socket.display())
+}
+
+/// Whether a server for writes drains: it takes no new connections and keeps its present ones.
+fn is_one_draining(answer: &HaproxyAnswer) -> bool {
     let HaproxyAnswer::Servers(servers) = answer else { return false };
     servers.iter().any(|server| server.pool == Pool::Writes && server.status.starts_with("NOLB"))
 }
 
-/// The addresses behind a name, now.
-pub async fn resolve(host: &str, port: u16) -> Option<Vec<IpAddr>> {
-    let found = timeout(PERIOD / 2, lookup_host((host, port))).await.ok()?.ok()?;
-    let found: Vec<IpAddr> = found.map(|address| address.ip()).collect();
-    (!found.is_empty()).then_some(found)
+/// Whether a server for writes is out of service because its name does not resolve.
+fn is_one_unresolved(answer: &HaproxyAnswer) -> bool {
+    let HaproxyAnswer::Servers(servers) = answer else { return false };
+    servers
+        .iter()
+        .any(|server| server.pool == Pool::Writes && server.out_of_service() == Some(OutOfService::Unresolved))
 }
 
-/// `host:port` as HAProxy writes it.
-pub fn split_address(address: &str) -> Option<(IpAddr, u16)> {
-    let (host, port) = address.rsplit_once(':')?;
-    Some((host.trim_matches(['[', ']']).parse().ok()?, port.parse().ok()?))
+/// The addresses of the members. Tasks of their own resolve the names every few seconds, so that a slow or dead name
+/// server delays nothing.
+struct MemberAddresses {
+    names: Names,
+    known: BTreeMap<MemberName, Vec<IpAddr>>,
+    targets: Targets,
+    resolved: Option<Instant>,
+    under_way: JoinSet<(MemberName, Option<Vec<IpAddr>>)>,
 }
 
-/// Which members are at which address. Names are resolved anew every few seconds.
-#[derive(Default)]
-struct Names {
-    by_ip: BTreeMap<(IpAddr, u16), BTreeSet<MemberName>>,
-    resolved: Option<(Targets, Instant)>,
-}
+impl MemberAddresses {
+    fn new() -> Self {
+        Self {
+            names: Names::forgetful(),
+            known: BTreeMap::new(),
+            targets: Targets::new(),
+            resolved: None,
+            under_way: JoinSet::new(),
+        }
+    }
 
-impl Names {
+    /// Takes the results of the look-ups, and starts new ones if they are due. Waits only if no address is known, for
+    /// at most [`FIRST_LOOK_UP_LIMIT`].
     async fn refresh(&mut self, targets: &Targets) {
-        const KEEP: Duration = Duration::from_secs(3);
-        if self.resolved.as_ref().is_some_and(|(known, at)| known == targets && at.elapsed() < KEEP) {
+        while let Some(found) = self.under_way.try_join_next() {
+            self.accept(found);
+        }
+        let changed = self.targets != *targets;
+        if changed {
+            self.known.retain(|name, _| {
+                let host = |targets: &Targets| targets.get(name).and_then(|target| target.postgres.clone());
+                host(targets).is_some() && host(targets) == host(&self.targets)
+            });
+            self.targets.clone_from(targets);
+        }
+        if !self.under_way.is_empty() || (!changed && self.resolved.is_some_and(|at| at.elapsed() < ADDRESS_AGE_MAX)) {
             return;
         }
-        for known in self.by_ip.values_mut() {
-            known.retain(|name| targets.contains_key(name));
-        }
+        let first = self.known.is_empty();
+        self.resolved = Some(Instant::now());
         for (name, target) in targets {
-            let Some((host, port)) = target.postgres.as_ref() else { continue };
-            // A name that does not resolve now is where it last was, until another one is found there.
-            if let Some(addresses) = resolve(host, *port).await {
-                for known in self.by_ip.values_mut() {
-                    known.remove(name);
-                }
-                for address in addresses {
-                    self.by_ip.entry((address, *port)).or_default().insert(name.clone());
-                }
+            let Some((host, _)) = target.postgres.clone() else { continue };
+            let (names, name) = (self.names.clone(), name.clone());
+            self.under_way.spawn(async move {
+                let found = names.addresses(&host).await.ok();
+                (name, found.map(|found| found.into_iter().map(|address| address.ip()).collect()))
+            });
+        }
+        if first {
+            while let Ok(Some(found)) = timeout(FIRST_LOOK_UP_LIMIT, self.under_way.join_next()).await {
+                self.accept(found);
             }
         }
-        self.by_ip.retain(|_, known| !known.is_empty());
-        self.resolved = Some((targets.clone(), Instant::now()));
     }
 
-    /// The member at an address; `None` also where more than one claims it: what holds for one would hit the other.
-    fn member_at(&self, address: &str) -> Option<MemberName> {
-        let known = self.by_ip.get(&split_address(address)?)?;
-        known.first().filter(|_| known.len() == 1).cloned()
-    }
-}
-
-/// Reads `show stat`: CSV whose first line, after `# `, names the columns (HAProxy's management guide, 9.1).
-///
-/// A backup server without a check is none of ours: it is what new connections wait on while no other is up.
-fn read_servers(text: &str, config: &HaproxyConfig, member_at: impl Fn(&str) -> Option<MemberName>) -> HaproxyAnswer {
-    let mut lines = text.lines().filter(|line| !line.trim().is_empty());
-    let Some(header) = lines.next().and_then(|line| line.strip_prefix("# ")) else {
-        return HaproxyAnswer::Unusable("its answer to `show stat` is not a table".to_owned());
-    };
-    let columns: BTreeMap<&str, usize> = header.split(',').enumerate().map(|(index, name)| (name, index)).collect();
-    let mut proxies = Vec::new();
-    let mut servers = Vec::new();
-    for line in lines {
-        let fields: Vec<&str> = line.split(',').collect();
-        let get = |name: &str| columns.get(name).and_then(|index| fields.get(*index)).copied();
-        let (Some(proxy), Some(name), Some(status)) = (get("pxname"), get("svname"), get("status")) else {
-            return HaproxyAnswer::Unusable("its answer to `show stat` lacks pxname, svname or status".to_owned());
-        };
-        proxies.push(proxy);
-        let pool = if proxy == config.backend {
-            Pool::Writes
-        } else if config.read_backend.as_deref() == Some(proxy) {
-            Pool::Reads
-        } else {
-            continue;
-        };
-        if status == "no check" && get("bck") == Some("1") {
-            continue;
+    /// Stores the result of a look-up. A name that does not resolve keeps its last addresses.
+    fn accept(&mut self, found: Result<(MemberName, Option<Vec<IpAddr>>), JoinError>) {
+        let Ok((name, Some(addresses))) = found else { return };
+        if self.targets.contains_key(&name) && !addresses.is_empty() {
+            self.known.insert(name, addresses);
         }
-        let address = get("addr").unwrap_or_default().to_owned();
-        servers.push(HaproxyServer {
-            pool,
-            name: name.to_owned(),
-            member: member_at(&address),
-            address,
-            // "UP 1/2" is on its way down but still used; "DOWN 1/2" is on its way up and not used yet.
-            up: status.starts_with("UP") || status == "no check",
-            status: status.to_owned(),
-            sessions: get("scur").and_then(|count| count.parse().ok()).unwrap_or(0),
-        });
     }
-    let none_in = |pool: Pool| !servers.iter().any(|server| server.pool == pool);
-    proxies.dedup();
-    let known = proxies.join(", ");
-    if none_in(Pool::Writes) {
-        let backend = &config.backend;
-        return HaproxyAnswer::Unusable(format!(
-            "it has no servers in {backend:?} (only in: {known}); set haproxy.backend to the one that takes the writes"
-        ));
+
+    /// The member at an address, with any port: a pooler may stand in front of its server. The port decides if several
+    /// members share the host. `None` if more than one is left, because an action would hit the wrong one.
+    fn member_at(&self, address: &str) -> Option<MemberName> {
+        let (ip, port) = split_address(address)?;
+        let there: Vec<&MemberName> =
+            self.known.iter().filter(|(_, addresses)| addresses.contains(&ip)).map(|(name, _)| name).collect();
+        let at_port = |name: &&&MemberName| {
+            self.targets
+                .get(**name)
+                .and_then(|target| target.postgres.as_ref())
+                .is_some_and(|(_, known)| *known == port)
+        };
+        match there.as_slice() {
+            [only] => Some((*only).clone()),
+            several => {
+                let mut exact = several.iter().filter(at_port);
+                exact.next().filter(|_| exact.next().is_none()).map(|name| (*name).clone())
+            }
+        }
     }
-    if let (Some(backend), true) = (&config.read_backend, none_in(Pool::Reads)) {
-        return HaproxyAnswer::Unusable(format!(
-            "it has no servers in {backend:?} (only in: {known}); set haproxy.read_backend to the one for reads"
-        ));
-    }
-    HaproxyAnswer::Servers(servers)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::members;
+    use crate::targets::Target;
 
-    const STAT: &str = include_str!("testdata/haproxy-show-stat.csv");
+    #[tokio::test]
+    async fn a_missing_socket_is_named_with_the_remedy() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("admin.sock");
+        let told = without_answer(&socket, &ask(&socket, "help", ANSWER_LIMIT).await.unwrap_err());
+        assert!(told.contains("admin.sock: ") && told.contains("stats socket PATH mode 660 level admin"), "{told}");
+    }
 
-    fn config(backend: &str, read_backend: Option<&str>) -> HaproxyConfig {
-        HaproxyConfig {
-            backend: backend.to_owned(),
-            read_backend: read_backend.map(str::to_owned),
-            ..HaproxyConfig::nowhere()
+    fn target(host: &str, port: u16) -> Target {
+        Target { postgres: Some((host.to_owned(), port)), ..Target::default() }
+    }
+
+    /// Resolves until no look-up is in progress.
+    async fn settled(addresses: &mut MemberAddresses, targets: &Targets) {
+        addresses.refresh(targets).await;
+        while let Some(found) = addresses.under_way.join_next().await {
+            addresses.accept(found);
         }
-    }
-
-    #[test]
-    fn the_servers_of_the_write_backend_are_read() {
-        let answer = read_servers(STAT, &config("postgres", None), |address| {
-            (address == "172.18.0.4:5432").then(|| MemberName::from("postgresql0"))
-        });
-        let HaproxyAnswer::Servers(servers) = answer else { panic!("{answer:?}") };
-        let summary: Vec<_> =
-            servers.iter().map(|s| (s.name.as_str(), s.up, s.member.as_ref().map(MemberName::as_str))).collect();
-        assert_eq!(summary, [("pg-master", true, Some("postgresql0")), ("pg-slave", false, None)]);
-    }
-
-    #[test]
-    fn a_backend_that_is_not_there_is_named_with_those_that_are() {
-        let answer = read_servers(STAT, &config("writes", None), |_| None);
-        let HaproxyAnswer::Unusable(why) = answer else { panic!("{answer:?}") };
-        assert!(why.contains("\"writes\"") && why.contains("postgres") && why.contains("haproxy.backend"), "{why}");
-    }
-
-    #[test]
-    fn what_connections_wait_on_is_no_server() {
-        let waits = "postgres,wait,0,0,0,0,,0,0,0,,0,,0,0,0,0,no check,1,0,1";
-        let HaproxyAnswer::Servers(servers) =
-            read_servers(&format!("{STAT}{waits}\n"), &config("postgres", None), |_| None)
-        else {
-            panic!()
-        };
-        assert_eq!(servers.iter().map(|server| server.name.as_str()).collect::<Vec<_>>(), ["pg-master", "pg-slave"]);
-    }
-
-    #[test]
-    fn the_servers_for_reads_are_read_too_and_have_to_be_there() {
-        let reads = STAT.replace("postgres,pg-slave", "replicas,pg-slave");
-        let HaproxyAnswer::Servers(servers) = read_servers(&reads, &config("postgres", Some("replicas")), |_| None)
-        else {
-            panic!()
-        };
-        let pools: Vec<_> = servers.iter().map(|server| (server.name.as_str(), server.pool)).collect();
-        assert_eq!(pools, [("pg-master", Pool::Writes), ("pg-slave", Pool::Reads)]);
-        let answer = read_servers(STAT, &config("postgres", Some("replicas")), |_| None);
-        let HaproxyAnswer::Unusable(why) = answer else { panic!("{answer:?}") };
-        assert!(why.contains("\"replicas\"") && why.contains("haproxy.read_backend"), "{why}");
     }
 
     #[tokio::test]
-    async fn an_address_that_two_members_claim_is_neithers() {
-        let target = |port| members::Target { postgres: Some(("127.0.0.1".to_owned(), port)), ..Default::default() };
-        let mut names = Names::default();
-        let mut targets = Targets::from([("a".into(), target(5432)), ("b".into(), target(5433))]);
-        names.refresh(&targets).await;
-        assert_eq!(names.member_at("127.0.0.1:5432"), Some("a".into()));
-        targets.insert("z".into(), target(5432));
-        names.refresh(&targets).await;
-        assert_eq!(names.member_at("127.0.0.1:5432"), None);
-        assert_eq!(names.member_at("127.0.0.1:5433"), Some("b".into()));
+    async fn a_server_belongs_to_the_only_member_at_its_host_with_any_port() {
+        let mut addresses = MemberAddresses::new();
+        let mut targets = Targets::from([("a".into(), target("127.0.0.1", 5432))]);
+        settled(&mut addresses, &targets).await;
+        assert_eq!(addresses.member_at("127.0.0.1:6432"), Some("a".into()), "a pooler");
+        assert_eq!(addresses.member_at("127.0.0.2:5432"), None);
+        // The ports distinguish two members on one host.
+        targets.insert("b".into(), target("127.0.0.1", 5433));
+        settled(&mut addresses, &targets).await;
+        assert_eq!(addresses.member_at("127.0.0.1:5432"), Some("a".into()));
+        assert_eq!(addresses.member_at("127.0.0.1:5433"), Some("b".into()));
+        assert_eq!(addresses.member_at("127.0.0.1:6432"), None, "whose is it?");
+        // Two members with one address.
+        targets.insert("z".into(), target("127.0.0.1", 5432));
+        settled(&mut addresses, &targets).await;
+        assert_eq!(addresses.member_at("127.0.0.1:5432"), None);
+        assert_eq!(addresses.member_at("127.0.0.1:5433"), Some("b".into()));
         targets.remove(&MemberName::from("z"));
-        names.refresh(&targets).await;
-        assert_eq!(names.member_at("127.0.0.1:5432"), Some("a".into()));
+        settled(&mut addresses, &targets).await;
+        assert_eq!(addresses.member_at("127.0.0.1:5432"), Some("a".into()));
+        // The member has moved, and its new address is not known yet.
+        targets.insert("b".into(), target("nowhere.invalid", 5432));
+        settled(&mut addresses, &targets).await;
+        assert_eq!(addresses.member_at("127.0.0.1:5433"), Some("a".into()));
     }
 
-    #[test]
-    fn nonsense_is_unusable_and_never_a_panic() {
-        for text in ["", "\n", "Unknown command", "# a,b\n1", "# pxname,svname,status\npostgres", "#"] {
-            assert!(
-                matches!(read_servers(text, &config("postgres", None), |_| None), HaproxyAnswer::Unusable(_)),
-                "{text:?}"
-            );
+    #[tokio::test]
+    async fn a_slow_name_server_delays_no_look() {
+        let mut addresses = MemberAddresses::new();
+        let targets = Targets::from([("a".into(), target("127.0.0.1", 5432))]);
+        settled(&mut addresses, &targets).await;
+        addresses.under_way.spawn(std::future::pending());
+        let started = Instant::now();
+        for _ in 0..100 {
+            addresses.refresh(&targets).await;
         }
+        assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
+        assert_eq!(addresses.member_at("127.0.0.1:5432"), Some("a".into()));
     }
 }

@@ -1,90 +1,39 @@
-//! Which members there are to be asked, and a pair of watchers (Patroni, PostgreSQL) for each.
+//! A pair of watchers (Patroni, PostgreSQL) for each member.
 //!
-//! The loop knows the members from ZooKeeper and publishes them as [`Targets`]; this task starts, replaces
-//! and stops the watchers accordingly.
+//! The loop knows the members from ZooKeeper and publishes them as [`Targets`]. This task starts, replaces and stops
+//! the watchers accordingly.
 
-use super::beside::Beside;
-use super::patroni::{self, PatroniClient};
-use super::postgres::{self, Place};
-use super::{Closed, Events};
+use super::{patroni, postgres};
+use crate::client::beside::Beside;
+use crate::client::patroni::PatroniClient;
+use crate::client::postgres::Place;
 use crate::config::{Config, NodeConfig, Superuser};
+use crate::events::{Closed, Events};
+use crate::targets::{Probes, Target, Targets};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokio::sync::{Notify, watch as latest};
+use std::time::Duration;
+use tokio::sync::watch as latest;
 use tokio::task::JoinSet;
-use warden_core::assess;
-use warden_core::types::{MemberName, Moment};
-use warden_core::view::View;
+use warden_core::types::MemberName;
 
-/// More members than this are not asked, loudly: each costs two questions a second.
-const MAX_MEMBERS: usize = 64;
+/// Before this task restarts a watcher that ended.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
-/// Where a member answers.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Target {
-    /// Base address of its REST API.
-    pub api: Option<String>,
-    /// Its PostgreSQL over TCP.
-    pub postgres: Option<(String, u16)>,
-    /// Its own agent tells what its Patroni says, and that is enough here: nothing is asked of it.
-    pub its_agent_tells: bool,
-}
-
-impl Target {
-    /// Whether the watchers of one do for the other.
-    fn is_at_the_same_place(&self, other: &Self) -> bool {
-        let Self { api, postgres, its_agent_tells: _ } = self;
-        (api, postgres) == (&other.api, &other.postgres)
-    }
-}
-
-/// All members, by name.
-pub type Targets = BTreeMap<MemberName, Target>;
-
-/// The members of the view, as they are to be asked now: the Patroni of one whose own agent tells what it says is not.
-pub fn targets_beside_agents(view: &View, now: Moment) -> Targets {
-    let mut targets = targets(view);
-    for (name, target) in &mut targets {
-        target.its_agent_tells = assess::its_agent_tells(view, name, now);
-    }
-    targets
-}
-
-/// The members of the view, as they are to be asked by one that asks all of them.
-pub fn targets(view: &View) -> Targets {
-    let known = view.members.iter().filter_map(|(name, member)| {
-        let record = member.last_record.as_ref()?;
-        let (api, postgres) = (record.api.clone(), record.postgres());
-        Some((name.clone(), Target { api, postgres, its_agent_tells: false }))
-    });
-    known.take(MAX_MEMBERS).collect()
-}
-
-/// The watchers of one member, and what they were started for.
+/// The watchers of one member, and the addresses for which this task started them.
 type Watchers = (Target, JoinSet<Result<(), Closed>>);
 
-/// Asks PostgreSQL out of turn.
-#[derive(Clone, Debug, Default)]
-pub struct Probes {
-    /// Our neighbour's.
-    pub own: Arc<Notify>,
-    /// Those of all the others that are waiting for their turn.
-    pub others: Arc<Notify>,
-    /// The local HAProxy.
-    pub haproxy: Arc<Notify>,
-}
-
-/// Our neighbour.
+/// The local node.
 #[derive(Clone, Debug)]
 pub struct Local {
-    /// As the configuration has it.
+    /// Its configuration.
     pub node: NodeConfig,
-    /// Where its server can be seen without a session.
+    /// The signs of its server that need no session.
     pub beside: Beside,
 }
 
 impl Local {
-    /// As the configuration has it.
+    /// The configured node; `None` if the agent has no node beside it.
     pub fn of(config: &Config) -> Option<Self> {
         let node = config.node.clone()?;
         let beside = Beside::new(&node, config.release.handover);
@@ -92,17 +41,17 @@ impl Local {
     }
 }
 
-/// How to log in to PostgreSQL.
+/// The logins to PostgreSQL.
 #[derive(Clone, Debug, Default)]
 pub struct Logins {
-    /// To our neighbour's: the superuser's.
+    /// For the local server: the superuser.
     pub own: Option<Superuser>,
-    /// To all others: an ordinary role's, where one is configured.
+    /// For all other servers: an ordinary role if one is configured, otherwise the superuser.
     pub others: Option<Superuser>,
 }
 
 impl Logins {
-    /// As the configuration has it.
+    /// The configured logins.
     pub fn of(config: &Config) -> Self {
         let own = config.superuser.clone();
         Self { others: config.watch.clone().or_else(|| own.clone()), own }
@@ -122,7 +71,7 @@ pub async fn watch(
     loop {
         let mut wanted = targets.borrow_and_update().clone();
         if let Some(Local { node, .. }) = &local {
-            // The local member is asked where the configuration says, whether ZooKeeper knows it or not.
+            // The agent asks the local member at its configured address, also if ZooKeeper does not know the member.
             let postgres = Some((node.host.clone(), node.port));
             let target = Target { api: Some(node.api.clone()), postgres, its_agent_tells: false };
             wanted.insert(MemberName::from(node.member.as_str()), target);
@@ -137,13 +86,13 @@ pub async fn watch(
         }
         if let Some(failure) = wait(&mut running, &mut targets).await? {
             running.remove(&failure);
-            // Started anew in the next round; the pause keeps a watcher that fails at once from spinning.
-            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            // The next round starts it again. The pause keeps a watcher that fails at once from spinning.
+            tokio::time::sleep(RESTART_PAUSE).await;
         }
     }
 }
 
-#[expect(clippy::too_many_arguments)] // all that two watchers stand on, named once
+#[expect(clippy::too_many_arguments)] // the arguments of two watchers
 fn start(
     name: &MemberName,
     target: &Target,
@@ -173,7 +122,7 @@ fn start(
     tasks
 }
 
-/// Waits until the targets change or a watcher ends; names the member whose watcher ended by a panic.
+/// Waits until the targets change or a watcher ends. Returns the member whose watcher ended.
 async fn wait(
     running: &mut BTreeMap<MemberName, Watchers>,
     targets: &mut latest::Receiver<Targets>,
@@ -195,7 +144,12 @@ async fn wait(
             Ok(Ok(())) => Ok(Some(name)),
             Ok(Err(closed)) => Err(closed.into()),
             Err(error) => {
-                tracing::error!(member = %name, %error, "a watcher of this member failed; it is started again");
+                tracing::error!(
+                    event = "member_watcher_failed",
+                    member = %name,
+                    %error,
+                    "the watcher of this member failed; the agent restarts it"
+                );
                 Ok(Some(name))
             }
         },
@@ -205,27 +159,27 @@ async fn wait(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::postgres::real::login;
     use crate::clock::Clock;
     use crate::config::PatroniConfig;
-    use crate::watch::real_postgres::login;
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
     use tokio::sync::mpsc;
 
-    /// As whom the first client wants in.
+    /// The user in the startup message of the first client.
     async fn user(listener: TcpListener) -> String {
         let (mut client, _) = listener.accept().await.unwrap();
         let length = client.read_u32().await.unwrap();
         let mut startup = vec![0; length as usize - 4];
         client.read_exact(&mut startup).await.unwrap();
-        // Behind the protocol's version: names and values, each with a zero behind it.
+        // After the version of the protocol: names and values, each ended by a zero byte.
         let fields: Vec<&str> =
             startup[4..].split(|byte| *byte == 0).map(|text| str::from_utf8(text).unwrap()).collect();
         fields.chunks(2).find(|pair| pair[0] == "user").unwrap()[1].to_owned()
     }
 
     #[tokio::test]
-    async fn our_own_server_is_asked_by_the_superuser_and_the_others_by_the_role_for_that() {
+    async fn the_superuser_asks_the_local_server_and_the_configured_role_asks_the_others() {
         let (own, other) =
             (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
         let place = |listener: &TcpListener| ("127.0.0.1".to_owned(), listener.local_addr().unwrap().port());
@@ -247,8 +201,7 @@ mod tests {
         let events = Events::new(sender, Clock::start());
         let client = PatroniClient::new(&PatroniConfig::default(), "s").unwrap();
         let watching = tokio::spawn(watch(Some(local), logins, client, targets, Probes::default(), events));
-        let asked =
-            tokio::time::timeout(std::time::Duration::from_secs(10), async { tokio::join!(user(own), user(other)) });
+        let asked = tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(user(own), user(other)) });
         assert_eq!(asked.await.unwrap(), ("super".to_owned(), "plain".to_owned()));
         watching.abort();
     }

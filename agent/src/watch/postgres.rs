@@ -1,100 +1,66 @@
-//! A member's PostgreSQL, through one warm superuser connection: the local one by its unix socket, the
-//! others over TCP.
+//! Watches a member's PostgreSQL through one session: the local server by its unix socket, the others over TCP.
 //!
-//! The connection is kept ready and never holds a transaction open. A server that hangs keeps one query
-//! waiting, so that its answer is there the moment it wakes; meanwhile it is reported silent every second.
-//! A lost connection is tried again at once, because how the next attempt fails is what tells a crash
-//! (refused) from a hang (silent).
+//! The watcher keeps the session open, without an open transaction. One query waits if the server hangs, so that its
+//! answer arrives as soon as the server continues. Meanwhile the watcher reports the server silent every second. After
+//! a lost session, the watcher tries again at once. The next failure tells a crash (refused) from a hang (silent).
 
-use super::beside::{Beside, Port};
-use super::heartbeat::Heartbeat;
-use super::names::{Names, NotResolved};
-use super::question::{no_way_back, question, read_answer};
-use super::session::is_about_the_login;
-pub(crate) use super::session::{Driver, client_config, connect};
-use super::{Closed, Events, io_cause, root_cause};
-use crate::config::{NodeConfig, SslMode, Superuser};
+use crate::client::beside::{Beside, Port};
+use crate::client::io_cause;
+use crate::client::names::{Names, NotResolved};
+use crate::client::postgres::{
+    Driver, Heartbeat, Place, answer_of_error, broke_off, client_config, connect, is_about_the_login,
+    keep_newest_timeline, question, read_answer, socket_path,
+};
+use crate::config::{SslMode, Superuser};
+use crate::events::{Closed, Events};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
-use warden_core::event::{Event, PostgresAnswer, Starting};
+use warden_core::event::{Event, LocalEvent, MemberEvent, PostgresAnswer, Starting};
 use warden_core::fact::{Reading, Source};
 use warden_core::limits::PROBE_LIMIT;
 use warden_core::types::{MemberName, Moment};
 
-/// A question every second, and as long for an answer.
-const PERIOD: Duration = Duration::from_secs(1);
+/// Between two questions.
+const QUESTION_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After this long without an answer the connection is given up: 10 questions' worth.
-const GIVE_UP: Duration = Duration::from_secs(10);
+/// The limit for opening a session. A server that has not answered a question for this long is silent.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
-/// Pause between attempts to connect, while the server cannot be reached.
-const RECONNECT: Duration = Duration::from_millis(500);
+/// The watcher gives up a session without an answer after this.
+const SESSION_SILENCE_MAX: Duration = Duration::from_secs(10);
 
-/// The longest one while it refuses the login. What it said is to be believed until it is asked again.
-const LOCKED_OUT: Duration = Duration::from_millis(2300);
+const _: () = assert!(SESSION_SILENCE_MAX.as_millis() == 10 * ANSWER_LIMIT.as_millis());
 
-const _: () = assert!(LOCKED_OUT.as_millis() * 5 / 4 < PROBE_LIMIT.as_millis());
+/// Between two attempts to connect, with jitter.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 
-/// The same for a local server that takes no sessions, or that nobody finds on its socket any more: it is on its way up
-/// or down, and a handover, a nudge or a standby waits for the end of that. Each attempt costs it a process of a few
-/// milliseconds,
-const TRANSITION: Duration = Duration::from_millis(40);
+/// The longest pause while the server refuses the login. The last answer must stay valid until the next attempt.
+const LOGIN_RETRY_PAUSE_MAX: Duration = Duration::from_millis(2300);
 
-/// so that it does not go on for longer than a transition usually takes.
-const TRANSITION_LIMIT: Duration = Duration::from_secs(30);
+const _: () = assert!(LOGIN_RETRY_PAUSE_MAX.as_millis() * 5 / 4 < PROBE_LIMIT.as_millis());
 
-/// After the first attempt that was broken off.
-const BROKEN: Duration = Duration::from_millis(2);
+/// Between two attempts while the local server starts or stops: it accepts no session, or no process listens. A
+/// handover, a nudge or a standby waits for the end of that.
+const TRANSITION_RETRY_PAUSE: Duration = Duration::from_millis(40);
 
-/// The `application_name` of an agent's sessions, but for those that it keeps for a fence.
-pub(crate) const SESSIONS: &str = "warden";
+/// [`TRANSITION_RETRY_PAUSE`] applies for this long, because each attempt costs the server a process of a few
+/// milliseconds. A transition usually takes less.
+const TRANSITION_MAX: Duration = Duration::from_secs(30);
 
-/// Where a PostgreSQL is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Its unix socket is in this directory.
-    Socket(PathBuf, u16),
-    /// Host and port.
-    Tcp(String, u16),
-}
+/// After an attempt that the server broke off.
+const BROKEN_OFF_RETRY_PAUSE: Duration = Duration::from_millis(2);
 
-impl Place {
-    /// Of the server beside us: its socket, where that is shared with us.
-    pub fn beside(node: &NodeConfig) -> Self {
-        match &node.socket_dir {
-            Some(directory) => Self::Socket(directory.clone(), node.port),
-            None => Self::Tcp(node.host.clone(), node.port),
-        }
-    }
+const _: () = assert!(BROKEN_OFF_RETRY_PAUSE.as_millis() < TRANSITION_RETRY_PAUSE.as_millis());
+const _: () = assert!(TRANSITION_RETRY_PAUSE.as_millis() < RECONNECT_PAUSE.as_millis());
+const _: () = assert!(RECONNECT_PAUSE.as_millis() < LOGIN_RETRY_PAUSE_MAX.as_millis());
 
-    const fn source(&self) -> Source {
-        match self {
-            Self::Socket(..) => Source::Socket,
-            Self::Tcp(..) => Source::Tcp,
-        }
-    }
-
-    /// PostgreSQL has no TLS on its socket, and libpq asks for none there whatever `sslmode` says.
-    pub(crate) const fn sslmode(&self, login: &Superuser) -> SslMode {
-        match self {
-            Self::Socket(..) => SslMode::Disable,
-            Self::Tcp(..) => login.sslmode,
-        }
-    }
-}
-
-/// The path of a server's unix socket.
-pub fn socket_path(directory: &Path, port: u16) -> PathBuf {
-    directory.join(format!(".s.PGSQL.{port}"))
-}
-
-/// Watches one member's PostgreSQL until the agent shuts down. `probe` asks out of turn.
+/// Watches one member's PostgreSQL until the agent shuts down. `probe` makes it ask at once.
 pub async fn watch(
     member: MemberName,
     place: Place,
@@ -108,90 +74,81 @@ pub async fn watch(
     let names = Names::default();
     let heartbeat = Heartbeat::default();
     let mut watcher = Watcher { member, place, config, sslmode, beside, had_session: false, heartbeat, probe, events };
-    // Since when it has refused sessions.
-    let mut refusing: Option<Instant> = None;
-    // The last attempt was broken off.
-    let mut broken = false;
-    // So often in a row has it refused the login.
-    let mut locked_out = 0;
+    let mut attempts = Attempts::default();
     loop {
         let asked = Instant::now();
         let at = watcher.events.clock.now();
-        let attempt = async {
-            let config = watcher.resolved(&names).await.map_err(Failed::Name)?;
-            let connected = timeout(PERIOD, connect(&config, watcher.sslmode)).await;
-            connected.map_err(|_| Failed::Silent)?.map_err(Failed::Refused)
-        };
-        let attempt = attempt.await;
-        locked_out = if matches!(&attempt, Err(Failed::Refused(error)) if is_about_the_login(error)) {
-            locked_out + 1
-        } else {
-            0
+        let attempt = watcher.connect(&names).await;
+        attempts.login_refusals = match &attempt {
+            Err(Failed::Refused(error)) if is_about_the_login(error) => attempts.login_refusals + 1,
+            _ => 0,
         };
         match attempt {
-            Ok((client, connection)) => {
-                watcher.had_session = true;
-                refusing = None;
-                // The driver ends with the connection, and the connection with the client: nothing leaks.
-                tokio::select! {
-                    closed = watcher.ask_for_ever(client) => closed?,
-                    () = connection => {}
-                }
-                // How the next attempt goes tells more, but it may take its time.
-                let broke = Event::SessionBroke { member: watcher.member.clone() };
-                watcher.events.send(watcher.events.clock.now(), broke).await?;
-                if asked.elapsed() >= RECONNECT {
+            Ok((client, driver)) => {
+                attempts.refusing_since = None;
+                watcher.use_session(client, driver).await?;
+                if asked.elapsed() >= RECONNECT_PAUSE {
                     continue;
                 }
-                // A server that lets us in and throws us out again is not to be asked without a pause.
+                // The pause applies to a server that accepts a session and ends it at once.
             }
-            // Perhaps it ended with our attempt under way, which says nothing of it: the next one does.
-            Err(Failed::Refused(error)) if broke_off(&error) && !broken && watcher.place.source() == Source::Socket => {
-                broken = true;
-                sleep(BROKEN).await;
+            // The server may have ended during the attempt, which says nothing about it. The next attempt does.
+            Err(Failed::Refused(error))
+                if broke_off(&error) && !attempts.broken_off && watcher.place.source() == Source::Socket =>
+            {
+                attempts.broken_off = true;
+                sleep(BROKEN_OFF_RETRY_PAUSE).await;
                 continue;
             }
             Err(Failed::Refused(error)) => {
-                broken = false;
-                let answer = watcher.answer_of_failure(&error).await;
-                let data_dir = watcher.beside.as_ref().and_then(Beside::shutdown);
-                if let (PostgresAnswer::Gone(_), Some(data_dir)) = (&answer, data_dir) {
-                    // Behind the look at the socket: a server that runs is none of this.
-                    let shut_down = Event::ShutDown(data_dir.shutdown().await);
-                    watcher.events.send(at, shut_down).await?;
-                }
-                let refuses =
-                    error.code() == Some(&SqlState::CANNOT_CONNECT_NOW) || matches!(answer, PostgresAnswer::Gone(_));
-                refusing = if refuses { refusing.or(Some(asked)) } else { None };
-                watcher.tell(at, answer).await?;
+                attempts.broken_off = false;
+                let refuses = watcher.report_refusal(at, &error).await?;
+                attempts.refusing_since = if refuses { attempts.refusing_since.or(Some(asked)) } else { None };
             }
-            // It says nothing of the server.
-            Err(Failed::Name(why)) => watcher.tell(at, PostgresAnswer::Unknown(why.to_string())).await?,
+            // An unknown name says nothing about the server.
+            Err(Failed::Name(why)) => watcher.report(at, PostgresAnswer::Unknown(why.to_string())).await?,
             Err(Failed::Silent) => {
-                watcher.tell(at, PostgresAnswer::Silent("no session within 1 s".to_owned())).await?;
+                watcher.report(at, PostgresAnswer::Silent("no session within 1 s".to_owned())).await?;
             }
         }
-        // Jitter, so that agents which lost the same server do not come back in step.
-        let hurry = watcher.place.source() == Source::Socket
-            && refusing.is_some_and(|since| since.elapsed() < TRANSITION_LIMIT);
-        let pause = match locked_out {
-            0 if hurry => TRANSITION,
-            times => RECONNECT.saturating_mul(1 << times.min(8)).min(LOCKED_OUT),
-        };
-        let turn = sleep_until(asked + pause.mul_f64(rand::random_range(0.75..1.25)));
+        // With jitter, so that agents which lost the same server do not return at the same time.
+        let pause = attempts.pause(watcher.place.source());
         tokio::select! {
-            () = turn => {}
-            // Each attempt is a line in the server's log: a probe does not add to them.
-            () = watcher.probe.notified(), if locked_out == 0 => {}
+            () = sleep_until(asked + pause.mul_f64(rand::random_range(0.75..1.25))) => {}
+            // A probe does not repeat a refused login, because each attempt is a line in the server's log.
+            () = watcher.probe.notified(), if attempts.login_refusals == 0 => {}
         }
     }
 }
 
-/// Why an attempt came to nothing.
+/// The state between two attempts to connect.
+#[derive(Default)]
+struct Attempts {
+    /// Since when the server has refused sessions, or has been gone.
+    refusing_since: Option<Instant>,
+    /// Whether the server broke off the last attempt.
+    broken_off: bool,
+    /// How often in a row the server has refused the login.
+    login_refusals: u32,
+}
+
+impl Attempts {
+    /// The pause before the next attempt, without jitter.
+    fn pause(&self, source: Source) -> Duration {
+        let in_transition =
+            source == Source::Socket && self.refusing_since.is_some_and(|since| since.elapsed() < TRANSITION_MAX);
+        match self.login_refusals {
+            0 if in_transition => TRANSITION_RETRY_PAUSE,
+            times => RECONNECT_PAUSE.saturating_mul(1 << times.min(8)).min(LOGIN_RETRY_PAUSE_MAX),
+        }
+    }
+}
+
+/// Why an attempt failed.
 enum Failed {
-    /// The server's name has no address, as far as is known.
+    /// The server's name has no known address.
     Name(NotResolved),
-    /// The server said so, or its host.
+    /// The server or its host refused.
     Refused(tokio_postgres::Error),
     /// No answer came in time.
     Silent,
@@ -202,24 +159,58 @@ struct Watcher {
     place: Place,
     config: Config,
     sslmode: SslMode,
-    /// More of it, where it is beside us.
+    /// Further signs of the local server.
     beside: Option<Beside>,
-    /// Whether this place ever let us in: only then does a socket that is not there mean a server that is not.
+    /// Whether a server at this address has ever accepted a session. Only then does a missing socket mean an end.
     had_session: bool,
-    /// When its Patroni's HA loop turned.
+    /// When the HA loop of the server's Patroni turned.
     heartbeat: Heartbeat,
-    /// Somebody wants to know now.
+    /// Makes the watcher ask at once.
     probe: Arc<Notify>,
     events: Events,
 }
 
 impl Watcher {
-    /// How to connect, with the addresses of the server's name: a name server that is silent is not a silent server.
+    /// Opens a session.
+    async fn connect(&self, names: &Names) -> Result<(Client, Driver), Failed> {
+        let config = self.resolved(names).await.map_err(Failed::Name)?;
+        let connected = timeout(ANSWER_LIMIT, connect(&config, self.sslmode)).await;
+        connected.map_err(|_| Failed::Silent)?.map_err(Failed::Refused)
+    }
+
+    /// Asks in the session until it ends, and reports the end.
+    async fn use_session(&mut self, client: Client, driver: Driver) -> Result<(), Closed> {
+        self.had_session = true;
+        // The driver ends with the connection, and the connection with the client, so nothing leaks.
+        tokio::select! {
+            closed = self.ask_repeatedly(client) => closed?,
+            () = driver => {}
+        }
+        // The next attempt tells more, but it may take its time.
+        let broke = Event::Member(self.member.clone(), MemberEvent::SessionBroke);
+        self.events.send(self.events.clock.now(), broke).await
+    }
+
+    /// Reports a refusal. Returns whether the server accepts no session now, or is gone.
+    async fn report_refusal(&mut self, at: Moment, error: &tokio_postgres::Error) -> Result<bool, Closed> {
+        let answer = self.answer_of_failure(error).await;
+        let data_dir = self.beside.as_ref().and_then(Beside::shutdown);
+        if let (PostgresAnswer::Gone(_), Some(data_dir)) = (&answer, data_dir) {
+            // After the look at the socket, so that the record is not of a running server.
+            let shut_down = Event::Local(LocalEvent::ShutDown(data_dir.shutdown().await));
+            self.events.send(at, shut_down).await?;
+        }
+        let refuses = error.code() == Some(&SqlState::CANNOT_CONNECT_NOW) || matches!(answer, PostgresAnswer::Gone(_));
+        self.report(at, answer).await?;
+        Ok(refuses)
+    }
+
+    /// The settings with the addresses of the server's name. A silent name server does not make the server silent.
     async fn resolved(&self, names: &Names) -> Result<Config, NotResolved> {
         let mut config = self.config.clone();
         if let Place::Tcp(host, _) = &self.place {
             for (nth, address) in names.addresses(host).await?.into_iter().enumerate() {
-                // Each address belongs to a name; the first one has been named.
+                // Each address needs a name, and the configuration has the first one.
                 if nth > 0 {
                     config.host(host);
                 }
@@ -229,11 +220,11 @@ impl Watcher {
         Ok(config)
     }
 
-    /// What a failed attempt to connect says about the server.
+    /// The meaning of a failed attempt for the server.
     async fn answer_of_failure(&self, error: &tokio_postgres::Error) -> PostgresAnswer {
         match (io_cause(error).map(io::Error::kind), &self.place) {
             (Some(io::ErrorKind::ConnectionRefused), Place::Socket(..)) if self.had_session => {
-                PostgresAnswer::Gone("nobody listens on its socket".to_owned())
+                PostgresAnswer::Gone("no process listens on its socket".to_owned())
             }
             (Some(io::ErrorKind::NotFound), Place::Socket(directory, port)) => {
                 self.answer_without_socket(&socket_path(directory, *port)).await
@@ -242,13 +233,13 @@ impl Watcher {
         }
     }
 
-    /// What it says that its socket file is missing: alone nothing ([`super::beside`]).
+    /// The meaning of a missing socket file, which alone proves nothing ([`Beside`]).
     ///
-    /// A socket that never let us in may only be looked for in the wrong place (another directory, a volume that is not
-    /// shared). Then the server is not gone, and it refuses only where its port does.
+    /// The agent may look in the wrong place (another directory, a volume that is not shared) if the socket has never
+    /// accepted a session. The server then is not gone, and refuses only if its port does.
     async fn answer_without_socket(&self, path: &Path) -> PostgresAnswer {
         let remedy =
-            "let node.socket_dir be PostgreSQL's socket directory, and restart PostgreSQL if the file was removed";
+            "set node.socket_dir to PostgreSQL's socket directory, and restart PostgreSQL if the file was removed";
         let path = path.display();
         let unknown = |why| PostgresAnswer::Unknown(format!("there is no socket {path}, but {why}: {remedy}"));
         let Some(beside) = &self.beside else { return unknown("that proves nothing".to_owned()) };
@@ -259,27 +250,29 @@ impl Watcher {
             };
         }
         match beside.port().await {
-            Port::Refuses => PostgresAnswer::Refused("there is no socket and nobody listens on its port".to_owned()),
+            Port::Refuses => {
+                PostgresAnswer::Refused("there is no socket and no process listens on its port".to_owned())
+            }
             Port::Answers => unknown("its port answers".to_owned()),
             Port::Unknown(why) => unknown(why),
         }
     }
 
-    /// Where the server beside us starts, its data directory says whether it is a standby.
+    /// Adds to the answer of a starting local server whether it is a standby, from its data directory.
     async fn with_role(&self, mut answer: PostgresAnswer) -> PostgresAnswer {
         if let PostgresAnswer::Starting(Starting { standby: standby @ None, .. }) = &mut answer
             && let Some(data_dir) = self.beside.as_ref().and_then(|beside| beside.data_dir.as_ref())
         {
             match data_dir.is_standby().await {
                 Ok(found) => *standby = Some(found),
-                Err(why) => tracing::debug!(member = %self.member, why, "it starts, and its role cannot be seen"),
+                Err(why) => tracing::debug!(member = %self.member, why, "the role of the starting server is unknown"),
             }
         }
         answer
     }
 
-    /// Remembers what can be seen of a server that has let us in, and tells whether its control file can be read as long
-    /// as it runs, and not first when it is needed.
+    /// Remembers the signs of a server that has accepted a session. Also reports whether the agent can read its control
+    /// file, before a handover needs it.
     async fn look_beside(&self) -> Result<(), Closed> {
         let Some(beside) = &self.beside else { return Ok(()) };
         if let Place::Socket(..) = self.place {
@@ -287,20 +280,22 @@ impl Watcher {
         }
         let Some(data_dir) = beside.shutdown() else { return Ok(()) };
         let at = self.events.clock.now();
-        // Whatever it names is of a shutdown before this one started.
+        // A record in the file is of an earlier shutdown.
         let reading = match data_dir.shutdown().await {
             Reading::Present(_) => Reading::Absent,
             reading => reading,
         };
-        self.events.send(at, Event::ShutDown(reading)).await
+        self.events.send(at, Event::Local(LocalEvent::ShutDown(reading))).await
     }
 
-    async fn tell(&mut self, at: Moment, answer: PostgresAnswer) -> Result<(), Closed> {
-        self.events.send(at, Event::Postgres { member: self.member.clone(), via: self.place.source(), answer }).await
+    async fn report(&mut self, at: Moment, answer: PostgresAnswer) -> Result<(), Closed> {
+        self.events
+            .send(at, Event::Member(self.member.clone(), MemberEvent::Postgres { via: self.place.source(), answer }))
+            .await
     }
 
-    /// Asks every second; returns when the connection is of no use any more.
-    async fn ask_for_ever(&mut self, client: Client) -> Result<(), Closed> {
+    /// Asks every second. Returns when the session is no longer usable.
+    async fn ask_repeatedly(&mut self, client: Client) -> Result<(), Closed> {
         let text = question(self.beside.is_some());
         let mut timeline = None;
         let mut answered = false;
@@ -310,23 +305,23 @@ impl Watcher {
             let question = client.simple_query(&text);
             tokio::pin!(question);
             let answer = loop {
-                match timeout(PERIOD, &mut question).await {
+                match timeout(ANSWER_LIMIT, &mut question).await {
                     Ok(answer) => break answer,
-                    Err(_) if asked.elapsed() >= GIVE_UP => return Ok(()),
+                    Err(_) if asked.elapsed() >= SESSION_SILENCE_MAX => return Ok(()),
                     Err(_) => {
                         let waited = asked.elapsed().as_secs();
                         let now = self.events.clock.now();
-                        self.tell(now, PostgresAnswer::Silent(format!("a query has waited for {waited} s"))).await?;
+                        self.report(now, PostgresAnswer::Silent(format!("a query has waited for {waited} s"))).await?;
                     }
                 }
             };
             match answer {
                 Ok(messages) => {
-                    // No query of Patroni's that it shows began later than its age before the question.
+                    // `at` is before the question, so the heartbeat is never dated too late.
                     let answer = read_answer(&messages, |shown| self.heartbeat.look(shown, at));
-                    // An answer that took long says how things are now, not how they were when it was asked.
-                    let at = if asked.elapsed() > PERIOD { self.events.clock.now() } else { at };
-                    self.tell(at, no_way_back(answer, &mut timeline)).await?;
+                    // A late answer describes the server at the time of the answer, and not of the question.
+                    let at = if asked.elapsed() > ANSWER_LIMIT { self.events.clock.now() } else { at };
+                    self.report(at, keep_newest_timeline(answer, &mut timeline)).await?;
                     if !std::mem::replace(&mut answered, true) {
                         self.look_beside().await?;
                     }
@@ -334,74 +329,14 @@ impl Watcher {
                 Err(error) if error.is_closed() || io_cause(&error).is_some() => return Ok(()),
                 Err(error) if error.code() == Some(&SqlState::ADMIN_SHUTDOWN) => return Ok(()),
                 Err(error) if error.code() == Some(&SqlState::CRASH_SHUTDOWN) => return Ok(()),
-                Err(error) => self.tell(at, answer_of_error(&error)).await?,
+                Err(error) => self.report(at, answer_of_error(&error)).await?,
             }
             tokio::select! {
-                () = sleep_until(asked + PERIOD) => {}
+                () = sleep_until(asked + QUESTION_INTERVAL) => {}
                 () = self.probe.notified() => {}
             }
         }
     }
-}
-
-/// Whether an attempt to connect was accepted and broken off, as by a server that ends in this very moment.
-pub(crate) fn broke_off(error: &tokio_postgres::Error) -> bool {
-    let kind = io_cause(error).map(io::Error::kind);
-    let broken = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::UnexpectedEof];
-    error.is_closed() || kind.is_some_and(|kind| broken.contains(&kind))
-}
-
-/// What a refusal with 57P03 means. Its text is in the server's language: what is not understood may be a shutdown.
-fn refusal(text: &str) -> PostgresAnswer {
-    // None of them says whether it is a standby: from PostgreSQL 15 on a primary in crash recovery is "not yet accepting
-    // connections", too.
-    let not_open = ["starting up", "in recovery mode", "accepting connections"];
-    if not_open.iter().any(|words| text.contains(words)) {
-        PostgresAnswer::Starting(Starting { why: text.to_owned(), standby: None })
-    } else {
-        PostgresAnswer::Stopping(text.to_owned())
-    }
-}
-
-/// What a failed attempt to connect, or a failed question, says about the server.
-pub(crate) fn answer_of_error(error: &tokio_postgres::Error) -> PostgresAnswer {
-    if let Some(db) = error.as_db_error() {
-        // 57P03: starting up, shutting down, in crash recovery: nobody gets a session.
-        return match db.code() {
-            &SqlState::CANNOT_CONNECT_NOW => refusal(db.message()),
-            _ => PostgresAnswer::Unknown(format!("{} ({})", db.message(), db.code().code())),
-        };
-    }
-    match io_cause(error).map(io::Error::kind) {
-        Some(io::ErrorKind::ConnectionRefused) => PostgresAnswer::Refused("nobody listens".to_owned()),
-        Some(io::ErrorKind::NotFound) => PostgresAnswer::Refused("there is no socket".to_owned()),
-        Some(io::ErrorKind::PermissionDenied) => {
-            PostgresAnswer::Unknown("the socket may not be used by this user".to_owned())
-        }
-        Some(kind) if is_of_the_way(kind) => PostgresAnswer::Silent(root_cause(error)),
-        // A name that does not resolve, for one.
-        _ => PostgresAnswer::Unknown(root_cause(error)),
-    }
-}
-
-/// Whether an attempt failed on its way to the host, or on the way back.
-const fn is_of_the_way(kind: io::ErrorKind) -> bool {
-    use io::ErrorKind::{
-        BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkDown, NetworkUnreachable, NotConnected,
-        TimedOut, UnexpectedEof,
-    };
-    matches!(
-        kind,
-        TimedOut
-            | HostUnreachable
-            | NetworkUnreachable
-            | NetworkDown
-            | ConnectionReset
-            | ConnectionAborted
-            | NotConnected
-            | BrokenPipe
-            | UnexpectedEof
-    )
 }
 
 #[cfg(test)]
@@ -413,25 +348,8 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    #[test]
-    fn a_server_that_is_shutting_down_has_not_stopped_and_one_that_lets_nobody_in_yet_may_be_a_primary() {
-        for (text, stopping) in [
-            ("the database system is starting up", false),
-            ("the database system is in recovery mode", false),
-            ("the database system is not yet accepting connections", false),
-            ("the database system is not accepting connections", false),
-            ("the database system is shutting down", true),
-            // In another language it may be anything.
-            ("das Datenbanksystem startet", true),
-        ] {
-            let answer = refusal(text);
-            assert_eq!(matches!(answer, PostgresAnswer::Stopping(_)), stopping, "{text}");
-            assert_eq!(answer.says(), None, "{text}");
-        }
-    }
-
-    /// What the watcher tells of a socket on which each attempt in turn is answered with these bytes and closed, and on
-    /// which nobody listens then: the first answers, as many as are wanted.
+    /// The watcher's first reports about a socket, `wanted` of them. The server answers each attempt in turn with these
+    /// bytes and closes it. After that, no process listens.
     async fn told(attempts: &'static [&'static [u8]], wanted: usize) -> Vec<PostgresAnswer> {
         let directory = tempfile::tempdir().unwrap();
         let listener = tokio::net::UnixListener::bind(socket_path(directory.path(), 5432)).unwrap();
@@ -444,9 +362,9 @@ mod tests {
         });
         let (sender, mut events) = tokio::sync::mpsc::channel(64);
         let events_in = Events::new(sender, crate::clock::Clock::start());
-        let login = crate::watch::real_postgres::login("a", "a");
+        let login = crate::client::postgres::real::login("a", "a");
         let place = Place::Socket(directory.path().to_owned(), 5432);
-        // Somebody wants to know all the time.
+        // Probes all the time.
         let probe = Arc::new(Notify::new());
         let asks = Arc::clone(&probe);
         let asking = tokio::spawn(async move {
@@ -459,7 +377,7 @@ mod tests {
         let mut told = Vec::new();
         while told.len() < wanted {
             let observed = timeout(Duration::from_secs(10), events.recv()).await.unwrap().unwrap();
-            if let Event::Postgres { answer, .. } = observed.event {
+            if let Event::Member(_, MemberEvent::Postgres { answer, .. }) = observed.event {
                 told.push(answer);
             }
         }
@@ -471,28 +389,30 @@ mod tests {
     const SHUTTING_DOWN: &[u8] = b"E\0\0\0\x39SFATAL\0C57P03\0Mthe database system is shutting down\0\0";
 
     #[tokio::test]
-    async fn a_server_that_ends_under_an_attempt_is_asked_again_before_anything_is_said_of_it() {
+    async fn a_server_that_ends_during_an_attempt_is_asked_again_before_a_report() {
         let told = told(&[SHUTTING_DOWN, b""], 2).await;
         assert!(matches!(told.as_slice(), [PostgresAnswer::Stopping(_), PostgresAnswer::Refused(_)]), "{told:?}");
     }
 
     #[tokio::test]
-    async fn a_name_that_does_not_resolve_says_nothing_of_the_server() {
+    async fn a_name_that_does_not_resolve_says_nothing_about_the_server() {
         let (sender, mut events) = tokio::sync::mpsc::channel(64);
         let events_in = Events::new(sender, crate::clock::Clock::start());
-        let login = crate::watch::real_postgres::login("a", "a");
+        let login = crate::client::postgres::real::login("a", "a");
         let place = Place::Tcp("nowhere.invalid".to_owned(), 5432);
         let watching = tokio::spawn(watch("a".into(), place, None, login, Arc::default(), events_in));
         let told = timeout(Duration::from_secs(10), events.recv()).await.unwrap().unwrap();
         watching.abort();
-        let Event::Postgres { answer: PostgresAnswer::Unknown(why), .. } = &told.event else { panic!("{told:?}") };
+        let Event::Member(_, MemberEvent::Postgres { answer: PostgresAnswer::Unknown(why), .. }) = &told.event else {
+            panic!("{told:?}")
+        };
         assert!(why.contains("nowhere.invalid cannot be resolved"), "{why}");
     }
 
     const REFUSED: &[u8] = b"E\0\0\0\x1eSFATAL\0C28000\0Mno pg_hba\0\0";
 
     #[tokio::test]
-    async fn a_server_that_refuses_the_login_is_not_asked_out_of_turn() {
+    async fn a_probe_does_not_repeat_a_refused_login() {
         let begun = Instant::now();
         let told = told(&[REFUSED, REFUSED], 2).await;
         assert!(told.iter().all(|answer| matches!(answer, PostgresAnswer::Unknown(_))), "{told:?}");
@@ -500,7 +420,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_breaks_off_again_and_again_is_not_asked_without_a_pause() {
+    async fn a_server_that_keeps_breaking_off_is_asked_with_pauses() {
         let told = told(&[b"", b"", b"", b""], 2).await;
         assert!(matches!(told.as_slice(), [PostgresAnswer::Silent(_), PostgresAnswer::Silent(_)]), "{told:?}");
     }

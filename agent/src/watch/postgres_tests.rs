@@ -1,21 +1,22 @@
-//! The watcher of a PostgreSQL, on a real one. `tests/run` runs these in the node's image.
+//! The watcher of PostgreSQL with a real server. `tests/run` runs these tests in the node's image.
 
 use super::*;
+use crate::client::control_file::tests::{RUNNING, SHUT_DOWN_IN_RECOVERY, write};
+use crate::client::postgres::SESSIONS;
+use crate::client::postgres::real::{Postgres, login};
 use crate::clock::Clock;
-use crate::watch::control_file::tests::{RUNNING, SHUT_DOWN_IN_RECOVERY, write};
-use crate::watch::real_postgres::{Postgres, login};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
-use warden_core::event::{Observed, SuperuserSlots};
+use warden_core::event::{MemberEvent, Observed, SuperuserSlots};
 
-/// A slow machine's moment.
-const SOON: Duration = Duration::from_secs(10);
+/// The limit for an expected answer, also on a slow machine.
+const WAIT_LIMIT: Duration = Duration::from_secs(10);
 
-/// A query may be dated too early by as much.
-const TIME_OF_A_QUESTION: Duration = Duration::from_millis(200);
+/// The watcher may date a query too early by as much.
+const QUESTION_TIME_MAX: Duration = Duration::from_millis(200);
 
-/// A watcher, and what it tells.
+/// A watcher, and its reports.
 struct Watching {
     task: JoinHandle<Result<(), Closed>>,
     told: mpsc::Receiver<Observed>,
@@ -37,13 +38,13 @@ impl Watching {
         Self { task, told, clock }
     }
 
-    /// The first answer that is as wanted.
+    /// The first wanted answer.
     async fn until(&mut self, what: &str, wanted: impl Fn(&PostgresAnswer) -> bool) -> PostgresAnswer {
         let mut last = None;
-        let found = timeout(SOON, async {
+        let found = timeout(WAIT_LIMIT, async {
             loop {
                 let observed = self.told.recv().await.unwrap();
-                if let Event::Postgres { answer, .. } = observed.event {
+                if let Event::Member(_, MemberEvent::Postgres { answer, .. }) = observed.event {
                     if wanted(&answer) {
                         return answer;
                     }
@@ -60,7 +61,7 @@ impl Watching {
     }
 }
 
-/// Patroni's session, which does nothing by itself.
+/// A session with the name of Patroni's.
 async fn patroni(postgres: &Postgres) -> Client {
     let mut config = client_config(&postgres.place(), &login("postgres", "postgres"));
     config.application_name("Patroni heartbeat");
@@ -71,7 +72,7 @@ async fn patroni(postgres: &Postgres) -> Client {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
-async fn the_server_beside_us_shows_when_patronis_ha_loop_turned_for_as_long_as_it_can() {
+async fn the_local_server_shows_when_the_ha_loop_turned_unless_it_hides_queries() {
     let postgres = Postgres::start("");
     let mut watching = Watching::start(postgres.place(), Some(Beside::default()), login("postgres", "postgres"));
     watching.heartbeat("without a heartbeat", |shown| shown.is_none()).await;
@@ -79,13 +80,13 @@ async fn the_server_beside_us_shows_when_patronis_ha_loop_turned_for_as_long_as_
     let patroni_session = patroni(&postgres).await;
     let opened = watching.heartbeat("an opened session", |shown| shown.is_some()).await.unwrap();
     let early = before.since(opened);
-    assert!(early < TIME_OF_A_QUESTION && opened <= watching.clock.now(), "it counts from its beginning: {early:?}");
+    assert!(early < QUESTION_TIME_MAX && opened <= watching.clock.now(), "it counts from its beginning: {early:?}");
 
     sleep(Duration::from_millis(300)).await;
     let before = watching.clock.now();
     patroni_session.simple_query("SELECT 1").await.unwrap();
     let began = watching.heartbeat("a query", |shown| shown.is_some_and(|at| at > opened)).await.unwrap();
-    assert!(before.since(began) < TIME_OF_A_QUESTION, "{before:?} {began:?}");
+    assert!(before.since(began) < QUESTION_TIME_MAX, "{before:?} {began:?}");
 
     drop(patroni_session);
     sleep(Duration::from_millis(1500)).await;
@@ -100,7 +101,7 @@ async fn the_server_beside_us_shows_when_patronis_ha_loop_turned_for_as_long_as_
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
-async fn a_role_that_may_only_log_in_gets_an_answer_that_is_right_as_far_as_it_goes() {
+async fn a_role_without_privileges_gets_a_correct_answer() {
     let postgres = Postgres::start("");
     postgres.sql("CREATE ROLE plain LOGIN");
     let standby = postgres.standby();
@@ -118,8 +119,8 @@ async fn a_role_that_may_only_log_in_gets_an_answer_that_is_right_as_far_as_it_g
         let answer = watching.until("a standby that streams", streams).await;
         let server = answer.server().unwrap();
         assert!(server.system_id.is_some() && server.lsn.is_some(), "{server:?}");
-        // Its last restartpoint's may be older.
-        assert_eq!(server.timeline, None, "which timeline it receives may not be seen");
+        // The timeline of its last restartpoint may be older.
+        assert_eq!(server.timeline, None, "the role may not see the received timeline");
     }
     let mut watching = Watching::start(standby.place(), None, login("postgres", "postgres"));
     let knows = |answer: &PostgresAnswer| answer.server().is_some_and(|server| server.timeline.is_some());
@@ -128,7 +129,7 @@ async fn a_role_that_may_only_log_in_gets_an_answer_that_is_right_as_far_as_it_g
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
-async fn the_agents_elsewhere_that_take_a_superusers_connection_are_counted() {
+async fn superuser_sessions_of_other_agents_are_counted() {
     let postgres = Postgres::start("-c superuser_reserved_connections=5");
     postgres.sql("CREATE ROLE plain LOGIN");
     let mut own = Watching::start(postgres.place(), Some(Beside::default()), login("postgres", "postgres"));
@@ -145,7 +146,7 @@ async fn the_agents_elsewhere_that_take_a_superusers_connection_are_counted() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
-async fn a_server_without_its_socket_file_is_gone_only_when_its_port_or_its_pid_file_is() {
+async fn a_server_without_its_socket_file_is_gone_only_with_its_port_or_its_pid_file() {
     for (tcp, proof) in [(true, "its port refuses"), (false, "its postmaster.pid is gone")] {
         let postgres = Postgres::start("-c listen_addresses=127.0.0.1");
         let data_dir = postgres.path().join("data");
@@ -159,7 +160,7 @@ async fn a_server_without_its_socket_file_is_gone_only_when_its_port_or_its_pid_
         watching.until("writable", |answer| answer.writable() == Some(true)).await;
         sleep(Duration::from_millis(500)).await;
 
-        // A cleaner of temporary files; and the end of our session.
+        // As a cleaner of temporary files does; then the end of the watcher's session.
         std::fs::rename(&socket, postgres.path().join("hidden")).unwrap();
         postgres.run(&format!(
             "psql -q -h 127.0.0.1 -p {number} -U postgres -d template1 -c \"SELECT pg_terminate_backend(pid) FROM \
@@ -186,7 +187,7 @@ async fn database(postgres: &Postgres, login: &Superuser) -> Result<String, Stri
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL's programs: tests/run runs it in the node's image"]
-async fn a_session_is_in_the_database_that_is_named_and_where_that_is_closed_in_template1() {
+async fn a_session_is_in_the_configured_database_or_if_that_is_closed_in_template1() {
     let postgres = Postgres::start("");
     let superuser = login("postgres", "ops");
     let plain = login("plain", "ops");
@@ -199,7 +200,7 @@ async fn a_session_is_in_the_database_that_is_named_and_where_that_is_closed_in_
     postgres.sql("ALTER DATABASE ops ALLOW_CONNECTIONS false");
     assert_eq!(database(&postgres, &superuser).await.as_deref(), Ok("template1"), "it is closed");
 
-    // The watcher is in it, and PostgreSQL answers.
+    // The watcher has its session there, and PostgreSQL answers.
     let mut watching = Watching::start(postgres.place(), Some(Beside::default()), superuser.clone());
     watching.until("writable", |answer| answer.writable() == Some(true)).await;
     drop(watching);
@@ -211,8 +212,8 @@ async fn a_session_is_in_the_database_that_is_named_and_where_that_is_closed_in_
     assert!(why.contains("\"ops\" is not currently accepting"), "{why}");
 }
 
-/// A server on a unix socket that turns every session away.
-fn turns_away(directory: &Path, code: &'static str, message: &'static str) -> Place {
+/// A server on a unix socket that refuses every session.
+fn refuses(directory: &Path, code: &'static str, message: &'static str) -> Place {
     let listener = std::os::unix::net::UnixListener::bind(socket_path(directory, 5432)).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -232,7 +233,7 @@ fn turns_away(directory: &Path, code: &'static str, message: &'static str) -> Pl
 }
 
 #[tokio::test]
-async fn of_a_server_that_starts_its_own_agent_tells_whether_it_is_a_standby() {
+async fn the_agent_of_a_starting_server_reports_whether_it_is_a_standby() {
     let (starts, recovers) = ("the database system is starting up", "the database system is in recovery mode");
     let redoes = "the database system is not yet accepting connections";
     for (says, control, signal, standby) in [
@@ -241,13 +242,13 @@ async fn of_a_server_that_starts_its_own_agent_tells_whether_it_is_a_standby() {
         (starts, Some(RUNNING), true, Some(true)),
         (starts, Some(SHUT_DOWN_IN_RECOVERY), false, Some(true)),
         (starts, None, false, None),
-        // So a primary says in crash recovery, too, from PostgreSQL 15 on.
+        // From PostgreSQL 15 on, a primary in crash recovery says this too.
         (redoes, Some(RUNNING), false, Some(false)),
         (redoes, Some(RUNNING), true, Some(true)),
         (redoes, None, false, None),
     ] {
         let directory = tempfile::tempdir().unwrap();
-        let place = turns_away(directory.path(), "57P03", says);
+        let place = refuses(directory.path(), "57P03", says);
         if let Some(fields) = control {
             write(directory.path(), fields);
         }
@@ -263,7 +264,7 @@ async fn of_a_server_that_starts_its_own_agent_tells_whether_it_is_a_standby() {
 }
 
 #[tokio::test]
-async fn a_socket_that_was_never_there_says_nothing_unless_the_port_refuses() {
+async fn a_socket_that_was_never_seen_says_nothing_unless_the_port_refuses() {
     let directory = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let tcp = ("127.0.0.1".to_owned(), port.local_addr().unwrap().port());

@@ -1,10 +1,10 @@
-//! `tests/bench`: how soon agents see a change of the leader znode, and what they cost while nothing happens.
+//! `tests/bench`: how soon agents see a change of the leader znode, and their cost while nothing happens.
 //!
-//! The change is a write to the real leader znode of a real cluster: the same holder again, so that Patroni has
-//! nothing to do and the znode's mzxid is new. When an agent first saw it is its own word (`leader.seen_at`), on
-//! the clock that this machine shares with its containers.
+//! The change is a write to the real leader znode of a real cluster. It writes the same holder again, so that Patroni
+//! has nothing to do and the znode gets a new mzxid. The agent reports when it first saw the change (`leader.seen_at`),
+//! by the clock that this machine shares with its containers.
 
-// serde_json answers null where an index leads nowhere; nothing else is indexed in here.
+// serde_json returns null for a missing index. The code indexes nothing else.
 #![allow(clippy::indexing_slicing)]
 
 use anyhow::{Context, ensure};
@@ -15,13 +15,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::{sleep, timeout};
 use warden_e2e::history::LEADER;
 use warden_e2e::stack::{self, AGENTS, Flavor, Stack};
-use warden_e2e::truth;
-use zookeeper_async::{WatchedEvent, ZooKeeper};
+use warden_e2e::undo::undone_by;
+use warden_e2e::{truth, wait};
+use zookeeper_async::{Acl, CreateMode, WatchedEvent, ZooKeeper};
 
-/// Of the benchmark's own compose project.
+/// The benchmark's compose project.
 const PROJECT: &str = "wardenbench";
 
-/// Between a change and the question for it. Asking makes the agent read: it must not see the change by that.
+/// The time between a change and the question about it. A question makes the agent read, and the agent must not see the
+/// change because of that.
 const BEFORE_ASKING: Duration = Duration::from_millis(300);
 
 fn main() -> anyhow::Result<()> {
@@ -29,12 +31,8 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(async {
         stack::remove_stale(PROJECT).await?;
         println!("bringing up a stack");
-        let outcome = match Stack::up(PROJECT, Flavor::Single).await {
-            Ok(stack) => measure(&stack).await,
-            Err(error) => Err(error),
-        };
-        stack::remove_stale(PROJECT).await?;
-        outcome
+        let measured = async { measure(&Stack::up(PROJECT, Flavor::Single).await?).await };
+        undone_by(measured, stack::remove_stale(PROJECT)).await
     })
 }
 
@@ -51,7 +49,60 @@ async fn measure(stack: &Stack) -> anyhow::Result<()> {
     truth::all_well(stack).await?;
     seen(stack, changes).await?;
     truth::all_well(stack).await?;
-    cost(stack, idle).await
+    println!("\nidle for {} s", idle.as_secs());
+    cost(stack, idle).await?;
+    println!("aim: <= 15 MiB, <= 0.3 % of a core");
+    crowded(stack, setting("WARDEN_BENCH_MEMBERS", 48)?, idle.min(Duration::from_secs(60))).await
+}
+
+/// A program that answers for members that exist only as znodes. Each Patroni reports that it starts its server, which
+/// refuses connections.
+const CROWD: &str = "import socketserver as s,http.server as h,json,threading as t,sys
+class H(h.BaseHTTPRequestHandler):
+    protocol_version='HTTP/1.1'
+    def do_GET(self):
+        name='crowd%d'%(self.server.server_address[1]-7000)
+        patroni={'version':'4.1.5','scope':'my_cluster','name':name}
+        b=json.dumps({'state':'starting','role':'replica','patroni':patroni}).encode()
+        self.send_response(200 if self.path=='/liveness' else 503)
+        self.send_header('Content-Length',str(len(b)))
+        self.end_headers()
+        self.wfile.write(b)
+    def log_message(self,*a): pass
+for n in range(int(sys.argv[1])):
+    t.Thread(target=h.ThreadingHTTPServer(('',7000+n),H).serve_forever).start()
+";
+
+/// Measures the cost with many more members. Their znodes are real, and their servers refuse connections.
+async fn crowded(stack: &Stack, members: u64, time: Duration) -> anyhow::Result<()> {
+    println!("\n{members} more members, whose PostgreSQL refuses, for {} s", time.as_secs());
+    let run = stack.run("crowd").option("--entrypoint", "python3");
+    let container = run.start("warden/node:local", &["-c", CROWD, &members.to_string()]).await?;
+    let address = container.ip().await?;
+    let zoo = format!("{}:2181", stack.container("zoo").ip().await?);
+    let connecting = ZooKeeper::connect(&zoo, Duration::from_secs(30), |_: WatchedEvent| {});
+    let zk = timeout(Duration::from_secs(5), connecting).await.context("ZooKeeper does not answer")??;
+    for member in 0..members {
+        let (postgres, api) = (6000 + member, 7000 + member);
+        let znode = format!(
+            r#"{{"conn_url":"postgres://{address}:{postgres}/postgres","api_url":"http://{address}:{api}/patroni","state":"starting","role":"replica","version":"4.1.5"}}"#
+        );
+        let path = format!("/service/my_cluster/members/crowd{member}");
+        // The znodes go with the session.
+        zk.create(&path, znode.into_bytes(), Acl::open_unsafe().clone(), CreateMode::Ephemeral).await?;
+    }
+    // HAProxy has them all by then, and every agent asks them.
+    wait::until("HAProxy has a server for each", Duration::from_secs(120), || async {
+        let state = stack.status("warden-haproxy", &[]).await?;
+        let servers = state["haproxy"][0]["servers"].as_array().map_or(0, Vec::len);
+        ensure!(servers as u64 == 2 * (members + 2), "it has {servers}");
+        Ok(())
+    })
+    .await?;
+    sleep(Duration::from_secs(10)).await;
+    cost(stack, time).await?;
+    println!("aim: with 48 more <= 5 % of a core beside HAProxy, <= 3 % beside a node");
+    Ok(())
 }
 
 async fn seen(stack: &Stack, changes: u64) -> anyhow::Result<()> {
@@ -64,7 +115,7 @@ async fn seen(stack: &Stack, changes: u64) -> anyhow::Result<()> {
         agents.insert(agent, (stack.container(agent).ip().await?, Vec::new()));
     }
     for change in 0..changes {
-        // Not in step with the agents' own rounds of a second.
+        // The pauses differ from the agents' rounds of a second.
         sleep(Duration::from_millis(change * 37 % 500)).await;
         let (holder, _) = zk.get_data(LEADER, false).await?;
         let before = SystemTime::now();
@@ -89,7 +140,7 @@ async fn seen(stack: &Stack, changes: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The value that `share` of all are not above (nearest rank); zero of none.
+/// The value that the share `share` of all values does not exceed (nearest rank); zero without values.
 fn quantile(sorted: &[Duration], share: f64) -> Duration {
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     // small and positive
@@ -103,8 +154,8 @@ fn parse(text: &str) -> anyhow::Result<SystemTime> {
     Ok(UNIX_EPOCH + Duration::from_micros(u64::try_from(at.as_microsecond())?))
 }
 
-/// How long a process's threads have been on a CPU, in the scheduler's nanoseconds: the ticks of `/proc/<pid>/stat`
-/// are sampled, and too coarse for bursts of microseconds. A thread that has ended takes its share with it.
+/// How long a process's threads have run on a CPU, in the scheduler's nanoseconds. The ticks of `/proc/<pid>/stat` are
+/// sampled and too coarse for bursts of microseconds. A thread that has ended no longer counts.
 fn on_cpu(pid: u32) -> anyhow::Result<Duration> {
     let mut sum = 0;
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -115,7 +166,6 @@ fn on_cpu(pid: u32) -> anyhow::Result<Duration> {
 }
 
 async fn cost(stack: &Stack, idle: Duration) -> anyhow::Result<()> {
-    println!("\nidle for {} s", idle.as_secs());
     let mut pids = BTreeMap::new();
     for agent in AGENTS {
         pids.insert(agent, stack.container(agent).pid().await?);
@@ -136,6 +186,5 @@ async fn cost(stack: &Stack, idle: Duration) -> anyhow::Result<()> {
         };
         println!("{agent:18} {:12.1} {:12.1} {share:10.2}", mib("VmRSS:")?, mib("VmHWM:")?);
     }
-    println!("aim: <= 15 MiB, <= 0.3 % of a core");
     Ok(())
 }

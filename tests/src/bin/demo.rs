@@ -1,4 +1,4 @@
-//! `compose/demo`: on the stack that `compose/up` has brought up, a fault with writers at work, and what they saw of it.
+//! `compose/demo`: a fault on the stack of `compose/up` while writers write, and what they saw.
 
 use anyhow::{Context, ensure};
 use std::time::{Duration, Instant};
@@ -9,16 +9,16 @@ use warden_e2e::stack::{NODES, Stack};
 use warden_e2e::trial::{self, Observed, Outcome};
 use warden_e2e::writers::{Commit, Pulse, Route};
 
-/// What can be shown.
+/// The faults that can be shown.
 const SHOWN: [Fault; 5] = [Fault::Freeze, Fault::Crash, Fault::Postmaster, Fault::Pause, Fault::Switchover];
 
-/// Between two lines.
+/// The pause between two lines.
 const LINE: Duration = Duration::from_secs(1);
 
-/// So long lines are printed at least: by then HAProxy has noticed whatever it notices.
+/// The demonstration prints lines for at least this long. By then HAProxy has noticed the fault if it ever does.
 const LEAST: Duration = Duration::from_secs(12);
 
-/// And until writes have gone through the proxy in so many lines, to one node only.
+/// It goes on until this many consecutive lines show writes through the proxy, to one node only.
 const QUIET: usize = 5;
 
 fn main() -> anyhow::Result<()> {
@@ -33,7 +33,7 @@ async fn demonstrate(fault: Fault) -> anyhow::Result<()> {
     let stack = Stack::running()?;
     println!("  waiting until the cluster is whole");
     let leader = Leader::find(&stack).await.context("is the stack up? compose/up")?;
-    // Where the old primary goes on, commits that do not wait for the standby show it at once.
+    // Where the old primary takes further writes, commits that do not wait for the standby show that at once.
     let goes_on = matches!(fault, Fault::Freeze | Fault::Pause);
     let observed = Observed::start(&stack, if goes_on { Commit::Local } else { Commit::Synchronous }).await?;
     println!("  writers at work: through the proxy, and straight at each node; {} leads\n", leader.member);
@@ -53,10 +53,10 @@ async fn progress(pulse: Pulse, begun: Instant) {
     let routes = [Route::Node(NODES[0].0), Route::Node(NODES[1].0), Route::Proxy];
     let mut before = routes.map(|route| pulse.acknowledged(route));
     let mut tick = interval(LINE);
-    // A line is about the second before it, also after one that came late.
+    // A line covers the second before it, also after a late one.
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.tick().await;
-    // Once all has been as it should be for a while the rest is waiting.
+    // Once all has been well for a while, only waiting is left.
     let mut quiet = 0;
     while begun.elapsed() < LEAST || quiet < QUIET {
         tick.tick().await;
@@ -73,10 +73,10 @@ async fn progress(pulse: Pulse, begun: Instant) {
 
 fn tell(outcome: &Outcome) {
     let report = &outcome.report;
-    let straight = report.nobody_writable().map_or(Duration::ZERO, |(outage, _)| outage);
+    let straight = report.without_a_primary().map_or(Duration::ZERO, |(outage, _)| outage);
     println!();
     println!("  longest outage, straight at the nodes   {:8.2} s", straight.as_secs_f64());
-    println!("  longest outage, through HAProxy         {:8.2} s", report.outage(Route::ProxyAnew).as_secs_f64());
+    println!("  longest outage, through HAProxy         {:8.2} s", report.outage(Route::ProxyPerRow).as_secs_f64());
     println!("  two primaries for                       {:8.2} s", report.dual.as_secs_f64());
     println!("  acknowledged rows, and lost of them     {:8} {:8}", report.acknowledged(), report.lost.len());
     println!("  led before, leads now                   {}, {}", outcome.leader.member, outcome.led);

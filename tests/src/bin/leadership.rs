@@ -1,7 +1,7 @@
-//! `tests/bench leadership`: the faults, many times each, with Warden and without on the same stack, and how long
-//! clients waited. Every run is a line of JSON in `tests/out/leadership.jsonl` as soon as it is done.
+//! `tests/bench leadership`: many runs of each fault, with Warden and without it on the same stack, and how long
+//! clients waited. Each run is a line of JSON in `tests/out/leadership.jsonl`, written as soon as the run is done.
 
-// serde_json answers null where an index leads nowhere; nothing else is indexed in here.
+// serde_json returns null for a missing index. The code indexes nothing else.
 #![allow(clippy::indexing_slicing)]
 
 use anyhow::{Context, ensure};
@@ -15,15 +15,16 @@ use warden_e2e::measure::{
 };
 use warden_e2e::stack::{self, Flavor, NODES, Stack, session};
 use warden_e2e::trial::{self, Observed};
+use warden_e2e::undo::undone_by;
 use warden_e2e::writers::Commit;
 use warden_e2e::{history, truth};
 
-/// Of the benchmark's own compose project, unless `WARDEN_TEST_PREFIX` says otherwise.
+/// The benchmark's compose project, unless `WARDEN_TEST_PREFIX` names another.
 const PROJECT: &str = "wardenbench";
 
 const MEASURED: [Fault; 5] = [Fault::Freeze, Fault::Crash, Fault::Switchover, Fault::Postmaster, Fault::Pause];
 
-/// In `tests/out`.
+/// The file in `tests/out`.
 const OUT: &str = "leadership.jsonl";
 
 fn main() -> anyhow::Result<()> {
@@ -56,10 +57,8 @@ fn main() -> anyhow::Result<()> {
         stack::remove_stale(&project).await?;
         let file = File::open(OUT, go_on)?;
         let bench = Bench { project: project.clone(), file, sides, stack: None, mode: None };
-        let outcome = bench.all(&faults, runs).await;
-        stack::remove_stale(&project).await?;
-        outcome?;
-        // Others may have added to it meanwhile.
+        undone_by(bench.all(&faults, runs), stack::remove_stale(&project)).await?;
+        // Other runs may have added lines meanwhile.
         let file = File::open(OUT, true)?;
         for figure in FIGURES.iter().filter(|figure| faults.contains(&figure.fault)) {
             print!("{}", table(figure, &file.lines));
@@ -74,14 +73,14 @@ struct Bench {
     /// With Warden, without it, or both.
     sides: &'static [bool],
     stack: Option<Stack>,
-    /// What its agents do.
+    /// Whether its agents enforce.
     mode: Option<bool>,
 }
 
 impl Bench {
     async fn all(mut self, faults: &[Fault], runs: usize) -> anyhow::Result<()> {
         for fault in faults {
-            // With and without in turns of ten, so that a machine that is busier now and then is so for both.
+            // The two sides alternate in turns of ten, so that a busier machine affects both.
             for upto in (0..runs).step_by(10).map(|from| (from + 10).min(runs)) {
                 for with in self.sides {
                     while self.done(*fault, *with) < upto {
@@ -97,7 +96,7 @@ impl Bench {
         self.file.lines.iter().filter(|line| line["fault"] == fault.name() && line["with"] == with).count()
     }
 
-    /// One more run; one that fails is done again on a new stack.
+    /// Does one more run. A run that fails is done again on a new stack.
     async fn next(&mut self, fault: Fault, with: bool, runs: usize) -> anyhow::Result<()> {
         let side = if with { "with" } else { "without" };
         let what = format!("{fault} {side} {}/{runs}", self.done(fault, with) + 1);
@@ -129,7 +128,7 @@ impl Bench {
             truth::all_well(&stack).await?;
             stack.mode(if with { "enforce" } else { "observe" }).await?;
             self.mode = Some(with);
-            // An agent that has just been started fences only what it has seen take writes.
+            // An agent that has just started fences only a server that it has seen take writes.
             truth::all_well(&stack).await?;
             sleep(Duration::from_secs(5)).await;
         }
@@ -146,11 +145,11 @@ impl Bench {
             None => None,
         };
         let zoo = stack.zookeepers().into_iter().next().context("no ZooKeeper")?;
-        let reigns = history::reigns(&zoo).await?;
-        let mut line = figures(&outcome, fault, &reigns, synchronous);
+        let terms = history::leader_terms(&zoo).await?;
+        let mut line = figures(&outcome, fault, &terms, synchronous);
         if fault == Fault::Switchover {
             let ended = shut_down(&outcome.leader.node, outcome.struck_at).await?;
-            if let (Some(ended), Some(gone)) = (ended, key_gone(&outcome, &reigns)) {
+            if let (Some(ended), Some(gone)) = (ended, key_gone(&outcome, &terms)) {
                 line["figures"]["shut_down_to_key_gone_ms"] = json!(between(ended, gone));
             }
             if with {

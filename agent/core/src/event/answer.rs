@@ -1,4 +1,4 @@
-//! What those that are asked answer: a Patroni, a PostgreSQL, the alive lock.
+//! The answers of a Patroni, a PostgreSQL and the alive lock.
 
 use crate::types::{Lsn, MemberName, Moment, SystemId, Timeline};
 use alloc::string::String;
@@ -6,26 +6,26 @@ use alloc::string::String;
 /// A member's role. `master` (Patroni 3.x) and `primary` (4.x) are one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// Takes writes.
+    /// The leader, which takes writes.
     Primary,
-    /// Leads a cluster that follows another one.
+    /// The leader of a standby cluster.
     StandbyLeader,
-    /// Follows, asynchronously.
+    /// An asynchronous standby.
     Replica,
-    /// Follows; commits wait for it.
+    /// A synchronous standby.
     SyncStandby,
-    /// Follows; one of those of which commits wait for some.
+    /// A standby in quorum commit: commits wait for some of them.
     QuorumStandby,
-    /// Was primary and has been taken out of it.
+    /// A former primary that Patroni demoted.
     Demoted,
-    /// Has no data directory yet.
+    /// A member without a data directory.
     Uninitialized,
-    /// Not said, or not understood.
+    /// Unknown to Warden, or not reported.
     Unknown,
 }
 
 impl Role {
-    /// Every role, so that text can be looked up.
+    /// All roles, for the parser.
     pub const ALL: [Self; 8] = [
         Self::Primary,
         Self::StandbyLeader,
@@ -37,7 +37,7 @@ impl Role {
         Self::Unknown,
     ];
 
-    /// The name shown to people and in JSON.
+    /// The name in output and in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Primary => "primary",
@@ -51,7 +51,7 @@ impl Role {
         }
     }
 
-    /// Whether a member in this role follows another server.
+    /// Whether a member in this role is a standby of the cluster's leader.
     pub const fn follows(self) -> bool {
         matches!(self, Self::Replica | Self::SyncStandby | Self::QuorumStandby)
     }
@@ -62,9 +62,9 @@ impl Role {
     }
 }
 
-/// What Patroni says its PostgreSQL is doing (`PostgresqlState` in Patroni, plus the replication states).
+/// PostgreSQL's state as Patroni reports it (`PostgresqlState` in Patroni, plus the replication states).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs)] // each says what it is
+#[allow(missing_docs)] // each variant names its state
 pub enum State {
     Initializing,
     InitFailed,
@@ -87,7 +87,7 @@ pub enum State {
 }
 
 impl State {
-    /// Patroni's own words, which are also what is shown.
+    /// Patroni's text, which Warden shows unchanged.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Initializing => "initializing new cluster",
@@ -111,7 +111,7 @@ impl State {
         }
     }
 
-    /// Every state, so that text can be looked up.
+    /// All states, for the parser.
     pub const ALL: [Self; 18] = [
         Self::Initializing,
         Self::InitFailed,
@@ -133,52 +133,54 @@ impl State {
         Self::Unknown,
     ];
 
-    /// The state that Patroni calls `text`; [`State::Unknown`] for anything else.
+    /// The state with Patroni's text `text`; [`State::Unknown`] for any other text.
     pub fn from_patroni(text: &str) -> Self {
         Self::ALL.into_iter().find(|state| state.as_str() == text).unwrap_or(Self::Unknown)
     }
 }
 
-/// How a Patroni answered. Refused, silent and answering are three different facts.
+/// How a Patroni answered. Refused, silent and answering are three separate facts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PatroniAnswer {
-    /// It answered, with this.
+    /// It answered `GET /health`.
     Answering(PatroniStatus),
-    /// Its host answered that nobody listens.
+    /// Its host refused the connection: the port has no listener.
     Refused(String),
-    /// No answer within the limit, or no way to its host.
+    /// The question timed out, or its host cannot be reached.
     Silent(String),
-    /// It answered something that cannot be used (not JSON, TLS trouble, another cluster's Patroni).
+    /// Warden cannot use its answer: not JSON, a TLS error, or the Patroni of another cluster.
     Unusable(String),
+    /// The Patroni of another member of the cluster answered. The text names that member.
+    Anothers(String),
 }
 
-/// What `GET /health` said.
+/// The content of Patroni's `GET /health`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatroniStatus {
     /// PostgreSQL's state.
     pub state: State,
     /// The member's role.
     pub role: Role,
-    /// From a query that PostgreSQL answered for this very request: out of recovery or not.
-    /// `None` where Patroni could not ask it.
+    /// Whether PostgreSQL is out of recovery, by a query that Patroni made for this request. `None` if Patroni could
+    /// not query it.
     pub writable: Option<bool>,
     /// Its timeline.
     pub timeline: Option<Timeline>,
-    /// Written (primary) or replayed (standby) up to here.
+    /// The position up to which the primary has written, or the standby has replayed.
     pub lsn: Option<Lsn>,
     /// The server's system identifier.
     pub system_id: Option<SystemId>,
-    /// Maintenance mode, as this Patroni sees it.
+    /// Maintenance mode, as this Patroni reports it.
     pub pause: bool,
-    /// The leader goes on without ZooKeeper.
+    /// Failsafe mode is active: the leader continues without ZooKeeper.
     pub failsafe_active: bool,
-    /// No leader key, as this Patroni sees it.
+    /// The leader key is absent, as this Patroni reports it.
     pub cluster_unlocked: bool,
-    /// Patroni's last contact with ZooKeeper, turned into our clock when the answer was there.
+    /// Patroni's last contact with ZooKeeper, converted to the agent's clock at the arrival of the answer.
     pub dcs_last_seen: Option<Moment>,
     /// The member's name as its Patroni knows it.
     pub name: Option<MemberName>,
-    /// Tagged so that it never becomes synchronous.
+    /// Its tag `nosync`: Patroni never makes it a synchronous standby.
     pub nosync: bool,
     /// Patroni's version.
     pub version: Option<String>,
@@ -187,29 +189,29 @@ pub struct PatroniStatus {
 /// How a PostgreSQL answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PostgresAnswer {
-    /// Out of recovery: takes writes.
+    /// Out of recovery: it takes writes.
     Writable(Server),
-    /// In recovery: refuses writes.
+    /// In recovery: it refuses writes.
     InRecovery(Server),
-    /// Nobody listens.
+    /// Its port or socket has no listener.
     Refused(String),
-    /// It lets no session in yet: it is starting, in crash recovery, or a standby that is not consistent yet. One that
-    /// was the primary takes writes when that is over.
+    /// It accepts no session yet: it is starting, in crash recovery, or a standby before consistency. A former primary
+    /// takes writes once it is up.
     Starting(Starting),
-    /// It turns sessions away because it is shutting down: in a smart shutdown open ones go on, and write, for as long
-    /// as they like.
+    /// It refuses sessions because it is shutting down. In a smart shutdown, open sessions continue to write, without a
+    /// time limit.
     Stopping(String),
-    /// Nobody listens on its unix socket, which is the socket that it had: the postmaster is gone. Never said of a
-    /// server that is asked over TCP, where another host may answer in its place.
+    /// Its unix socket has no listener: the postmaster has ended. Never reported over TCP, where another host may
+    /// answer at the address.
     Gone(String),
-    /// No answer within the limit, or no way to its host.
+    /// The question timed out, or its host cannot be reached.
     Silent(String),
-    /// It answers, but not to us (authentication, too many connections): nothing is known.
+    /// It answers, but rejects the agent's login (authentication, too many connections). Its role is unknown.
     Unknown(String),
 }
 
 impl PostgresAnswer {
-    /// The name shown to people and in JSON.
+    /// The name in output and in JSON.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Writable(_) => "writable",
@@ -221,9 +223,9 @@ impl PostgresAnswer {
         }
     }
 
-    /// Whether the server takes writes in sessions yet to come, if the answer says anything of that. One that is shutting
-    /// down says nothing: a smart shutdown may be a long time of writing.
-    pub const fn takes_sessions(&self) -> Option<bool> {
+    /// Whether the server takes writes in new sessions, if the answer shows it. An answer during shutdown does not: in
+    /// a smart shutdown open sessions may write for a long time.
+    pub const fn writable_for_new_sessions(&self) -> Option<bool> {
         match self {
             Self::Writable(_) => Some(true),
             Self::InRecovery(_) | Self::Refused(_) | Self::Starting(_) | Self::Gone(_) => Some(false),
@@ -231,10 +233,10 @@ impl PostgresAnswer {
         }
     }
 
-    /// Whether the server takes writes, if the answer says anything of that.
+    /// Whether the server takes writes, if the answer shows it.
     ///
-    /// A refusal does not: in a smart shutdown open sessions go on, and a backend can outlive a killed postmaster for as
-    /// long as its statement lasts.
+    /// A refusal shows nothing. In a smart shutdown open sessions continue, and a backend may outlive a killed
+    /// postmaster for as long as its statement lasts.
     pub const fn writable(&self) -> Option<bool> {
         match self {
             Self::Writable(_) => Some(true),
@@ -248,20 +250,20 @@ impl PostgresAnswer {
         }
     }
 
-    /// Whether the answer says for certain that the server takes writes, or is a standby.
-    pub const fn says(&self) -> Option<bool> {
+    /// `Some(true)` if the answer proves that the server takes writes, `Some(false)` if it proves a standby.
+    pub const fn writable_or_standby(&self) -> Option<bool> {
         match self {
             Self::Starting(Starting { standby: Some(true), .. }) => Some(false),
             answer => answer.writable(),
         }
     }
 
-    /// It turns sessions away, or nobody listens.
-    pub const fn turns_away(&self) -> bool {
+    /// Whether the server refuses sessions, or its port has no listener.
+    pub const fn refuses_sessions(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::Starting(_) | Self::Stopping(_) | Self::Gone(_))
     }
 
-    /// What the server told, if it did.
+    /// The server's data, if the agent had a session.
     pub const fn server(&self) -> Option<&Server> {
         match self {
             Self::Writable(server) | Self::InRecovery(server) => Some(server),
@@ -274,7 +276,7 @@ impl PostgresAnswer {
         }
     }
 
-    /// Why it told nothing, if it did not.
+    /// The reason why the agent had no session.
     pub fn detail(&self) -> Option<&str> {
         match self {
             Self::Writable(_) | Self::InRecovery(_) => None,
@@ -286,42 +288,43 @@ impl PostgresAnswer {
     }
 }
 
-/// A server that lets no session in yet.
+/// A server that accepts no session yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Starting {
-    /// Its own words.
+    /// The server's error message.
     pub why: String,
-    /// Whether it is a standby: what its own agent read in its data directory (`standby.signal`, `recovery.signal`, the
-    /// control file). `None` where nobody looked: the server's own words do not tell.
+    /// Whether it is a standby, as its own agent reads in its data directory (`standby.signal`, `recovery.signal`, the
+    /// control file). `None` if its agent has not looked: the server's message does not tell.
     pub standby: Option<bool>,
 }
 
-/// What a PostgreSQL server tells about itself.
+/// The data that a PostgreSQL server reports about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Server {
-    /// Its timeline; in recovery the one that it receives, and where it has received none that of its last restartpoint.
+    /// Its timeline. In recovery: the timeline that it receives, or that of its last restartpoint if it has received
+    /// none.
     pub timeline: Option<Timeline>,
-    /// Written (primary) or replayed (standby) up to here.
+    /// The position up to which the primary has written, or the standby has replayed.
     pub lsn: Option<Lsn>,
     /// Its system identifier.
     pub system_id: Option<SystemId>,
-    /// Its archiver; `None` where it archives nothing or did not say.
+    /// Its archiver; `None` if archiving is off or the data is missing.
     pub archiver: Option<Archiver>,
-    /// In recovery, whether a walreceiver runs; `None` where it did not say. Agents do not tell each other.
+    /// In recovery, whether a walreceiver runs; `None` if unknown. Agent records do not carry it.
     pub receives: Option<bool>,
-    /// When Patroni's session `Patroni heartbeat` last began a query, which it does in each round of its HA loop, also
-    /// while ZooKeeper is away. `None` where that cannot be seen. Agents do not tell each other.
+    /// When Patroni's session `Patroni heartbeat` last began a query. It begins one in each round of Patroni's HA loop,
+    /// also while ZooKeeper is away. `None` if the agent cannot see it. Agent records do not carry it.
     pub heartbeat: Option<Moment>,
-    /// The connections that it keeps for superusers; `None` where it did not say. Agents do not tell each other.
+    /// The connections that it reserves for superusers; `None` if unknown. Agent records do not carry it.
     pub superuser_slots: Option<SuperuserSlots>,
 }
 
-/// The connections that a server keeps for superusers, and how many agents elsewhere need one.
+/// The connections that a server reserves for superusers, and the number of remote agents that need one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SuperuserSlots {
     /// `superuser_reserved_connections`.
     pub reserved: u32,
-    /// Agents elsewhere that have a superuser's session with it now.
+    /// Remote agents that have a superuser session with it now.
     pub agents: u32,
 }
 
@@ -330,25 +333,25 @@ pub struct SuperuserSlots {
 pub struct Archiver {
     /// Segments archived since the statistics were reset.
     pub archived: i64,
-    /// Failures since then.
+    /// Failures since the statistics were reset.
     pub failed: i64,
-    /// The segment that fails now: the last attempt failed, and nothing has been archived since.
+    /// The segment that fails now: the last attempt failed, and no segment has been archived since.
     pub failing: Option<String>,
 }
 
-/// What the alive lock says about the local Patroni.
+/// The state of the local Patroni's alive lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AliveLock {
-    /// Somebody holds it.
+    /// A process holds it.
     Alive,
-    /// Nobody holds it: the process that held it is gone.
+    /// It is free: the process that held it has ended.
     Gone,
-    /// Not configured, no such file, replaced; the text says which.
+    /// Not configured, missing, or replaced. The text gives the reason.
     Unknown(String),
 }
 
 impl AliveLock {
-    /// The name shown to people and in JSON.
+    /// The name in output and in JSON.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Alive => "alive",

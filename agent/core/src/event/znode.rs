@@ -1,4 +1,4 @@
-//! What stands in ZooKeeper: Patroni's znodes, and those of the agents.
+//! The content of ZooKeeper: Patroni's znodes, and those of the agents.
 
 use super::{AliveLock, HaproxyAnswer, PatroniAnswer, PostgresAnswer, Role, State};
 use crate::fact::Reading;
@@ -18,15 +18,15 @@ pub enum Znode {
     Config(Reading<ClusterConfig>),
     /// `sync`.
     Sync(Reading<SyncState>),
-    /// `status`: the leader's position when it last wrote it.
+    /// `status`: the leader's position at its last update.
     Status(Reading<Lsn>),
-    /// `history`: the timeline that the last entry ended.
+    /// `history`: the timeline that ended with the last entry.
     History(Reading<Timeline>),
-    /// `failover`: a switchover or failover was asked for.
+    /// `failover`: the request for a switchover or failover.
     Failover(Reading<FailoverRequest>),
-    /// `failsafe`: the members that a leader without ZooKeeper would ask.
+    /// `failsafe`: the members that the leader asks while ZooKeeper is away.
     Failsafe(Reading<BTreeSet<MemberName>>),
-    /// `initialize`: the cluster's system identifier; empty while it is being bootstrapped.
+    /// `initialize`: the cluster's system identifier. The znode is empty during the bootstrap.
     Initialize(Reading<SystemId>),
     /// `members/<name>`.
     Member(MemberName, Reading<MemberRecord>),
@@ -35,7 +35,7 @@ pub enum Znode {
 /// The leader znode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaderKey {
-    /// Who holds it.
+    /// The holder.
     pub holder: MemberName,
     /// The transaction that created it.
     pub czxid: Zxid,
@@ -43,7 +43,7 @@ pub struct LeaderKey {
     pub mzxid: Zxid,
     /// The session that owns it.
     pub owner: SessionId,
-    /// When it was created, by ZooKeeper's clock.
+    /// The creation time by ZooKeeper's clock.
     pub created: UnixMillis,
 }
 
@@ -56,78 +56,79 @@ pub fn holder_text(reading: &Reading<LeaderKey>) -> &str {
     }
 }
 
-/// How a barrier read ended.
+/// The result of a barrier read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Barrier {
     /// The leader znode as it was at some moment between `Observed::at` and `finished`.
     Verified {
-        /// What it said.
+        /// The leader key.
         leader: Reading<LeaderKey>,
-        /// Patroni's dynamic configuration, read behind the same barrier: whether the cluster is paused has to be as
-        /// certain as who leads it.
+        /// Patroni's dynamic configuration, read behind the same barrier. The pause has to be as certain as the leader.
         config: Reading<ClusterConfig>,
-        /// Patroni's `sync` znode, read behind the same barrier: a release stands on who is synchronous.
+        /// Patroni's `sync` znode, read behind the same barrier. A release depends on the synchronous standbys.
         sync: Reading<SyncState>,
-        /// In which session.
+        /// The session of the read.
         session: SessionId,
-        /// The transaction of the write that made the barrier: everything committed up to it is in what was read.
+        /// The transaction of the barrier write. The read includes every transaction up to it.
         zxid: Zxid,
-        /// When the answer was there.
+        /// When the answer arrived.
         finished: Moment,
     },
-    /// Nothing is known; the text says why.
+    /// The read failed. The text gives the reason.
     Unknown(String),
 }
 
-/// Patroni's dynamic configuration, as far as it matters here.
+/// The keys of Patroni's dynamic configuration that Warden uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterConfig {
-    /// Lease of the leader key.
+    /// The lease of the leader key.
     pub ttl: Duration,
-    /// Longest pause between two runs of Patroni's HA loop.
+    /// The longest pause between two rounds of Patroni's HA loop.
     pub loop_wait: Duration,
-    /// How long Patroni retries ZooKeeper and PostgreSQL before it demotes.
+    /// How long Patroni retries ZooKeeper and PostgreSQL before it demotes the server.
     pub retry_timeout: Duration,
-    /// Maintenance mode: Patroni holds still, and so does Warden.
+    /// Maintenance mode. Patroni does not fail over, and Warden does not act.
     pub pause: bool,
-    /// The leader may go on without ZooKeeper while all members answer it.
+    /// The leader may continue without ZooKeeper while all members answer it.
     pub failsafe_mode: bool,
     /// Commits wait for a standby.
     pub synchronous_mode: bool,
-    /// The whole cluster follows another one.
+    /// The cluster is a standby cluster.
     pub standby_cluster: bool,
+    /// PostgreSQL's `max_connections`, for all members.
+    pub max_connections: u32,
 }
 
-/// The last record of a server that was shut down cleanly, as its control file names it.
+/// The shutdown checkpoint of a server that was shut down cleanly, from its control file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShutdownCheckpoint {
-    /// Where it begins: every commit is before it.
+    /// The record's position. Every commit is before it.
     pub location: Lsn,
-    /// Of the server.
+    /// The server's.
     pub timeline: Timeline,
-    /// Of the server.
+    /// The server's.
     pub system_id: SystemId,
 }
 
 /// The `sync` znode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyncState {
-    /// The leader that wrote it.
+    /// The leader that wrote the znode.
     pub leader: Option<MemberName>,
     /// The synchronous (or quorum) standbys.
     pub standbys: BTreeSet<MemberName>,
-    /// Quorum commit: how many of the standbys have to confirm; 0 for plain synchronous mode.
+    /// Quorum commit: the number of standbys that have to confirm. 0 in plain synchronous mode.
     pub quorum: u32,
 }
 
 /// The `failover` znode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailoverRequest {
-    /// The leader to leave; absent for a failover without one.
+    /// The present leader; `None` for a failover without one.
     pub leader: Option<MemberName>,
-    /// The member to go to; absent where any will do.
+    /// The candidate; `None` if Patroni chooses.
     pub candidate: Option<MemberName>,
-    /// Scheduled for later.
+    /// The request is scheduled for a later time.
     pub scheduled: bool,
 }
 
@@ -140,9 +141,9 @@ pub struct MemberRecord {
     pub port: Option<u16>,
     /// Patroni's REST API, without path, from `api_url`.
     pub api: Option<String>,
-    /// What Patroni last wrote there.
+    /// As Patroni last wrote it.
     pub role: Role,
-    /// What Patroni last wrote there.
+    /// As Patroni last wrote it.
     pub state: State,
     /// Its timeline.
     pub timeline: Option<Timeline>,
@@ -150,37 +151,40 @@ pub struct MemberRecord {
     pub lsn: Option<Lsn>,
     /// Patroni's version.
     pub version: Option<String>,
+    /// Its tag `noloadbalance`: it takes no reads.
+    pub noloadbalance: bool,
 }
 
 impl MemberRecord {
-    /// Where its PostgreSQL answers: host and port.
+    /// The address of its PostgreSQL: host and port.
     pub fn postgres(&self) -> Option<(String, u16)> {
         self.host.clone().zip(self.port)
     }
 }
 
-/// What an agent says of itself and of its neighbour in its znode.
+/// The content of an agent's znode: the agent and its local node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentRecord {
     /// Its version.
     pub version: String,
     /// Its roles, `node` and `router`.
     pub roles: Vec<String>,
-    /// Where its HTTP API answers, `host:port`.
+    /// The address of its HTTP API, `host:port`.
     pub address: String,
-    /// The member it stands beside.
+    /// The local member.
     pub member: Option<MemberName>,
-    /// Whom it takes for the leader.
+    /// The leader in its view.
     pub leader: Option<MemberName>,
-    /// Its neighbour's PostgreSQL, and how old that was when it wrote it.
+    /// The answer of its local PostgreSQL, and the answer's age at the write.
     pub postgres: Option<(PostgresAnswer, Duration)>,
-    /// Its neighbour's Patroni, and how old that was when it wrote it; `None` from agents that do not say it. Without
-    /// the member's name and the contact with ZooKeeper, which are not carried.
+    /// The answer of its local Patroni, and the answer's age at the write. `None` from agents that do not report it.
+    /// The record does not carry the member's name and the contact with ZooKeeper.
     pub patroni: Option<(Box<PatroniAnswer>, Duration)>,
-    /// Its neighbour's alive lock.
+    /// The alive lock of its local Patroni.
     pub alive_lock: Option<AliveLock>,
-    /// Its neighbour's HAProxy, and how old that was when it wrote it.
+    /// The answer of its local HAProxy, and the answer's age at the write.
     pub haproxy: Option<(HaproxyAnswer, Duration)>,
-    /// The newest linearizable read in which its member held the leader key; `None` if there was none in its life.
+    /// The newest linearizable read in which its member held the leader key; `None` if there was none since the agent's
+    /// start.
     pub held: Option<Zxid>,
 }

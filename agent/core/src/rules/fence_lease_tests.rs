@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Our Patroni has been frozen since 10 s, and ZooKeeper is away since 20 s; its lease was good until 39 s.
+/// The local Patroni has been frozen since 10 s, and ZooKeeper is away since 20 s. The lease was good until 39 s.
 pub(super) fn frozen_and_cut() -> Scene {
     leading()
         .with("silence", 10_500, silent())
@@ -12,18 +12,16 @@ pub(super) fn frozen_and_cut() -> Scene {
         .with("postgres", 34_000, takes_writes("a", 1))
 }
 
-#[test]
-fn without_zookeeper_and_without_patroni_the_server_is_fenced_before_its_lease_is_over() {
+/// The end of the lease.
+fn lease_ends() -> Vec<Case> {
     let l = frozen_and_cut;
     let granted = |seconds| {
-        Event::SessionStarted(Session {
-            id: SessionId(1),
-            server: String::new(),
-            requested: Duration::from_secs(30),
+        Event::ZooKeeper(ZooKeeperEvent::SessionStarted(Session {
             negotiated: Duration::from_secs(seconds),
-        })
+            ..fixtures::session(1)
+        }))
     };
-    let cases = [
+    vec![
         ("five seconds before the lease is over", l(), 34_000, Fences("a", Rule::Lease)),
         ("not before", l(), 33_999, Waits(34_000)),
         (
@@ -53,6 +51,19 @@ fn without_zookeeper_and_without_patroni_the_server_is_fenced_before_its_lease_i
             Fences("a", Rule::Lease),
         ),
         ("the server grants less than ttl", l().with("session", 1, granted(20)), 33_999, Fences("a", Rule::Lease)),
+    ]
+}
+
+/// The lease after a change of ttl.
+fn ttl_changes() -> Vec<Case> {
+    let l = frozen_and_cut;
+    let granted = |seconds| {
+        Event::ZooKeeper(ZooKeeperEvent::SessionStarted(Session {
+            negotiated: Duration::from_secs(seconds),
+            ..fixtures::session(1)
+        }))
+    };
+    vec![
         (
             "ttl was raised, and Patroni has not been in contact since: found by the simulation",
             l().with("config", 2, config_znode(|c| c.ttl = Duration::from_secs(20)))
@@ -89,6 +100,13 @@ fn without_zookeeper_and_without_patroni_the_server_is_fenced_before_its_lease_i
             33_999,
             Fences("a", Rule::Lease),
         ),
+    ]
+}
+
+/// The signs that Patroni is away.
+fn patroni_is_away() -> Vec<Case> {
+    let l = frozen_and_cut;
+    vec![
         (
             "the key was read as ours later than that",
             l().with("barrier", 19_000, verified(key("a", 1), 1, 19_001)).with("patroni", 10_000, answers(|_| {})),
@@ -97,8 +115,8 @@ fn without_zookeeper_and_without_patroni_the_server_is_fenced_before_its_lease_i
         ),
         (
             "the lock says that Patroni is dead",
-            l().with("held", 10_001, Event::AliveLock(AliveLock::Alive))
-                .with("lock", 10_200, Event::AliveLock(AliveLock::Gone))
+            l().with("held", 10_001, Event::Local(LocalEvent::AliveLock(AliveLock::Alive)))
+                .with("lock", 10_200, Event::Local(LocalEvent::AliveLock(AliveLock::Gone)))
                 .without("silence")
                 .with("still silent", 33_900, patroni("a", PatroniAnswer::Refused("x".to_string()))),
             34_000,
@@ -111,6 +129,13 @@ fn without_zookeeper_and_without_patroni_the_server_is_fenced_before_its_lease_i
             34_500,
             Fences("a", Rule::Lease),
         ),
+    ]
+}
+
+/// Each condition removed in turn.
+fn lease_does_not_fence() -> Vec<Case> {
+    let l = frozen_and_cut;
+    vec![
         // Each condition removed in turn.
         ("in recovery", l().with("postgres", 34_000, follows("a")), 34_500, Nothing),
         ("its Patroni answers", l().with("still silent", 34_000, answers(|_| {})), 34_500, Nothing),
@@ -153,8 +178,14 @@ fn without_zookeeper_and_without_patroni_the_server_is_fenced_before_its_lease_i
         ),
         ("another database", l().with("initialize", 3, initialize(8)), 34_500, Holds(Rule::Lease, "another database")),
         ("the cluster's identifier is not known", l().without("initialize"), 34_500, Holds(Rule::Lease, "initialize")),
-    ];
-    for (name, scene, now, expected) in cases {
+    ]
+}
+
+#[test]
+fn without_zookeeper_and_without_patroni_the_server_is_fenced_before_its_lease_is_over() {
+    for (name, scene, now, expected) in
+        [lease_ends(), ttl_changes(), patroni_is_away(), lease_does_not_fence()].into_iter().flatten()
+    {
         check(name, &scene, now, &expected);
     }
 }
@@ -162,33 +193,34 @@ fn without_zookeeper_and_without_patroni_the_server_is_fenced_before_its_lease_i
 #[test]
 fn a_lease_of_unknown_length_is_held() {
     for (name, config) in [("gone", Reading::Absent), ("torn", Reading::Unreadable("torn".to_string()))] {
-        let scene = frozen_and_cut().with("config 2", 19_500, Event::Znode(Znode::Config(config)));
+        let scene =
+            frozen_and_cut().with("config 2", 19_500, Event::ZooKeeper(ZooKeeperEvent::Znode(Znode::Config(config))));
         let verdict = judge(&scene.view(), ms(34_500));
         assert!(verdict.orders.is_empty() && verdict.held.len() == 1, "{name}: {verdict:?}");
     }
 }
 
 #[test]
-fn a_lease_of_which_nothing_is_known_is_held_and_told() {
+fn a_lease_with_an_unknown_end_is_held_and_reported() {
     let unknown = frozen_and_cut().without("barrier").with("patroni", 10_000, answers(|_| {})).with(
         "barrier b",
         9000,
         verified(key("b", 1), 1, 9001),
     );
-    check("never ours, and no contact", &unknown, 34_500, &Holds(Rule::Lease, "until when"));
+    check("never ours, and no contact", &unknown, 34_500, &Holds(Rule::Lease, "end of its lease"));
     let no_session = frozen_and_cut().without("session").without("barrier").without("lost");
-    check("no session was ever granted", &no_session, 34_500, &Holds(Rule::Lease, "until when"));
+    check("no session was ever granted", &no_session, 34_500, &Holds(Rule::Lease, "end of its lease"));
 }
 
 #[test]
-fn what_only_its_own_patroni_writes_prolongs_its_lease() {
-    let l = || frozen_and_cut().with("silent all the time", 41_000, silent()).with("reign", 7, leader(key("a", 1)));
-    let pass = |at| (at, Event::TreeRead { latency: Duration::from_millis(1) });
+fn a_znode_that_only_its_own_patroni_writes_prolongs_its_lease() {
+    let l = || frozen_and_cut().with("silent all the time", 41_000, silent()).with("term", 7, leader(key("a", 1)));
+    let pass = |at| (at, Event::ZooKeeper(ZooKeeperEvent::TreeRead { latency: Duration::from_millis(1) }));
     let (at, tree) = pass(17_000);
     let seen = l().with("tree 2", at, tree.clone()).with("member", 17_500, member("a", "host-c"));
     check("its member znode changed after a whole pass", &seen, 41_999, &Waits(42_000));
     check("and for no longer", &seen, 42_000, &Fences("a", Rule::Lease));
-    let status = || Event::Znode(Znode::Status(Reading::Present(crate::types::Lsn(9))));
+    let status = || Event::ZooKeeper(ZooKeeperEvent::Znode(Znode::Status(Reading::Present(crate::types::Lsn(9)))));
     let seen = l().with("tree 2", at, tree.clone()).with("status", 17_500, status());
     check("the leader's position", &seen, 41_999, &Waits(42_000));
     let first = l().with("tree", 6, Event::Tick).with("status", 17_500, status());
@@ -199,8 +231,8 @@ fn what_only_its_own_patroni_writes_prolongs_its_lease() {
 
 #[test]
 fn a_plain_read_that_contradicts_the_barrier_read_does_not_make_it_a_lease() {
-    // ZooKeeper answers, and Patroni's REST API has been silent for longer than the lease: a follower's stale read
-    // must not count as "no contact".
+    // ZooKeeper answers, and Patroni's REST API has been silent for longer than the lease. A follower's stale read must
+    // not count as a lost contact.
     let scene = frozen_and_cut().without("lost").with("barrier", 34_400, verified(key("a", 1), 1, 34_401));
     check("the key is ours", &scene, 34_500, &Nothing);
     for stale in [Reading::Absent, key("b", 2), key("a", 3), Reading::Unreadable("torn".to_string())] {
@@ -211,8 +243,8 @@ fn a_plain_read_that_contradicts_the_barrier_read_does_not_make_it_a_lease() {
     }
 }
 
-/// Patroni was killed and started again, and took up contact in a session of its own, before it was frozen; the key is
-/// still the old one's. Found by the simulation.
+/// Patroni was killed, restarted with a session of its own, and then frozen. The key still belongs to the old session
+/// (found by the simulation).
 #[test]
 fn a_patroni_that_was_started_again_does_not_prolong_its_predecessors_session() {
     let again = || answers(|status| status.dcs_last_seen = Some(ms(12_000)));
@@ -222,13 +254,13 @@ fn a_patroni_that_was_started_again_does_not_prolong_its_predecessors_session() 
     };
     check("it was only silent", &scene().with("before", 11_000, silent()), 34_500, &Waits(37_000));
     let refused = || patroni("a", PatroniAnswer::Refused("x".to_string()));
-    check("nobody listened on its port", &scene().with("before", 11_000, refused()), 34_500, &Fences("a", Rule::Lease));
-    let locked = scene().with("held", 10_001, Event::AliveLock(AliveLock::Alive));
+    check("its port had no listener", &scene().with("before", 11_000, refused()), 34_500, &Fences("a", Rule::Lease));
+    let locked = scene().with("held", 10_001, Event::Local(LocalEvent::AliveLock(AliveLock::Alive)));
     check("it held the lock all the time", &locked.clone().with("before", 11_000, refused()), 34_500, &Waits(37_000));
-    let freed = locked.with("freed", 11_000, Event::AliveLock(AliveLock::Gone));
-    let held_again = freed.with("held again", 11_200, Event::AliveLock(AliveLock::Alive));
+    let freed = locked.with("freed", 11_000, Event::Local(LocalEvent::AliveLock(AliveLock::Gone)));
+    let held_again = freed.with("held again", 11_200, Event::Local(LocalEvent::AliveLock(AliveLock::Alive)));
     check("the lock was free", &held_again, 34_500, &Fences("a", Rule::Lease));
-    let reign = held_again.with("reign", 11_500, leader(key("a", 2)));
-    let reign = reign.with("barrier", 19_000, verified(key("a", 2), 1, 19_001));
-    check("it has taken the key anew", &reign, 34_500, &Waits(37_000));
+    let term = held_again.with("term", 11_500, leader(key("a", 2)));
+    let term = term.with("barrier", 19_000, verified(key("a", 2), 1, 19_001));
+    check("it has taken the key again", &term, 34_500, &Waits(37_000));
 }

@@ -1,4 +1,4 @@
-//! The rules peer and operator, and what every order carries.
+//! The rules peer and operator, and the content of every order.
 
 use super::lease::frozen_and_cut;
 use super::*;
@@ -13,31 +13,18 @@ fn an_old_primary() -> Scene {
 
 fn fenced(member: &str) -> Event {
     let outcome = FenceOutcome::Confirmed { by: "fast", took: Duration::from_millis(20) };
-    Event::Fence(FenceReport { member: member.into(), rule: Rule::Peer, outcome })
+    Event::Report(Report::Fence(FenceReport { member: member.into(), rule: Rule::Peer, outcome }))
 }
 
 pub(super) fn agent_of_b(at_version: &str) -> Event {
-    Event::Agent {
-        name: "b".into(),
-        record: Reading::Present(AgentRecord {
-            held: None,
-            version: at_version.to_string(),
-            roles: Vec::new(),
-            address: "b:8010".to_string(),
-            member: Some("b".into()),
-            leader: None,
-            postgres: None,
-            patroni: None,
-            alive_lock: None,
-            haproxy: None,
-        }),
-    }
+    let version = at_version.to_string();
+    fixtures::agent_read("b", AgentRecord { version, ..fixtures::agent_record(Some("b")) })
 }
 
-#[test]
-fn an_old_primary_without_an_agent_is_fenced_by_the_new_leaders() {
+/// All conditions are met, or its own agent gets its time.
+fn peer_fences() -> Vec<Case> {
     let p = an_old_primary;
-    let cases = [
+    vec![
         ("all of it", p(), 20_050, Fences("b", Rule::Peer)),
         (
             "its agent has not written for long",
@@ -62,11 +49,18 @@ fn an_old_primary_without_an_agent_is_fenced_by_the_new_leaders() {
             "its agent is late",
             p().with("old", 17_000, takes_writes("b", 1))
                 .with("old 2", 20_000, takes_writes("b", 1))
-                .with("reign", 16_900, leader(key("a", 9)))
+                .with("term", 16_900, leader(key("a", 9)))
                 .with("agent", 19_900, agent_of_b("1")),
             20_050,
             Fences("b", Rule::Peer),
         ),
+    ]
+}
+
+/// Another member leads, or the sighting is not newer than the fence.
+fn peer_does_not_fence() -> Vec<Case> {
+    let p = an_old_primary;
+    vec![
         // Each condition removed in turn.
         (
             "another leads",
@@ -94,6 +88,13 @@ fn an_old_primary_without_an_agent_is_fenced_by_the_new_leaders() {
             20_050,
             Fences("b", Rule::Operator),
         ),
+    ]
+}
+
+/// The old primary was not seen to take writes on an older timeline, or an obstacle exists.
+fn peer_needs_an_old_primary() -> Vec<Case> {
+    let p = an_old_primary;
+    vec![
         ("it refuses", p().with("old", 20_000, refuses("b")), 20_050, Nothing),
         ("it follows", p().with("old", 20_000, follows("b")), 20_050, Nothing),
         ("it is silent", p().with("old", 20_000, probe("b", PostgresAnswer::Silent("x".to_string()))), 20_050, Nothing),
@@ -128,7 +129,7 @@ fn an_old_primary_without_an_agent_is_fenced_by_the_new_leaders() {
             "the configuration cannot be read",
             p().with("barrier", 20_000, verified_with(key("a", 9), Reading::Unreadable("x".to_string()), 1, 20_001)),
             20_050,
-            Holds(Rule::Peer, "cannot be understood"),
+            Holds(Rule::Peer, "cannot be parsed"),
         ),
         (
             "it is our own server under another name",
@@ -136,23 +137,33 @@ fn an_old_primary_without_an_agent_is_fenced_by_the_new_leaders() {
             20_050,
             Holds(Rule::Peer, "renamed"),
         ),
-    ];
-    for (name, scene, now, expected) in cases {
+    ]
+}
+
+#[test]
+fn an_old_primary_without_an_agent_is_fenced_by_the_new_leaders() {
+    for (name, scene, now, expected) in
+        [peer_fences(), peer_does_not_fence(), peer_needs_an_old_primary()].into_iter().flatten()
+    {
         check(name, &scene, now, &expected);
     }
 }
 
 #[test]
-fn what_a_person_asked_for_is_fenced_whatever_the_key_says() {
+fn the_operators_order_fences_also_against_the_key() {
     let asked = |member| leading().with("record", 9_900, fence_record(member, Rule::Operator));
     let cases = [
-        ("our neighbour, though it leads", asked("a"), Fences("a", Rule::Operator)),
+        ("the local member, though it leads", asked("a"), Fences("a", Rule::Operator)),
         ("in pause", asked("a").with("config 2", 9_950, config_znode(paused_config)), Fences("a", Rule::Operator)),
         ("without ZooKeeper", asked("a").with("lost", 10_010, lost()), Fences("a", Rule::Operator)),
         ("it takes no writes", asked("a").with("postgres 2", 10_010, follows("a")), Nothing),
         (
             "taken back",
-            asked("a").with("record 2", 10_010, Event::FenceRecord { member: "a".into(), record: Reading::Absent }),
+            asked("a").with(
+                "record 2",
+                10_010,
+                Event::ZooKeeper(ZooKeeperEvent::FenceRecord { member: "a".into(), record: Reading::Absent }),
+            ),
             Nothing,
         ),
         ("a record by another rule", leading().with("record", 9_900, fence_record("a", Rule::Superseded)), Nothing),
@@ -161,7 +172,10 @@ fn what_a_person_asked_for_is_fenced_whatever_the_key_says() {
             leading().with(
                 "record",
                 9_900,
-                Event::FenceRecord { member: "a".into(), record: Reading::Unreadable("x".to_string()) },
+                Event::ZooKeeper(ZooKeeperEvent::FenceRecord {
+                    member: "a".into(),
+                    record: Reading::Unreadable("x".to_string()),
+                }),
             ),
             Nothing,
         ),
@@ -201,7 +215,7 @@ fn an_order_carries_the_guard_of_its_rule_and_says_why() {
     assert_eq!(order.guard, Guard::Key(not_ours));
     assert!(order.reason.contains("alive lock"), "{}", order.reason);
     let order = first(&frozen_and_cut(), 34_100);
-    let away = guard::Away { contact: Some(ms(9000)), beat: None, ground: crate::evidence::Ground::Silence };
+    let away = guard::LeaseCondition { contact: Some(ms(9000)), beat: None, ground: crate::evidence::Ground::Silence };
     assert_eq!(order.guard, Guard::NoContact(away));
     assert!(order.reason.contains("lease"), "{}", order.reason);
     let order = first(&an_old_primary(), 20_050);
@@ -210,7 +224,7 @@ fn an_order_carries_the_guard_of_its_rule_and_says_why() {
     assert_eq!(order.guard, Guard::KeyAndTimeline(condition, Timeline(2)));
     assert!(order.reason.contains("timeline 1") && order.reason.contains("timeline 2"), "{}", order.reason);
     let order = first(&leading().with("record", 9_900, fence_record("a", Rule::Operator)), 10_050);
-    // Word for word: it is recorded again each time it is carried out.
+    // Unchanged: each fence records it again.
     assert_eq!(order.guard, Guard::Asked { by: "operator".to_string() });
     assert_eq!(order.reason, "maintenance");
 }

@@ -1,4 +1,4 @@
-//! Over histories of any kind: no fence without its proof.
+//! Properties over arbitrary histories: no fence without its proof.
 
 use super::peer::agent_of_b;
 use super::*;
@@ -40,22 +40,22 @@ fn event() -> impl Strategy<Value = Event> {
         8 => (holder(), configuration(), 1_i64..3).prop_map(|(key, config, id)| verified_with(key, config, id, 0)),
         1 => Just(failed_barrier()),
         2 => holder().prop_map(leader),
-        2 => configuration().prop_map(|config| Event::Znode(Znode::Config(config))),
+        2 => configuration().prop_map(|config| Event::ZooKeeper(ZooKeeperEvent::Znode(Znode::Config(config)))),
         6 => postgres(),
         2 => any::<bool>().prop_map(|active| answers(|status| {
             status.failsafe_active = active;
             status.dcs_last_seen = Some(ms(100));
         })),
         4 => Just(silent()),
-        1 => Just(Event::AliveLock(AliveLock::Alive)),
-        2 => Just(Event::AliveLock(AliveLock::Gone)),
+        1 => Just(Event::Local(LocalEvent::AliveLock(AliveLock::Alive))),
+        2 => Just(Event::Local(LocalEvent::AliveLock(AliveLock::Gone))),
         1 => Just(agent_of_b("1")),
         1 => prop_oneof![Just("a"), Just("b")].prop_map(|member| fence_record(member, Rule::Operator)),
         1 => Just(fenced("a")),
     ]
 }
 
-/// What a test remembers by itself of a history, apart from the view.
+/// The test's own memory of a history, apart from the view.
 #[derive(Default)]
 struct Memory {
     session: Option<i64>,
@@ -67,16 +67,18 @@ struct Memory {
 impl Memory {
     fn note(&mut self, at: u64, event: &Event) {
         match event {
-            Event::SessionStarted(session) => {
+            Event::ZooKeeper(ZooKeeperEvent::SessionStarted(session)) => {
                 self.session = Some(session.id.0);
                 self.barrier = None;
             }
-            Event::SessionLost { .. } => (self.session, self.barrier) = (None, None),
-            Event::Barrier(Barrier::Verified { leader, config, session, .. }) if Some(session.0) == self.session => {
+            Event::ZooKeeper(ZooKeeperEvent::SessionLost { .. }) => (self.session, self.barrier) = (None, None),
+            Event::ZooKeeper(ZooKeeperEvent::Barrier(Barrier::Verified { leader, config, session, .. }))
+                if Some(session.0) == self.session =>
+            {
                 self.barrier = Some((at, leader.clone()));
                 self.config = Some(config.clone());
             }
-            Event::Znode(Znode::Config(config)) => self.config = Some(config.clone()),
+            Event::ZooKeeper(ZooKeeperEvent::Znode(Znode::Config(config))) => self.config = Some(config.clone()),
             _ => {}
         }
     }
@@ -89,7 +91,7 @@ impl Memory {
         let holder = barrier.and_then(|key| key.present()).map(|key| key.holder.clone());
         match order.rule {
             Rule::Superseded => prop_assert_eq!(holder, Some("b".into()), "another holds the key"),
-            Rule::Orphaned => prop_assert_eq!(barrier, Some(&Reading::Absent), "nobody holds the key"),
+            Rule::Orphaned => prop_assert_eq!(barrier, Some(&Reading::Absent), "no member holds the key"),
             Rule::Peer => prop_assert_eq!(holder, Some("a".into()), "we hold the key"),
             _ => prop_assert!(matches!(order.guard, Guard::NoContact(_))),
         }
@@ -105,7 +107,7 @@ impl Memory {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Events in any order, in time; the rules are asked after each of them.
+    /// Arbitrary events in the order of time. The rules judge after each of them.
     #[test]
     fn nothing_is_fenced_without_its_proof(
         steps in proptest::collection::vec((0_u64..1500, event()), 1..60),
@@ -121,13 +123,14 @@ proptest! {
             for later in [0, 1000, 4000] {
                 for order in judge(&view, ms(now + later)).orders {
                     memory.object(&order, now + later)?;
-                    prop_assert!(order.rule == Rule::Operator || presumed_writable(&view, &order.member, ms(now + later)));
+                    let writable = presumed_writable(&view, &order.member, ms(now + later));
+                    prop_assert!(order.rule == Rule::Operator || writable);
                 }
             }
         }
     }
 
-    /// The configuration behind the barrier is the one that counts, however many plain reads say otherwise.
+    /// The configuration behind the barrier counts, against any number of plain reads.
     #[test]
     fn a_pause_that_was_verified_holds_every_rule_but_the_operators(
         steps in proptest::collection::vec((0_u64..1500, event()), 1..40),

@@ -1,11 +1,11 @@
-//! Silence is not death, and the lease asks for progress: the contract "proof and silence", clause by clause.
+//! Silence is not death, and the lease rule looks for progress: the contract "proof and silence", clause by clause.
 
 use super::*;
-use crate::event::{Starting, TermMemory};
+use crate::event::{LocalEvent, MemberEvent, Starting, TermMemory};
 use crate::evidence::Away as PatroniAway;
 use crate::evidence::patroni_away;
 
-/// `a` takes writes, and Patroni's heartbeat began a query at this moment; both as seen at `at`.
+/// `a` takes writes, and Patroni's heartbeat began a query at this moment; the agent saw both at `at`.
 fn beats(began: u64) -> Event {
     let server = Server { system_id: Some(SystemId(7)), heartbeat: Some(ms(began)), ..at_timeline(1, 5) };
     probe("a", PostgresAnswer::Writable(server))
@@ -15,7 +15,7 @@ fn unusable() -> Event {
     patroni("a", PatroniAnswer::Unusable("invalid peer certificate: UnknownIssuer".to_string()))
 }
 
-/// ZooKeeper is away since 20 s, and what Patroni last told of its contact is 9 s: its lease is good until 39 s.
+/// ZooKeeper is away since 20 s, and Patroni last reported a contact at 9 s. Its lease is good until 39 s.
 fn cut() -> Scene {
     leading().with("barrier", 19_000, verified(key("a", 1), 1, 19_001)).with("lost", 20_000, lost())
 }
@@ -36,12 +36,12 @@ fn a_rest_api_that_never_answered_is_not_a_dead_patroni() {
     check("never", &never_answered(), 40_000, &Nothing);
     let unknown = cut().with("tls", 10_500, unusable()).with("still", 39_900, unusable());
     let unknown = unknown.with("postgres", 39_900, takes_writes("a", 1));
-    check("answers that cannot be used are not silence", &unknown, 40_000, &Holds(Rule::Lease, "cannot be asked"));
+    check("answers that cannot be used are not silence", &unknown, 40_000, &Holds(Rule::Lease, "no usable answer"));
     check("and that is said when its lease is over", &unknown, 33_000, &Nothing);
-    let liveness = Event::Liveness { member: "a".into(), turns: true };
+    let liveness = Event::Member("a".into(), MemberEvent::Liveness { turns: true });
     let busy = cut().with("silence", 10_500, silent()).with("liveness", 38_000, liveness);
     let busy = busy.with("still silent", 39_900, silent()).with("postgres", 39_900, takes_writes("a", 1));
-    check("GET /liveness was answered: the silence began anew", &busy, 40_000, &Waits(44_900));
+    check("GET /liveness was answered: the silence began again", &busy, 40_000, &Waits(44_900));
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn silence_counts_together_with_a_heartbeat_that_has_stopped() {
 }
 
 #[test]
-fn a_loop_that_turns_holds_the_lease_whatever_the_rest_api_does() {
+fn a_loop_that_turns_holds_the_lease_also_with_a_dead_rest_api() {
     let silent_since_ten = || cut().with("silence", 10_500, silent()).with("still silent", 39_900, silent());
     let turns = silent_since_ten().with("postgres", 39_900, beats(35_000));
     check("ZooKeeper is away for long, and the loop turns", &turns, 40_000, &Waits(60_001));
@@ -74,7 +74,7 @@ fn a_loop_that_turns_holds_the_lease_whatever_the_rest_api_does() {
 fn a_heartbeat_is_no_contact_and_one_from_before_the_port_refused_is_no_witness() {
     let scene = cut().with("postgres", 30_500, beats(30_000));
     assert_eq!(scene.view().leadership.patroni_contact, Some(ms(9_000)), "it beats without ZooKeeper, too");
-    let refused = || patroni("a", PatroniAnswer::Refused("nobody listens".to_string()));
+    let refused = || patroni("a", PatroniAnswer::Refused("no process listens".to_string()));
     let killed = cut().with("beat", 30_000, beats(29_000)).with("killed", 30_500, refused());
     let killed = killed.with("still", 39_900, refused()).with("postgres", 39_900, beats(29_000));
     check("it was killed after its last beat", &killed, 40_000, &Fences("a", Rule::Lease));
@@ -84,7 +84,7 @@ fn a_heartbeat_is_no_contact_and_one_from_before_the_port_refused_is_no_witness(
 }
 
 #[test]
-fn a_patroni_that_answers_is_away_when_its_own_word_of_its_contact_is_too_old() {
+fn a_patroni_that_answers_is_away_when_its_reported_contact_is_too_old() {
     let answering = |at, seen, failsafe| {
         cut()
             .with(
@@ -102,11 +102,14 @@ fn a_patroni_that_answers_is_away_when_its_own_word_of_its_contact_is_too_old() 
     );
     check("not yet too old", &answering(33_900, 9000, false), 33_950, &Waits(34_001));
     check("failsafe mode is active", &answering(60_000, 9000, true), 60_100, &Nothing);
-    let late =
-        answering(34_100, 30_000, false).with("late", 34_050, Event::Liveness { member: "a".into(), turns: false });
+    let late = answering(34_100, 30_000, false).with(
+        "late",
+        34_050,
+        Event::Member("a".into(), MemberEvent::Liveness { turns: false }),
+    );
     let late = late.with("lost", 20_000, lost());
     check("its loop is late by its own word", &late, 39_500, &Nothing);
-    // A small ttl: while it answers, what its loop may take counts, not its lease.
+    // A small ttl: while Patroni answers, the limit of its loop counts, not its lease.
     let config = || {
         config_znode(|config| (config.ttl, config.retry_timeout) = (Duration::from_secs(20), Duration::from_secs(5)))
     };
@@ -114,7 +117,8 @@ fn a_patroni_that_answers_is_away_when_its_own_word_of_its_contact_is_too_old() 
     check("15 s of lease, 20 s for a round", &small(28_900, 9000), 28_950, &Waits(29_001));
 }
 
-/// A key that is read as ours after the session of a frozen Patroni would have expired: 30 s, two ticks and a second.
+/// A key that is read as the member's after the session of a frozen Patroni would have expired: 30 s, two ticks and a
+/// second.
 #[test]
 fn a_verified_key_refutes_an_old_silence_until_it_is_not_ours() {
     let silent_since_ten = || {
@@ -149,7 +153,8 @@ fn a_thawed_patroni_does_not_prolong_its_lease_by_a_late_stamp() {
         }
         scene.view().leadership.patroni_contact
     };
-    // Frozen inside of get_cluster from 10.5 s to 25 s: it stamps 25 s when it thaws, before its first answer.
+    // Frozen inside of get_cluster from 10.5 s to 25 s: when it thaws it reports a contact at 25 s, before its first
+    // answer.
     let thawed = [(12_000, silent()), told(25_600, 25_000), told(26_600, 25_000)];
     assert_eq!(contact(&thawed), Some(ms(9_000)));
     let next_round = [(12_000, silent()), told(25_600, 25_000), told(27_500, 27_000)];
@@ -180,11 +185,15 @@ fn in_failsafe_mode_a_silent_patroni_has_to_be_proved_dead_or_stuck() {
     check("its loop turns", &failsafe(beats(50_000), Some(true)), 60_000, &Waits(75_001));
 }
 
-/// An agent that was restarted while Patroni was frozen has heard nothing of it in its own life.
+/// An agent that was restarted while Patroni was frozen has had no answer from it.
 #[test]
-fn what_was_kept_on_disk_of_this_term_survives_a_restart_of_the_agent() {
+fn the_record_on_disk_of_this_term_survives_a_restart_of_the_agent() {
     let kept = |czxid| {
-        Event::Remembered(TermMemory { czxid: crate::types::Zxid(czxid), answered: true, lock_was_held: false })
+        Event::Local(LocalEvent::Remembered(TermMemory {
+            czxid: crate::types::Zxid(czxid),
+            answered: true,
+            lock_was_held: false,
+        }))
     };
     check("in this term", &never_answered().with("kept", 0, kept(1)), 40_000, &Fences("a", Rule::Lease));
     check("of another term", &never_answered().with("kept", 0, kept(2)), 40_000, &Nothing);
@@ -203,7 +212,7 @@ fn recovering() -> Scene {
         .with("silence", 12_000, silent())
         .with("still silent", 29_900, silent())
         .with("barrier", 29_000, verified(key("b", 2), 1, 29_001))
-        .with("refused", 21_000, probe("a", PostgresAnswer::Refused("nobody listens".to_string())))
+        .with("refused", 21_000, probe("a", PostgresAnswer::Refused("no process listens".to_string())))
         .with("starts", 29_900, starts(Some(false)))
 }
 
@@ -212,9 +221,9 @@ fn an_old_primary_that_recovers_from_a_crash_is_fenced_before_it_takes_writes() 
     let order = judge(&recovering().view(), ms(30_000)).orders.remove(0);
     assert!(order.rule == Rule::Superseded && order.starting, "{order:?}");
     let cases = [
-        ("nobody looked whether it is a standby", recovering().with("starts", 29_900, starts(None))),
+        ("its agent has not looked whether it is a standby", recovering().with("starts", 29_900, starts(None))),
         (
-            "nobody knows anything of it: its agent was started since",
+            "no report on it exists: its agent was restarted since",
             recovering().without("patroni").without("postgres").without("refused").with("starts", 29_900, starts(None)),
         ),
         (

@@ -1,12 +1,15 @@
 use super::*;
 use crate::assess::tests::{patroni, probe, server as at_timeline, status};
-use crate::event::{AgentRecord, Barrier, Event, FenceOutcome, FenceRecord, FenceReport, MemberRecord, Observed};
-use crate::event::{AliveLock, PatroniAnswer, PatroniStatus, Role, Session, State, Znode};
+use crate::event::{
+    AgentRecord, Barrier, Event, FenceOutcome, FenceRecord, FenceReport, LocalEvent, Observed, Report, ZooKeeperEvent,
+};
+use crate::event::{AliveLock, PatroniAnswer, PatroniStatus, Role, Session, Znode};
+use crate::fixtures;
 use crate::types::{SessionId, SystemId, UnixMillis, Zxid};
 use crate::view::tests::{after, cluster_config, identity, key, leader, lost, ms, session, verified, verified_with};
 use alloc::collections::BTreeMap;
 
-/// A history made of named parts, so that a scenario can be told by what is different in it.
+/// A history of named parts. A scenario names only its differences.
 #[derive(Clone)]
 pub(crate) struct Scene(BTreeMap<&'static str, (u64, Event)>);
 
@@ -15,13 +18,13 @@ impl Scene {
         Self(parts.into_iter().map(|(name, at, event)| (name, (at, event))).collect())
     }
 
-    /// With this part added, or in place of the one of that name.
+    /// Adds this part, or replaces the one of that name.
     pub(crate) fn with(mut self, name: &'static str, at: u64, event: Event) -> Self {
         self.0.insert(name, (at, event));
         self
     }
 
-    /// Without this part.
+    /// Removes this part.
     pub(crate) fn without(mut self, name: &'static str) -> Self {
         assert!(self.0.remove(name).is_some(), "there is no {name} to leave out");
         self
@@ -34,18 +37,21 @@ impl Scene {
     }
 }
 
-/// What the rules say.
+/// The expected verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Says {
     Fences(&'static str, Rule),
     /// The obstacle contains this.
     Holds(Rule, &'static str),
     Nothing,
-    /// Nothing, and it looks again at this moment.
+    /// No order, and the rules judge again at this moment.
     Waits(u64),
 }
 
 use Says::{Fences, Holds, Nothing, Waits};
+
+/// Name, scene, moment in milliseconds, verdict.
+type Case = (&'static str, Scene, u64, Says);
 
 fn check(name: &str, scene: &Scene, now: u64, expected: &Says) {
     let verdict = judge(&scene.view(), ms(now));
@@ -57,7 +63,7 @@ fn check(name: &str, scene: &Scene, now: u64, expected: &Says) {
         }
         Holds(rule, obstacle) => {
             assert_eq!(orders, [], "{name}");
-            let told: Vec<&Held> = verdict.held.iter().filter(|held| held.rule == *rule).collect();
+            let told: Vec<&HeldFence> = verdict.held.iter().filter(|held| held.rule == *rule).collect();
             let [held] = told[..] else { panic!("{name}: {verdict:?}") };
             assert_eq!(held.obstacles.len(), 1, "{name}: one condition is missing, one obstacle is told: {held:?}");
             assert!(held.obstacles[0].contains(obstacle), "{name}: {held:?}");
@@ -77,25 +83,15 @@ pub(crate) fn config(change: impl Fn(&mut ClusterConfig)) -> Reading<ClusterConf
 }
 
 pub(crate) fn config_znode(change: impl Fn(&mut ClusterConfig)) -> Event {
-    Event::Znode(Znode::Config(config(change)))
+    Event::ZooKeeper(ZooKeeperEvent::Znode(Znode::Config(config(change))))
 }
 
 pub(crate) fn initialize(id: u64) -> Event {
-    Event::Znode(Znode::Initialize(Reading::Present(SystemId(id))))
+    Event::ZooKeeper(ZooKeeperEvent::Znode(Znode::Initialize(Reading::Present(SystemId(id)))))
 }
 
 pub(crate) fn member(name: &str, host: &str) -> Event {
-    let record = MemberRecord {
-        host: Some(host.to_string()),
-        port: Some(5432),
-        api: None,
-        role: Role::Replica,
-        state: State::Running,
-        timeline: None,
-        lsn: None,
-        version: None,
-    };
-    Event::Znode(Znode::Member(name.into(), Reading::Present(record)))
+    fixtures::member_read(name, Reading::Present(fixtures::member_record(host)))
 }
 
 pub(crate) fn answers(change: impl Fn(&mut PatroniStatus)) -> Event {
@@ -129,7 +125,7 @@ pub(crate) fn paused_config(config: &mut ClusterConfig) {
     config.pause = true;
 }
 
-/// `a`, our neighbour, leads a cluster of two in which everything is in order, as of 10 s.
+/// `a`, the local member, leads a healthy cluster of two, as of 10 s.
 pub(crate) fn leading() -> Scene {
     Scene::new([
         ("session", 1, session(1)),
@@ -137,8 +133,8 @@ pub(crate) fn leading() -> Scene {
         ("initialize", 3, initialize(7)),
         ("member a", 4, member("a", "host-a")),
         ("member b", 5, member("b", "host-b")),
-        ("tree", 6, Event::TreeRead { latency: Duration::from_millis(1) }),
-        // It has answered all along, so that its word of its last contact counts.
+        ("tree", 6, Event::ZooKeeper(ZooKeeperEvent::TreeRead { latency: Duration::from_millis(1) })),
+        // It has answered all along, so its reported last contact counts.
         ("patroni 1", 6_500, answers(|status| status.writable = None)),
         ("patroni 2", 8_400, answers(|status| status.writable = None)),
         ("patroni", 10_000, answers(|status| status.dcs_last_seen = Some(ms(9000)))),
@@ -147,16 +143,16 @@ pub(crate) fn leading() -> Scene {
     ])
 }
 
-/// Another member holds the key, our neighbour takes writes.
+/// Another member holds the key, and the local server takes writes.
 fn superseded() -> Scene {
     leading().with("barrier", 20_000, verified(key("b", 2), 1, 20_001)).with("postgres", 20_000, takes_writes("a", 1))
 }
 
-/// Nobody holds the key, and our Patroni is dead.
+/// No member holds the key, and the local Patroni is dead.
 fn orphaned() -> Scene {
     leading()
-        .with("held", 10_001, Event::AliveLock(AliveLock::Alive))
-        .with("lock", 19_990, Event::AliveLock(AliveLock::Gone))
+        .with("held", 10_001, Event::Local(LocalEvent::AliveLock(AliveLock::Alive)))
+        .with("lock", 19_990, Event::Local(LocalEvent::AliveLock(AliveLock::Gone)))
         .with("refused", 19_995, patroni("a", PatroniAnswer::Refused("x".to_string())))
         .with("postgres", 20_000, takes_writes("a", 1))
         .with("barrier", 20_000, verified(Reading::Absent, 1, 20_001))
@@ -172,24 +168,20 @@ pub(crate) fn confirmed_record(member: &str, rule: Rule) -> Event {
 
 fn record_of(member: &str, rule: Rule, confirmed: Option<UnixMillis>) -> Event {
     let record = FenceRecord {
-        member: member.into(),
-        rule,
         reason: "maintenance".to_string(),
         by: "operator".to_string(),
-        ordered: UnixMillis(0),
         confirmed,
-        facts: Vec::new(),
         written: Some((Zxid(9), UnixMillis(0))),
+        ..fixtures::fence_record(member, rule)
     };
-    Event::FenceRecord { member: member.into(), record: Reading::Present(record) }
+    Event::ZooKeeper(ZooKeeperEvent::FenceRecord { member: member.into(), record: Reading::Present(record) })
 }
 
-#[test]
-fn a_server_that_takes_writes_while_another_leads_is_fenced_by_superseded() {
-    let unreadable = || Reading::Unreadable("not JSON".to_string());
+/// All conditions are met.
+fn superseded_fences() -> Vec<(&'static str, Scene, Says)> {
     let with_config = |config| verified_with(key("b", 2), config, 1, 20_001);
     let s = superseded;
-    let cases = [
+    vec![
         ("all of it", s(), Fences("a", Rule::Superseded)),
         ("its Patroni is away", s().with("silence", 19_000, silent()), Fences("a", Rule::Superseded)),
         ("its Patroni is alive and well", s().with("patroni", 19_900, answers(|_| {})), Fences("a", Rule::Superseded)),
@@ -213,6 +205,13 @@ fn a_server_that_takes_writes_while_another_leads_is_fenced_by_superseded() {
             s().with("barrier", 20_000, with_config(config(|c| c.standby_cluster = true))),
             Fences("a", Rule::Superseded),
         ),
+    ]
+}
+
+/// The server does not take writes, or no certain read shows another leader.
+fn superseded_does_not_apply() -> Vec<(&'static str, Scene, Says)> {
+    let s = superseded;
+    vec![
         // Each condition removed in turn.
         ("in recovery", s().with("postgres", 20_000, follows("a")), Nothing),
         ("starting up", s().with("postgres", 20_000, refuses("a")), Nothing),
@@ -222,7 +221,7 @@ fn a_server_that_takes_writes_while_another_leads_is_fenced_by_superseded() {
         ("the key is ours", s().with("barrier", 20_000, verified(key("a", 1), 1, 20_001)), Nothing),
         ("the key is ours, re-created", s().with("barrier", 20_000, verified(key("a", 2), 1, 20_001)), Nothing),
         (
-            "nobody holds it, and Patroni lives",
+            "no member holds it, and Patroni lives",
             s().with("barrier", 20_000, verified(Reading::Absent, 1, 20_001)),
             Nothing,
         ),
@@ -240,15 +239,28 @@ fn a_server_that_takes_writes_while_another_leads_is_fenced_by_superseded() {
         ("later news against the barrier read", s().with("plain", 20_020, leader(key("a", 3))), Nothing),
         (
             "the barrier read failed",
-            s().without("barrier").with("unknown", 20_000, Event::Barrier(Barrier::Unknown("no answer".to_string()))),
+            s().without("barrier").with(
+                "unknown",
+                20_000,
+                Event::ZooKeeper(ZooKeeperEvent::Barrier(Barrier::Unknown("no answer".to_string()))),
+            ),
             Nothing,
         ),
         ("a barrier read of the session before", s().with("session 2", 20_010, session(2)), Nothing),
         ("the session is lost", s().with("lost", 20_010, lost()), Nothing),
+    ]
+}
+
+/// An obstacle in the key or in Patroni.
+fn superseded_is_held() -> Vec<(&'static str, Scene, Says)> {
+    let unreadable = || Reading::Unreadable("not JSON".to_string());
+    let with_config = |config| verified_with(key("b", 2), config, 1, 20_001);
+    let s = superseded;
+    vec![
         (
             "the key cannot be read",
             s().with("barrier", 20_000, verified(Reading::Unreadable("torn".to_string()), 1, 20_001)),
-            Holds(Rule::Superseded, "cannot be understood"),
+            Holds(Rule::Superseded, "cannot be parsed"),
         ),
         (
             "paused",
@@ -267,12 +279,12 @@ fn a_server_that_takes_writes_while_another_leads_is_fenced_by_superseded() {
         (
             "the configuration cannot be read",
             s().with("barrier", 20_000, with_config(unreadable())),
-            Holds(Rule::Superseded, "cannot be understood"),
+            Holds(Rule::Superseded, "cannot be parsed"),
         ),
         (
             "there is no configuration",
             s().with("barrier", 20_000, with_config(Reading::Absent)),
-            Holds(Rule::Superseded, "not there"),
+            Holds(Rule::Superseded, "is absent"),
         ),
         (
             "failsafe active",
@@ -297,11 +309,18 @@ fn a_server_that_takes_writes_while_another_leads_is_fenced_by_superseded() {
             ),
             Fences("a", Rule::Superseded),
         ),
+    ]
+}
+
+/// An obstacle in the identity of the server or of the holder.
+fn superseded_is_held_by_identity() -> Vec<(&'static str, Scene, Says)> {
+    let s = superseded;
+    vec![
         ("another database", s().with("initialize", 3, initialize(8)), Holds(Rule::Superseded, "another database")),
         ("the cluster's identifier is not known", s().without("initialize"), Holds(Rule::Superseded, "initialize")),
         (
             "the cluster is being bootstrapped",
-            s().with("initialize", 3, Event::Znode(Znode::Initialize(Reading::Absent))),
+            s().with("initialize", 3, Event::ZooKeeper(ZooKeeperEvent::Znode(Znode::Initialize(Reading::Absent)))),
             Holds(Rule::Superseded, "initialize"),
         ),
         (
@@ -316,23 +335,31 @@ fn a_server_that_takes_writes_while_another_leads_is_fenced_by_superseded() {
             Holds(Rule::Superseded, "renamed"),
         ),
         (
-            "our Patroni calls itself otherwise",
+            "the local Patroni has another name",
             s().with("patroni", 19_000, answers(|status| status.name = Some("b".into()))),
-            Holds(Rule::Superseded, "calls itself b"),
+            Holds(Rule::Superseded, "name is b"),
         ),
-    ];
-    for (name, scene, expected) in cases {
+    ]
+}
+
+#[test]
+fn a_server_that_takes_writes_while_another_leads_is_fenced_by_superseded() {
+    for (name, scene, expected) in
+        [superseded_fences(), superseded_does_not_apply(), superseded_is_held(), superseded_is_held_by_identity()]
+            .into_iter()
+            .flatten()
+    {
         check(name, &scene, 20_050, &expected);
     }
 }
 
 fn fenced(member: &str) -> Event {
     let outcome = FenceOutcome::Confirmed { by: "fast", took: Duration::from_millis(20) };
-    Event::Fence(FenceReport { member: member.into(), rule: Rule::Superseded, outcome })
+    Event::Report(Report::Fence(FenceReport { member: member.into(), rule: Rule::Superseded, outcome }))
 }
 
 #[test]
-fn an_agent_that_knows_nothing_yet_fences_nobody() {
+fn an_agent_without_facts_fences_no_server() {
     check("only just started", &Scene::new([]), 60_000, &Nothing);
     let fresh = Scene::new([("session", 1, session(1)), ("barrier", 2, verified(key("b", 2), 1, 3))]);
     check("it never saw the server", &fresh, 10, &Nothing);
@@ -340,7 +367,7 @@ fn an_agent_that_knows_nothing_yet_fences_nobody() {
     let verdict = judge(&fresh.view(), ms(10));
     assert!(verdict.orders.is_empty() && verdict.held.len() == 1, "it never saw the tree: {verdict:?}");
     let router = View::new(crate::view::Identity { member: None, ..identity() });
-    assert_eq!(judge(&router, ms(60_000)), Verdict::default(), "beside HAProxy there is nobody to fence");
+    assert_eq!(judge(&router, ms(60_000)), Verdict::default(), "beside HAProxy there is no server to fence");
 }
 
 #[test]
@@ -363,59 +390,69 @@ fn failsafe_lingers_for_ttl() {
     check("no more", &at(39_000), 40_001, &Fences("a", Rule::Superseded));
 }
 
-#[test]
-fn a_server_without_a_leader_and_without_patroni_is_fenced_by_orphaned() {
+/// Without an alive lock, and Patroni has been silent for five seconds.
+fn orphaned_silently() -> Scene {
+    orphaned()
+        .without("lock")
+        .without("refused")
+        .without("held")
+        .with("silence", 15_000, silent())
+        .with("still silent", 19_900, silent())
+        .with("absent", 18_900, verified(Reading::Absent, 1, 18_901))
+        .with("b follows", 19_500, follows("b"))
+}
+
+/// Patroni is dead by its lock, or silent.
+fn orphaned_orphaned_silently() -> Vec<Case> {
     let o = orphaned;
-    let by_silence = || {
-        o().without("lock")
-            .without("refused")
-            .without("held")
-            .with("silence", 15_000, silent())
-            .with("still silent", 19_900, silent())
-            .with("absent", 18_900, verified(Reading::Absent, 1, 18_901))
-            .with("b follows", 19_500, follows("b"))
-    };
-    let cases = [
+    vec![
         ("its Patroni is dead", o(), 20_050, Fences("a", Rule::Orphaned)),
-        ("its Patroni has been silent for five seconds", by_silence(), 20_050, Fences("a", Rule::Orphaned)),
+        ("its Patroni has been silent for five seconds", orphaned_silently(), 20_050, Fences("a", Rule::Orphaned)),
         (
             "the key has been absent for less than a second: a living Patroni takes it again",
-            by_silence().with("absent", 19_100, verified(Reading::Absent, 1, 19_101)),
+            orphaned_silently().with("absent", 19_100, verified(Reading::Absent, 1, 19_101)),
             20_050,
             Waits(20_100),
         ),
         (
             "no other member could take over",
-            by_silence().without("b follows"),
+            orphaned_silently().without("b follows"),
             20_050,
             Holds(Rule::Orphaned, "take over"),
         ),
         (
             "its Patroni has never answered in this agent's life",
-            by_silence().without("patroni").without("patroni 1").without("patroni 2"),
+            orphaned_silently().without("patroni").without("patroni 1").without("patroni 2"),
             20_050,
             Nothing,
         ),
         (
             "it refuses for as long",
-            by_silence().with("still silent", 19_900, patroni("a", PatroniAnswer::Refused("x".to_string()))),
+            orphaned_silently().with("still silent", 19_900, patroni("a", PatroniAnswer::Refused("x".to_string()))),
             20_050,
             Fences("a", Rule::Orphaned),
         ),
         (
             "it is known by silence when it will be so",
-            by_silence().with("silence", 15_060, silent()),
+            orphaned_silently().with("silence", 15_060, silent()),
             20_050,
             Waits(20_060),
         ),
         (
             "a slow Patroni misses a question or two",
-            by_silence().with("silence", 18_000, silent()),
+            orphaned_silently().with("silence", 18_000, silent()),
             20_050,
             Waits(23_000),
         ),
+    ]
+}
+
+/// Patroni is not proved to be away.
+fn orphaned_needs_an_away_patroni() -> Vec<Case> {
+    let o = orphaned;
+    vec![
         ("it answers", o().without("lock").with("refused", 19_995, answers(|_| {})), 20_050, Nothing),
-        // The simulation found an agent that had slept, and believed in a lock that had been taken again meanwhile.
+        // The simulation found a suspended agent that trusted the lock, which had been taken again meanwhile.
         ("it answered after the lock was free", o().with("answers", 19_996, answers(|_| {})), 20_050, Nothing),
         (
             "it was started again without the lock, and misses an answer",
@@ -424,18 +461,18 @@ fn a_server_without_a_leader_and_without_patroni_is_fenced_by_orphaned() {
             Nothing,
         ),
         ("it answered before", o().with("refused", 19_985, answers(|_| {})), 20_050, Fences("a", Rule::Orphaned)),
-        ("nobody has asked it for long: we have slept", o().without("refused"), 20_050, Nothing),
+        ("the agent has not asked it for long: it was suspended", o().without("refused"), 20_050, Nothing),
         (
             "it answers nonsense",
-            by_silence().with("still silent", 19_900, patroni("a", PatroniAnswer::Unusable("x".to_string()))),
+            orphaned_silently().with("still silent", 19_900, patroni("a", PatroniAnswer::Unusable("x".to_string()))),
             20_050,
             Nothing,
         ),
-        ("it answered again", by_silence().with("patroni", 19_950, answers(|_| {})), 20_050, Nothing),
-        ("nobody asked it lately", by_silence().without("still silent"), 20_050, Nothing),
+        ("it answered again", orphaned_silently().with("patroni", 19_950, answers(|_| {})), 20_050, Nothing),
+        ("the agent has not asked it lately", orphaned_silently().without("still silent"), 20_050, Nothing),
         (
             "it was never asked",
-            by_silence().without("silence").without("still silent").without("patroni").without("patroni 2"),
+            orphaned_silently().without("silence").without("still silent").without("patroni").without("patroni 2"),
             20_050,
             Nothing,
         ),
@@ -448,11 +485,23 @@ fn a_server_without_a_leader_and_without_patroni_is_fenced_by_orphaned() {
         ),
         (
             "the lock cannot be read",
-            o().with("lock", 19_990, Event::AliveLock(AliveLock::Unknown("x".to_string()))),
+            o().with("lock", 19_990, Event::Local(LocalEvent::AliveLock(AliveLock::Unknown("x".to_string())))),
             20_050,
             Nothing,
         ),
-        ("the lock is held again", o().with("lock 2", 20_010, Event::AliveLock(AliveLock::Alive)), 20_050, Nothing),
+        (
+            "the lock is held again",
+            o().with("lock 2", 20_010, Event::Local(LocalEvent::AliveLock(AliveLock::Alive))),
+            20_050,
+            Nothing,
+        ),
+    ]
+}
+
+/// The key is not proved to be absent, or an obstacle exists.
+fn orphaned_does_not_fence() -> Vec<Case> {
+    let o = orphaned;
+    vec![
         ("the key is ours", o().with("barrier", 20_000, verified(key("a", 1), 1, 20_001)), 20_050, Nothing),
         (
             "the key is ours again, with another czxid",
@@ -486,7 +535,7 @@ fn a_server_without_a_leader_and_without_patroni_is_fenced_by_orphaned() {
                 verified_with(Reading::Absent, Reading::Unreadable("x".to_string()), 1, 20_001),
             ),
             20_050,
-            Holds(Rule::Orphaned, "cannot be understood"),
+            Holds(Rule::Orphaned, "cannot be parsed"),
         ),
         (
             "failsafe was active",
@@ -513,13 +562,21 @@ fn a_server_without_a_leader_and_without_patroni_is_fenced_by_orphaned() {
             Holds(Rule::Orphaned, "is not known"),
         ),
         (
-            "our Patroni called itself otherwise",
+            "the local Patroni had another name",
             o().with("patroni", 10_000, answers(|status| status.name = Some("A".into()))),
             20_050,
-            Holds(Rule::Orphaned, "calls itself A"),
+            Holds(Rule::Orphaned, "name is A"),
         ),
-    ];
-    for (name, scene, now, expected) in cases {
+    ]
+}
+
+#[test]
+fn a_server_without_a_leader_and_without_patroni_is_fenced_by_orphaned() {
+    for (name, scene, now, expected) in
+        [orphaned_orphaned_silently(), orphaned_needs_an_away_patroni(), orphaned_does_not_fence()]
+            .into_iter()
+            .flatten()
+    {
         check(name, &scene, now, &expected);
     }
 }

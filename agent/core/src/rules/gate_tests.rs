@@ -1,6 +1,7 @@
 use super::*;
 use crate::assess::tests::{patroni, probe, status};
-use crate::event::{Event, PatroniAnswer, PostgresAnswer, Role, Server, Starting};
+use crate::event::{Event, PatroniAnswer, PostgresAnswer, Role, Server, Starting, ZooKeeperEvent};
+use crate::fixtures;
 use crate::rules::fence::tests::{Scene, initialize, member, paused_config};
 use crate::types::{UnixMillis, Zxid};
 use crate::view::tests::{key, ms, session, verified, verified_with};
@@ -32,13 +33,16 @@ fn picture(others: Vec<Other>) -> Picture {
     }
 }
 
-/// The agent beside `member`, which is another one than ours.
+/// The remote agent beside `member`.
 fn agent(member: &str, answer: PostgresAnswer, age: u64) -> Event {
-    let Event::Agent { record, .. } = crate::assess::tests::agent(member, answer, age) else { panic!() };
-    Event::Agent { name: "warden-a".into(), record }
+    let Event::ZooKeeper(ZooKeeperEvent::Agent { record, .. }) = crate::assess::tests::agent(member, answer, age)
+    else {
+        panic!()
+    };
+    Event::ZooKeeper(ZooKeeperEvent::Agent { name: "warden-a".into(), record })
 }
 
-/// What the rule says `after` so many milliseconds, when this was found each time.
+/// The verdict `after` this many milliseconds, with these results of the questions.
 fn says(other: &Other, found: &[Found], after: u64) -> Verdict {
     let mut memory = Memory::new(ms(BEGAN));
     let picture = picture(vec![other.clone()]);
@@ -71,7 +75,7 @@ enum Passes {
     Never,
 }
 
-/// One row of the contract's table: a member of this standing, in which this was found, one after the other.
+/// One row of the contract's table: the member's standing, and the results of the questions in turn.
 fn check(name: &str, other: &Other, found: &[Found], expected: Passes) {
     let at = |after| says(other, found, after);
     match expected {
@@ -110,6 +114,7 @@ fn a_candidate_is_promoted_as_soon_as_no_other_member_can_be_taking_writes() {
         ("writable, and does not let us in", last(Standing::Writable), vec![no_login()], Never),
         // Was writable in this run, now silent.
         ("it has fallen silent", last(Standing::Unknown), vec![writable(), Found::Silent], After(15_000)),
+        ("others see it take writes", not_last(Standing::Writable), vec![Found::Silent], After(15_000)),
         ("and there is a record", recorded(Standing::Unknown), vec![writable(), Found::Silent], AtOnce),
         ("and refuses now", last(Standing::Unknown), vec![writable(), Found::Silent, harmless()], AtOnce),
         // Starting, and counts as writable.
@@ -141,7 +146,7 @@ fn a_candidate_is_promoted_as_soon_as_no_other_member_can_be_taking_writes() {
 
 #[test]
 fn a_lease_that_was_over_before_the_gate_began_is_not_waited_for() {
-    let old = Picture { key: Key::Own(LEASE_IS_OVER), ..picture(vec![other(Standing::Unknown)]) };
+    let old = Picture { key: Key::Own(LEASE_OVER_AFTER), ..picture(vec![other(Standing::Unknown)]) };
     let mut memory = Memory::new(ms(BEGAN));
     memory.note(&"a".into(), Found::Silent);
     assert_eq!(judge(&old, &memory, WAIT, ms(BEGAN)), Verdict::Pass);
@@ -155,13 +160,13 @@ fn a_candidate_that_has_lost_the_key_is_never_let_through() {
         memory.note_key(key, ms(BEGAN));
         judge(&picture, &memory, WAIT, ms(BEGAN + after))
     };
-    let (anothers, nobody) = (Key::Anothers("c".into()), Key::Nobody);
-    // Patroni cancels the hook by itself, without the penalty of a refusal.
+    let (anothers, absent) = (Key::Anothers("c".into()), Key::Absent);
+    // Patroni itself cancels the hook, without the cost of a refusal.
     assert_eq!(lost(&anothers, 4999), Verdict::Wait(vec![]));
     assert!(matches!(lost(&anothers, 5000), Verdict::Refuse(why) if why.contains("c holds the leader key")));
-    assert_eq!(lost(&nobody, 14_999), Verdict::Wait(vec![]));
-    assert!(matches!(lost(&nobody, 15_000), Verdict::Refuse(why) if why.contains("lost")));
-    // It has the key again.
+    assert_eq!(lost(&absent, 14_999), Verdict::Wait(vec![]));
+    assert!(matches!(lost(&absent, 15_000), Verdict::Refuse(why) if why.contains("lost")));
+    // The candidate holds the key again.
     let mut memory = Memory::new(ms(BEGAN));
     for (at, key) in [(0, anothers), (3000, Key::Own(Duration::ZERO)), (6000, Key::Own(Duration::ZERO))] {
         memory.note_key(&key, ms(BEGAN + at));
@@ -174,14 +179,14 @@ fn maintenance_mode_is_the_operators_business_and_so_is_a_fence_of_the_candidate
     let memory = Memory::new(ms(BEGAN));
     let fenced = Picture { fenced_by_operator: Some("why".to_string()), ..picture(vec![]) };
     assert_eq!(judge(&fenced, &memory, WAIT, ms(BEGAN)), Verdict::Refuse("why".to_string()));
-    // The operator may just have taken it back: it is looked up.
+    // The operator may just have taken it back, so the gate reads ZooKeeper.
     assert!(fenced.wants_zookeeper() && !picture(vec![other(Standing::Writable)]).wants_zookeeper());
-    let paused = Picture { paused: true, key: Key::Nobody, ..fenced };
+    let paused = Picture { paused: true, key: Key::Absent, ..fenced };
     assert_eq!(judge(&paused, &memory, WAIT, ms(BEGAN)), Verdict::Pass);
 }
 
 #[test]
-fn what_is_only_observed_is_said_and_passes() {
+fn observe_reports_the_verdict_and_passes() {
     let waits = || Verdict::Wait(vec![("a".into(), "does not answer".to_string())]);
     assert_eq!(obey(Mode::Enforce, waits()), (waits(), None));
     assert_eq!(obey(Mode::Observe, waits()), (Verdict::Pass, Some("would wait: a does not answer".to_string())));
@@ -193,7 +198,7 @@ fn what_is_only_observed_is_said_and_passes() {
     assert_eq!(obey(Mode::Off, refuses()), (Verdict::Pass, None));
 }
 
-/// We stand beside `b`, which took the key from `a` at 9 s; `c` follows.
+/// The local member is `b`, which took the key from `a` at 9 s; `c` follows.
 fn candidate() -> Scene {
     Scene::new([
         ("session", 1, session(1)),
@@ -224,7 +229,7 @@ fn the_picture_is_drawn_by_a_linearizable_read_made_for_it() {
     assert_eq!(names, ["a", "c"]);
     let last: Vec<Option<bool>> = picture.others.iter().map(|other| other.last_holder).collect();
     assert_eq!(last, [Some(true), Some(false)]);
-    // A primary that crashed under its key passed the gate before: what nobody saw of the holder before it is over.
+    // A crashed primary has passed the gate under its key before, so an unknown earlier holder does not matter.
     let restarted =
         || candidate().without("a wrote").without("b leads").with("a led", 9_000, verified(key("a", 1), 1, 9_001));
     let others = |scene: Scene| {
@@ -237,12 +242,12 @@ fn the_picture_is_drawn_by_a_linearizable_read_made_for_it() {
     assert_eq!(others(restarted().with("a wrote", 8_900, writes())), [None, None], "before it held this key");
     let anothers = candidate().with("b leads", 9_000, verified(key("c", 9_000), 1, 9_001));
     assert_eq!(drawn(&anothers).unwrap().key, Key::Anothers("c".into()));
-    let nobody = candidate().with("b leads", 9_000, verified(Reading::Absent, 1, 9_001));
-    assert_eq!(drawn(&nobody).unwrap().key, Key::Nobody);
+    let absent = candidate().with("b leads", 9_000, verified(Reading::Absent, 1, 9_001));
+    assert_eq!(drawn(&absent).unwrap().key, Key::Absent);
     let paused = crate::rules::fence::tests::config(paused_config);
     let paused = candidate().with("b leads", 9_000, verified_with(key("b", 9_000), paused, 1, 9_001));
     assert!(drawn(&paused).unwrap().paused);
-    // Nothing that is not known draws a picture.
+    // Unknown facts give no picture.
     assert_eq!(drawn(&candidate().with("b leads", 8_999, verified(key("b", 9_000), 1, 9_001))), None, "too old");
     let torn = || Reading::Unreadable("torn".to_string());
     assert_eq!(drawn(&candidate().with("b leads", 9_000, verified(torn(), 1, 9_001))), None);
@@ -250,7 +255,7 @@ fn the_picture_is_drawn_by_a_linearizable_read_made_for_it() {
     assert_eq!(drawn(&candidate().with("b leads", 9_000, no_config)), None);
 }
 
-/// Columns: who says what of `a`, which we cannot log in to.
+/// Columns: source, report on `a`. This agent cannot log in to `a`.
 #[test]
 fn a_standby_is_known_by_its_agent_or_its_patroni_and_not_by_our_login() {
     let locked = || probe("a", PostgresAnswer::Unknown("no pg_hba.conf entry".to_string()));
@@ -304,28 +309,26 @@ fn a_standby_is_known_by_its_agent_or_its_patroni_and_not_by_our_login() {
 
 fn record(zxid: i64, confirmed: bool) -> Event {
     let record = FenceRecord {
-        member: "a".into(),
-        rule: Rule::Crashed,
-        reason: String::new(),
-        by: "a".to_string(),
-        ordered: UnixMillis(0),
         confirmed: confirmed.then_some(UnixMillis(0)),
-        facts: vec![],
         written: Some((Zxid(zxid), UnixMillis(0))),
+        ..fixtures::fence_record("a", Rule::Crashed)
     };
-    Event::FenceRecord { member: "a".into(), record: Reading::Present(record) }
+    Event::ZooKeeper(ZooKeeperEvent::FenceRecord { member: "a".into(), record: Reading::Present(record) })
 }
 
 /// Reads in which `a` held the key had the transactions 8 and, in some cases, 8,500.
 #[test]
 fn a_record_counts_if_it_is_later_than_every_read_in_which_its_member_held_the_key() {
     let held = |zxid: Option<i64>| {
-        let Event::Agent { name, record: Reading::Present(record) } =
+        let Event::ZooKeeper(ZooKeeperEvent::Agent { name, record: Reading::Present(record) }) =
             agent("a", PostgresAnswer::Silent(String::new()), 0)
         else {
             panic!()
         };
-        Event::Agent { name, record: Reading::Present(crate::event::AgentRecord { held: zxid.map(Zxid), ..record }) }
+        Event::ZooKeeper(ZooKeeperEvent::Agent {
+            name,
+            record: Reading::Present(crate::event::AgentRecord { held: zxid.map(Zxid), ..record }),
+        })
     };
     let again = || verified(key("a", 1), 1, 8_500);
     let c = || candidate().with("record", 8_900, record(8_800, true));

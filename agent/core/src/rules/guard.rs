@@ -1,8 +1,8 @@
-//! Is it still right to act? The one check between a decision and something that destroys.
+//! Is it still right to act? This is the only check between a decision and a destructive action.
 //!
 //! A fence, a release and a cut of sessions each carry a [`KeyCondition`]. Right before it acts, the actor makes a new
-//! linearizable read and asks [`KeyCondition::check`]. What cannot be read refuses, everywhere: unknown never destroys.
-//! The rule `lease` exists because there is no such read; its condition is [`Away`].
+//! linearizable read and calls [`KeyCondition::check`]. An unreadable fact always refuses: unknown never destroys. The
+//! rule `lease` exists because no such read is possible; its condition is [`LeaseCondition`].
 
 use crate::event::{Barrier, ClusterConfig, LeaderKey, PatroniAnswer, SyncState};
 use crate::evidence::Ground;
@@ -13,26 +13,26 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use core::time::Duration;
 
-/// Patroni tells its last contact in whole seconds: a later one is at least one later.
-const SAME_SECOND: Duration = Duration::from_millis(500);
+/// Patroni reports its last contact in whole seconds, so a later one differs by at least a second.
+const CONTACT_STAMP_ROUNDING: Duration = Duration::from_millis(500);
 
-/// What a new linearizable read has to say.
+/// The condition that a new linearizable read has to meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyCondition {
-    /// The ZooKeeper session in which the decision was made: in another one nothing of it is known.
+    /// The ZooKeeper session of the decision. Its evidence does not count in another session.
     pub session: SessionId,
-    /// What has to be so of the leader key.
+    /// The condition on the leader key.
     pub key: KeyIs,
-    /// What has to be so of Patroni's `sync` znode; `None` where it plays no part.
+    /// The condition on Patroni's znode `sync`; `None` if it does not matter.
     pub sync: Option<SyncNames>,
 }
 
-/// What has to be so of the leader key.
+/// The condition on the leader key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyIs {
-    /// Another member's, or absent. By the fences `superseded` and `orphaned`.
+    /// Another member's, or absent. For the fences `superseded` and `orphaned`.
     NotOf(MemberName),
-    /// This member's, and the very key that was judged. By the fence `peer` and the release.
+    /// This member's, and the same key as at the decision. For the fence `peer` and the release.
     TheOneOf {
         /// The holder.
         member: MemberName,
@@ -41,29 +41,29 @@ pub enum KeyIs {
         /// The session that owns it.
         owner: SessionId,
     },
-    /// Another member's. By the cut of sessions through HAProxy.
+    /// Another member's. For the cut of sessions through HAProxy.
     OfAnotherThan(MemberName),
 }
 
-/// What has to be so of the `sync` znode: the leader is this member, and one of these is a synchronous standby.
+/// The condition on the znode `sync`: it names this leader, and one of these standbys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyncNames {
-    /// The leader that wrote it.
+    /// The leader that wrote the znode.
     pub leader: MemberName,
-    /// Standbys that can take over: one of them is enough.
+    /// The standbys that can take over. One of them suffices.
     pub one_of: BTreeSet<MemberName>,
 }
 
 impl KeyCondition {
-    /// Whether `read` still leaves it right to act. The error says what speaks against it.
+    /// Checks the condition against `read`. The error gives the reason not to act.
     pub fn check(&self, read: &Barrier) -> Result<(), String> {
         let (leader, config, sync, session) = match read {
             Barrier::Verified { leader, config, sync, session, .. } => (leader, config, sync, session),
-            Barrier::Unknown(why) => return Err(format!("it cannot be verified any more: {why}")),
+            Barrier::Unknown(why) => return Err(format!("the leader key cannot be verified: {why}")),
         };
         not_paused(config)?;
         if *session != self.session {
-            return Err("the ZooKeeper session is another one".to_string());
+            return Err("the ZooKeeper session has changed".to_string());
         }
         if let Some(names) = &self.sync {
             names.check(sync)?;
@@ -77,7 +77,7 @@ impl KeyIs {
         let key = match leader {
             Reading::Present(key) => Some(key),
             Reading::Absent => None,
-            Reading::Unreadable(why) => return Err(format!("the leader key cannot be understood: {why}")),
+            Reading::Unreadable(why) => return Err(format!("the leader key cannot be parsed: {why}")),
         };
         match (self, key) {
             (Self::NotOf(member), Some(key)) if key.holder == *member => {
@@ -96,7 +96,7 @@ impl KeyIs {
             (Self::TheOneOf { .. }, Some(key)) => {
                 Err(format!("{} holds the leader key, with czxid {:#x}", key.holder, key.czxid.0))
             }
-            (Self::TheOneOf { .. } | Self::OfAnotherThan(_), None) => Err("nobody holds the leader key".to_string()),
+            (Self::TheOneOf { .. } | Self::OfAnotherThan(_), None) => Err("no member holds the leader key".to_string()),
         }
     }
 }
@@ -116,48 +116,52 @@ impl SyncNames {
     }
 }
 
-/// In maintenance mode, and where that cannot be read, nothing is destroyed.
+/// An error in maintenance mode, and if the configuration cannot be read: the agent destroys nothing then.
 pub fn not_paused(config: &Reading<ClusterConfig>) -> Result<(), String> {
     match config {
         Reading::Present(config) if !config.pause => Ok(()),
         Reading::Present(_) => Err("the cluster is in maintenance mode".to_string()),
-        Reading::Absent => Err("Patroni's configuration is not there".to_string()),
-        Reading::Unreadable(why) => Err(format!("Patroni's configuration cannot be understood: {why}")),
+        Reading::Absent => Err("Patroni's configuration is absent".to_string()),
+        Reading::Unreadable(why) => Err(format!("Patroni's configuration cannot be parsed: {why}")),
     }
 }
 
-/// The condition of a fence by `lease`: what Patroni was known to have done when the fence was ordered.
+/// The condition of a fence by `lease`: Patroni's last known activity at the time of the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Away {
-    /// The newest contact of Patroni with ZooKeeper that was known; `None` where none was.
+pub struct LeaseCondition {
+    /// Patroni's newest known contact with ZooKeeper; `None` if there was none.
     pub contact: Option<Moment>,
-    /// When the newest beat of its heartbeat began that was known; `None` where none was.
+    /// When the newest known query of its heartbeat began; `None` if there was none.
     pub beat: Option<Moment>,
-    /// How it was known that Patroni is away.
+    /// The evidence that Patroni is away.
     pub ground: Ground,
 }
 
-impl Away {
-    /// Whether it is still right to fence, after one more read of ZooKeeper, one more question to Patroni, and with the
-    /// newest `beat` of its heartbeat. Only something new withdraws the fence, never time that passes.
+impl LeaseCondition {
+    /// Checks the condition after a new read of ZooKeeper and a new question to Patroni, with the newest `beat` of its
+    /// heartbeat. Only new activity withdraws the fence; the passing of time does not.
     pub fn check(&self, read: &Barrier, patroni: &PatroniAnswer, beat: Option<Moment>) -> Result<(), String> {
         if matches!(read, Barrier::Verified { .. }) {
-            return Err("ZooKeeper is there again: what it says is to be judged first".to_string());
+            return Err("ZooKeeper answers again, so the other rules judge first".to_string());
         }
         if beat > self.beat {
-            return Err("its Patroni's HA loop has turned since (its heartbeat session)".to_string());
+            return Err("its Patroni's heartbeat session shows a new round of the HA loop".to_string());
         }
         match patroni {
             PatroniAnswer::Silent(_) | PatroniAnswer::Refused(_) => Ok(()),
-            PatroniAnswer::Unusable(_) if self.ground == Ground::Heartbeat => Ok(()),
-            PatroniAnswer::Unusable(why) => Err(format!("its Patroni answers something: {why}")),
-            PatroniAnswer::Answering(_) if self.ground != Ground::OwnWord => Err("its Patroni answers".to_string()),
-            PatroniAnswer::Answering(status) if status.failsafe_active => {
-                Err("its Patroni says that failsafe mode is active".to_string())
+            PatroniAnswer::Unusable(_) | PatroniAnswer::Anothers(_) if self.ground == Ground::Heartbeat => Ok(()),
+            PatroniAnswer::Unusable(why) | PatroniAnswer::Anothers(why) => {
+                Err(format!("its Patroni sends an unusable answer: {why}"))
             }
-            // It tells whole seconds, which come out a little otherwise each time.
+            PatroniAnswer::Answering(_) if self.ground != Ground::ReportedContact => {
+                Err("its Patroni answers".to_string())
+            }
+            PatroniAnswer::Answering(status) if status.failsafe_active => {
+                Err("its Patroni reports active failsafe mode".to_string())
+            }
+            // Patroni reports whole seconds. Their conversion varies a little.
             PatroniAnswer::Answering(status)
-                if status.dcs_last_seen > self.contact.map(|contact| contact.plus(SAME_SECOND)) =>
+                if status.dcs_last_seen > self.contact.map(|contact| contact.plus(CONTACT_STAMP_ROUNDING)) =>
             {
                 Err("its Patroni has been in contact with ZooKeeper since".to_string())
             }

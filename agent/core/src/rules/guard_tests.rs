@@ -1,6 +1,6 @@
 use super::*;
 use crate::assess::tests::status;
-use crate::event::Role;
+use crate::event::{Event, Role, ZooKeeperEvent};
 use crate::view::tests::{barrier, cluster_config, key, ms};
 
 const SESSION: i64 = 1;
@@ -25,7 +25,7 @@ fn read_with(
     session: i64,
 ) -> Barrier {
     match barrier(leader, config, sync, session, 10) {
-        crate::event::Event::Barrier(read) => read,
+        Event::ZooKeeper(ZooKeeperEvent::Barrier(read)) => read,
         other => panic!("{other:?}"),
     }
 }
@@ -49,25 +49,25 @@ fn conditions() -> [(KeyCondition, Barrier); 3] {
 }
 
 #[test]
-fn what_is_so_still_leaves_it_right_to_act() {
+fn an_unchanged_situation_permits_the_act() {
     for (condition, read) in conditions() {
         assert_eq!(condition.check(&read), Ok(()), "{condition:?}");
     }
     assert_eq!(condition(KeyIs::NotOf("a".into())).check(&read(Reading::Absent)), Ok(()), "no member holds it");
 }
 
-/// A fence, a release and a cut of sessions alike: none of them knew all of this when each had a check of its own.
+/// The same for a fence, a release and a cut of sessions. When each had a check of its own, none covered all of this.
 #[test]
-fn whatever_the_condition_nothing_is_done_on_what_is_not_known_or_in_maintenance_mode_or_in_another_session() {
+fn no_condition_permits_an_act_on_unknown_facts_in_maintenance_mode_or_in_another_session() {
     for (condition, good) in conditions() {
         let Barrier::Verified { leader, .. } = good else { panic!() };
         let none = || sync(None, &[]);
         for (read, words) in [
-            (read(unreadable()), "cannot be understood"),
+            (read(unreadable()), "cannot be parsed"),
             (read_with(leader.clone(), config(true), none(), SESSION), "maintenance mode"),
-            (read_with(leader.clone(), Reading::Absent, none(), SESSION), "not there"),
-            (read_with(leader.clone(), unreadable(), none(), SESSION), "cannot be understood"),
-            (read_with(leader.clone(), config(false), none(), 2), "another one"),
+            (read_with(leader.clone(), Reading::Absent, none(), SESSION), "absent"),
+            (read_with(leader.clone(), unreadable(), none(), SESSION), "cannot be parsed"),
+            (read_with(leader.clone(), config(false), none(), 2), "session has changed"),
             (Barrier::Unknown("late".to_string()), "late"),
         ] {
             let why = condition.check(&read).expect_err("it must not act");
@@ -77,7 +77,7 @@ fn whatever_the_condition_nothing_is_done_on_what_is_not_known_or_in_maintenance
 }
 
 #[test]
-fn a_key_that_is_not_what_it_was_any_more_refuses() {
+fn a_changed_key_refuses() {
     let [(not_ours, _), (ours, _), (anothers, _)] = conditions();
     let other_owner = |reading| match reading {
         Reading::Present(key) => Reading::Present(LeaderKey { owner: SessionId(8), ..key }),
@@ -88,9 +88,9 @@ fn a_key_that_is_not_what_it_was_any_more_refuses() {
         (&ours, key("a", 6), "czxid 0x6"),
         (&ours, other_owner(key("a", 5)), "czxid 0x5"),
         (&ours, key("b", 5), "b holds"),
-        (&ours, Reading::Absent, "nobody holds"),
+        (&ours, Reading::Absent, "no member holds"),
         (&anothers, key("a", 5), "a holds"),
-        (&anothers, Reading::Absent, "nobody holds"),
+        (&anothers, Reading::Absent, "no member holds"),
     ] {
         let why = condition.check(&read(leader.clone())).expect_err("it must not act");
         assert!(why.contains(words), "{condition:?}, {leader:?}: {why}");
@@ -124,24 +124,24 @@ fn answering(seen: u64, failsafe_active: bool) -> PatroniAnswer {
     PatroniAnswer::Answering(status)
 }
 
-/// Columns: what was known when the fence by lease was ordered, what Patroni says now, what that is against it.
+/// Columns: the facts at the order, Patroni's answer now, and the expected objection.
 #[test]
 fn a_fence_by_lease_is_withdrawn_by_something_new_and_never_by_time() {
-    let silent = Away { contact: Some(ms(9000)), beat: Some(ms(8000)), ground: Ground::Silence };
-    let stuck = Away { contact: Some(ms(9000)), beat: Some(ms(8000)), ground: Ground::OwnWord };
-    let standing_still = Away { contact: Some(ms(9000)), beat: Some(ms(8000)), ground: Ground::Heartbeat };
+    let silent = LeaseCondition { contact: Some(ms(9000)), beat: Some(ms(8000)), ground: Ground::Silence };
+    let stuck = LeaseCondition { contact: Some(ms(9000)), beat: Some(ms(8000)), ground: Ground::ReportedContact };
+    let standing_still = LeaseCondition { contact: Some(ms(9000)), beat: Some(ms(8000)), ground: Ground::Heartbeat };
     let late = || Barrier::Unknown("late".to_string());
     for (away, answer, words) in [
         (silent, PatroniAnswer::Silent("x".to_string()), None),
         (silent, PatroniAnswer::Refused("x".to_string()), None),
-        (silent, PatroniAnswer::Unusable("x".to_string()), Some("answers something")),
+        (silent, PatroniAnswer::Unusable("x".to_string()), Some("unusable answer")),
         (silent, answering(9000, false), Some("answers")),
         (stuck, PatroniAnswer::Silent("x".to_string()), None),
         (stuck, answering(9000, false), None),
         (standing_still, PatroniAnswer::Silent("x".to_string()), None),
         (standing_still, PatroniAnswer::Unusable("x".to_string()), None),
         (standing_still, answering(9000, false), Some("answers")),
-        // The same second, reckoned a moment later.
+        // The same second, converted a moment later.
         (stuck, answering(9400, false), None),
         (stuck, answering(10_000, false), Some("contact")),
         (stuck, answering(9000, true), Some("failsafe")),
@@ -152,8 +152,8 @@ fn a_fence_by_lease_is_withdrawn_by_something_new_and_never_by_time() {
             (verdict, _) => panic!("{away:?}, {answer:?}: {verdict:?}"),
         }
         let why = away.check(&late(), &answer, Some(ms(9500))).expect_err("its HA loop has turned");
-        assert!(why.contains("turned"), "{why}");
-        let why = away.check(&read(key("a", 5)), &answer, None).expect_err("ZooKeeper is there again");
-        assert!(why.contains("there again"), "{why}");
+        assert!(why.contains("new round"), "{why}");
+        let why = away.check(&read(key("a", 5)), &answer, None).expect_err("ZooKeeper answers");
+        assert!(why.contains("answers again"), "{why}");
     }
 }

@@ -1,11 +1,12 @@
-//! When Patroni is woken before its next round, for something that this round would do anyway.
+//! The nudge: when the agent wakes the local Patroni before its next round, for an action that this round would take
+//! anyway.
 //!
-//! A nudge is a `PATCH /config` that changes nothing: Patroni writes nothing and wakes up. It is made at
-//! most once a second and a bounded number of times for one reason, and never in maintenance mode.
+//! A nudge is a `PATCH /config` that changes nothing: Patroni writes nothing and begins a round. The agent nudges at
+//! most once a second, a bounded number of times for one reason, and never in maintenance mode.
 
 use crate::assess;
 use crate::event::{AliveLock, PatroniAnswer, Role, Rule, State};
-use crate::leadership::EPISODE;
+use crate::leadership::NUDGE_EPISODE_GAP;
 use crate::limits::PROBE_LIMIT;
 use crate::types::{MemberName, Moment};
 use crate::view::View;
@@ -13,38 +14,42 @@ use alloc::format;
 use alloc::string::String;
 use core::time::Duration;
 
-/// At most one in this time.
-pub const EVERY: Duration = Duration::from_secs(1);
+/// The shortest interval between two nudges.
+pub const NUDGE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
-/// At most so many for one reason. Patroni's own round comes every `loop_wait`, usually 10 s.
-pub const MOST: u32 = 15;
+/// The largest number of nudges for one reason. Patroni's own round comes every `loop_wait`, usually 10 s.
+pub const NUDGE_COUNT_MAX: u32 = 15;
 
-/// What is to be done.
+const _: () = assert!(NUDGE_INTERVAL_MIN.as_millis() < NUDGE_EPISODE_GAP.as_millis());
+
+/// The verdict on a nudge.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Due {
-    /// There is no reason for a nudge.
+pub enum Verdict {
+    /// No reason for a nudge.
     NoReason,
-    /// There is, but not before this moment.
+    /// A reason exists, but the next nudge is not due before this moment.
     Later(Moment),
-    /// Nudge the local Patroni; the text says why.
+    /// Nudge the local Patroni. The text gives the reason.
     Nudge(String),
 }
 
-/// Judges whether the local Patroni is to be woken.
-pub fn judge(view: &View, now: Moment) -> Due {
-    let Some(reason) = reason(view, now) else { return Due::NoReason };
+/// Judges whether to nudge the local Patroni.
+pub fn judge(view: &View, now: Moment) -> Verdict {
+    let Some(reason) = reason(view, now) else { return Verdict::NoReason };
     match view.leadership.nudges {
-        Some(nudges) if now.since(nudges.last) >= EPISODE => Due::Nudge(reason),
-        Some(nudges) if nudges.count >= MOST => Due::Later(nudges.last.plus(EPISODE)),
-        Some(nudges) if now < nudges.last.plus(EVERY) => Due::Later(nudges.last.plus(EVERY)),
-        _ => Due::Nudge(reason),
+        Some(nudges) if now.since(nudges.last) >= NUDGE_EPISODE_GAP => Verdict::Nudge(reason),
+        Some(nudges) if nudges.count >= NUDGE_COUNT_MAX => Verdict::Later(nudges.last.plus(NUDGE_EPISODE_GAP)),
+        Some(nudges) if now < nudges.last.plus(NUDGE_INTERVAL_MIN) => {
+            Verdict::Later(nudges.last.plus(NUDGE_INTERVAL_MIN))
+        }
+        _ => Verdict::Nudge(reason),
     }
 }
 
 fn reason(view: &View, now: Moment) -> Option<String> {
     let member = view.identity.member.as_ref()?;
     let config = view.cluster.config()?;
-    if config.pause || view.leadership.reign.is_none() || view.session().is_none() {
+    if config.pause || view.leadership.term.is_none() || view.session().is_none() {
         return None;
     }
     let own = view.members.get(member)?;
@@ -52,12 +57,12 @@ fn reason(view: &View, now: Moment) -> Option<String> {
     if !matches!(answer, PatroniAnswer::Answering(_)) {
         return None;
     }
-    // The server is down because a person wants it so.
+    // The operator wants the server down.
     let fenced = view.leadership.records.get(member).and_then(|fact| fact.value.present());
     if fenced.is_some_and(|record| record.rule == Rule::Operator) {
         return None;
     }
-    // A switchover is Patroni's own business: it stopped the server itself.
+    // In a switchover Patroni stops the server itself.
     let switching = view.cluster.failover.as_ref().is_some_and(|fact| fact.value.present().is_some());
     let dead = view.alive_lock.as_ref().is_some_and(|lock| lock.value == AliveLock::Gone);
     if view.leadership.gone.is_some_and(|gone| gone.probes >= 2) && !switching && !dead {
@@ -73,7 +78,7 @@ fn reason(view: &View, now: Moment) -> Option<String> {
     None
 }
 
-/// A member that streams, and could be synchronous.
+/// A member that streams and can become synchronous.
 fn streaming<'a>(view: &'a View, own: &MemberName, now: Moment) -> Option<&'a MemberName> {
     let streams = |name: &&MemberName| {
         let answer = assess::patroni_of(view, name, now).map(|fact| fact.value);

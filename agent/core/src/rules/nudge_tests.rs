@@ -1,6 +1,8 @@
 use super::*;
 use crate::assess::tests::{agent_on_patroni, patroni, probe, status};
-use crate::event::{Event, FailoverRequest, PatroniStatus, PostgresAnswer, Started, SyncState, Znode};
+use crate::event::{
+    Event, FailoverRequest, LocalEvent, PatroniStatus, PostgresAnswer, Started, SyncState, Znode, ZooKeeperEvent,
+};
 use crate::fact::Reading;
 use crate::rules::fence::tests::{Scene, answers, config_znode, fence_record, leading, paused_config, takes_writes};
 use crate::view::tests::{after, key, leader, lost, ms, verified};
@@ -8,12 +10,16 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 fn gone() -> Event {
-    probe("a", PostgresAnswer::Gone("nobody listens".to_string()))
+    probe("a", PostgresAnswer::Gone("no process listens".to_string()))
 }
 
 fn sync(standbys: &[&str]) -> Event {
     let standbys = standbys.iter().map(|name| MemberName::from(*name)).collect();
-    Event::Znode(Znode::Sync(Reading::Present(SyncState { leader: Some("a".into()), standbys, quorum: 0 })))
+    Event::ZooKeeper(ZooKeeperEvent::Znode(Znode::Sync(Reading::Present(SyncState {
+        leader: Some("a".into()),
+        standbys,
+        quorum: 0,
+    }))))
 }
 
 fn standby(change: impl Fn(&mut PatroniStatus)) -> Event {
@@ -25,10 +31,10 @@ fn standby(change: impl Fn(&mut PatroniStatus)) -> Event {
 
 fn switching() -> Event {
     let request = FailoverRequest { leader: Some("a".into()), candidate: None, scheduled: false };
-    Event::Znode(Znode::Failover(Reading::Present(request)))
+    Event::ZooKeeper(ZooKeeperEvent::Znode(Znode::Failover(Reading::Present(request))))
 }
 
-/// The postmaster of `a`, the leader, was killed; its Patroni lives.
+/// The postmaster of `a`, the leader, was killed, and its Patroni lives.
 fn crashed() -> Scene {
     leading().with("gone 1", 10_100, gone()).with("gone 2", 10_200, gone())
 }
@@ -40,14 +46,14 @@ fn unprotected() -> Scene {
 
 fn check(name: &str, scene: &Scene, now: u64, reason: Option<&str>) {
     match (judge(&scene.view(), ms(now)), reason) {
-        (Due::Nudge(told), Some(reason)) => assert!(told.contains(reason), "{name}: {told}"),
-        (due, None) => assert_eq!(due, Due::NoReason, "{name}"),
+        (Verdict::Nudge(told), Some(reason)) => assert!(told.contains(reason), "{name}: {told}"),
+        (due, None) => assert_eq!(due, Verdict::NoReason, "{name}"),
         (due, Some(_)) => panic!("{name}: {due:?}"),
     }
 }
 
 #[test]
-fn a_standby_that_streams_by_its_agents_word_is_a_reason_as_well() {
+fn a_standby_that_streams_by_its_agents_report_is_a_reason_as_well() {
     let mut streams = status(Role::Replica, Some(false));
     streams.state = State::Streaming;
     let by_agent = agent_on_patroni("b", PatroniAnswer::Answering(streams), 500);
@@ -64,7 +70,7 @@ fn a_server_that_is_gone_under_a_living_patroni_is_a_reason() {
         ("all of it", c(), yes),
         (
             "the lock is not configured",
-            c().with("lock", 9_000, Event::AliveLock(AliveLock::Unknown("x".to_string()))),
+            c().with("lock", 9_000, Event::Local(LocalEvent::AliveLock(AliveLock::Unknown("x".to_string())))),
             yes,
         ),
         // Each condition removed in turn.
@@ -73,14 +79,18 @@ fn a_server_that_is_gone_under_a_living_patroni_is_a_reason() {
         ("starting up", c().with("up", 10_210, probe("a", PostgresAnswer::Refused("x".to_string()))), None),
         ("its Patroni is silent", c().with("silent", 10_210, silent()), None),
         ("its Patroni was not asked lately", c().without("patroni 2").with("patroni", 7_000, answers(|_| {})), None),
-        ("its Patroni is dead", c().with("lock", 10_210, Event::AliveLock(AliveLock::Gone)), None),
+        ("its Patroni is dead", c().with("lock", 10_210, Event::Local(LocalEvent::AliveLock(AliveLock::Gone))), None),
         ("another leads", c().with("other", 10_210, leader(key("b", 2))), None),
-        ("nobody leads", c().with("other", 10_210, leader(Reading::Absent)), None),
+        ("no member leads", c().with("other", 10_210, leader(Reading::Absent)), None),
         ("we never led", c().with("barrier", 10_000, verified(key("b", 1), 1, 10_001)), None),
         ("paused", c().with("config 2", 10_100, config_znode(paused_config)), None),
         (
             "the configuration cannot be read",
-            c().with("config 2", 10_100, Event::Znode(Znode::Config(Reading::Unreadable("x".to_string())))),
+            c().with(
+                "config 2",
+                10_100,
+                Event::ZooKeeper(ZooKeeperEvent::Znode(Znode::Config(Reading::Unreadable("x".to_string())))),
+            ),
             None,
         ),
         ("no session", c().with("lost", 10_210, lost()), None),
@@ -155,17 +165,17 @@ fn nudges_are_a_second_apart_and_bounded() {
         judge(&view, ms(now))
     };
     let nudged = |times: &[u64], now: u64| nudged_and(None, times, now);
-    let is_nudge = |due| matches!(due, Due::Nudge(_));
-    assert_eq!(nudged(&[11_000], 11_999), Due::Later(ms(12_000)));
+    let is_nudge = |due| matches!(due, Verdict::Nudge(_));
+    assert_eq!(nudged(&[11_000], 11_999), Verdict::Later(ms(12_000)));
     assert!(is_nudge(nudged(&[11_000], 12_000)));
     let fifteen: Vec<u64> = (11..26).map(|second| second * 1000).collect();
     assert!(is_nudge(nudged(&fifteen[..14], 26_000)));
-    assert_eq!(nudged(&fifteen, 26_000), Due::Later(ms(55_000)), "enough for one reason");
+    assert_eq!(nudged(&fifteen, 26_000), Verdict::Later(ms(55_000)), "enough for one reason");
     assert!(is_nudge(nudged(&fifteen, 55_000)), "after a while it is another reason");
     let sixteen: Vec<u64> = fifteen.iter().copied().chain([55_000]).collect();
-    assert!(is_nudge(nudged(&sixteen, 56_000)), "and counted anew");
+    assert!(is_nudge(nudged(&sixteen, 56_000)), "and counted from one again");
     let up = |at| Some((at, takes_writes("a", 1)));
-    assert_eq!(nudged_and(up(25_500), &fifteen, 26_000), Due::Later(ms(55_000)), "it dies again and again");
+    assert_eq!(nudged_and(up(25_500), &fifteen, 26_000), Verdict::Later(ms(55_000)), "it dies again and again");
     assert!(is_nudge(nudged_and(up(26_000), &fifteen, 32_000)), "another death");
-    assert_eq!(judge(&after([]), ms(0)), Due::NoReason);
+    assert_eq!(judge(&after([]), ms(0)), Verdict::NoReason);
 }

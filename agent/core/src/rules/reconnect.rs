@@ -1,9 +1,10 @@
-//! When a standby is told to try again: the server that it is to stream from is there, and it has not looked since.
+//! The reconnect: when the agent makes the local standby stream again, because the leader is back and the standby has
+//! not tried since.
 //!
-//! A standby that lost its primary tries at once, fails, and tries again after `wal_retrieve_retry_interval` (5 s unless
-//! set otherwise). Until then a synchronous primary that came back confirms no commit, or Patroni takes the standby out
-//! of the synchronous ones, and a crash would lose commits. A reload ends that wait and changes nothing that Patroni,
-//! which reloads whenever it has written something, has not reloaded itself.
+//! A standby that lost its primary tries at once, fails, and tries again after `wal_retrieve_retry_interval`. The
+//! default is 5 s. Until then a returned synchronous primary confirms no commit. Or Patroni removes the standby from
+//! the synchronous ones, and a crash would lose commits. A reload of the configuration ends the wait. It activates no
+//! other change: Patroni itself reloads after each write to the files.
 
 use crate::event::PostgresAnswer;
 use crate::limits::PROBE_LIMIT;
@@ -13,62 +14,66 @@ use alloc::format;
 use alloc::string::String;
 use core::time::Duration;
 
-/// At most one in this time.
-pub const EVERY: Duration = Duration::from_millis(500);
+/// The shortest interval between two reconnects.
+pub const RECONNECT_INTERVAL_MIN: Duration = Duration::from_millis(500);
 
-/// At most so many until it has streamed: one that cannot is not helped by that.
-pub const MOST: u32 = 5;
+/// The largest number of reconnects until the standby has streamed. More would not help it.
+pub const RECONNECT_COUNT_MAX: u32 = 5;
 
-/// The local server is asked out of turn at most this often.
-const ASK: Duration = Duration::from_millis(50);
+/// The shortest interval between two immediate questions to the local server.
+const PROBE_INTERVAL_MIN: Duration = Duration::from_millis(50);
 
-/// What is to be done.
+const _: () = assert!(PROBE_INTERVAL_MIN.as_millis() < RECONNECT_INTERVAL_MIN.as_millis());
+
+/// The verdict on a reconnect.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Due {
-    /// There is no reason.
+pub enum Verdict {
+    /// No reason for a reconnect.
     NoReason,
-    /// The local server is to be asked now: what it said last was before the leader was there.
+    /// Ask the local server now: its last answer is from before the leader's return.
     Ask,
-    /// Nothing before this moment.
+    /// Nothing is due before this moment.
     Later(Moment),
-    /// Tell the local server to try again; the text says why.
+    /// Make the local standby connect again. The text gives the reason.
     Reconnect(String),
 }
 
-/// Judges whether the local standby is to be told to try again.
-pub fn judge(view: &View, now: Moment) -> Due {
-    let Some((back, reason)) = back(view) else { return Due::NoReason };
-    let Some(answered) = receives_nothing(view, now) else { return Due::NoReason };
+/// Judges whether to reconnect the local standby.
+pub fn judge(view: &View, now: Moment) -> Verdict {
+    let Some((back, reason)) = back(view) else { return Verdict::NoReason };
+    let Some(answered) = receives_nothing(view, now) else { return Verdict::NoReason };
     let tries = view.leadership.reconnects;
-    if tries.is_some_and(|tries| tries.count >= MOST) {
-        return Due::NoReason;
+    if tries.is_some_and(|tries| tries.count >= RECONNECT_COUNT_MAX) {
+        return Verdict::NoReason;
     }
     if answered <= back {
-        let next = view.leadership.probed.map_or(now, |probed| probed.plus(ASK));
-        return if now >= next { Due::Ask } else { Due::Later(next) };
+        let next = view.leadership.probed.map_or(now, |probed| probed.plus(PROBE_INTERVAL_MIN));
+        return if now >= next { Verdict::Ask } else { Verdict::Later(next) };
     }
     match tries {
-        Some(tries) if now < tries.last.plus(EVERY) => Due::Later(tries.last.plus(EVERY)),
-        _ => Due::Reconnect(reason),
+        Some(tries) if now < tries.last.plus(RECONNECT_INTERVAL_MIN) => {
+            Verdict::Later(tries.last.plus(RECONNECT_INTERVAL_MIN))
+        }
+        _ => Verdict::Reconnect(reason),
     }
 }
 
-/// Why the local standby is left alone although it receives nothing: it was told often enough.
-pub fn in_vain(view: &View, now: Moment) -> Option<String> {
+/// Why the agent makes no further attempt although the standby receives nothing; `None` if attempts remain.
+pub fn attempts_exhausted(view: &View, now: Moment) -> Option<String> {
     let (_, reason) = back(view)?;
     receives_nothing(view, now)?;
-    let often_enough = view.leadership.reconnects.is_some_and(|tries| tries.count >= MOST);
-    often_enough.then(|| format!("{reason}, and was told {MOST} times to try again"))
+    let often_enough = view.leadership.reconnects.is_some_and(|tries| tries.count >= RECONNECT_COUNT_MAX);
+    often_enough.then(|| format!("{reason}, and the agent has reconnected it {RECONNECT_COUNT_MAX} times"))
 }
 
-/// When the local server, in recovery, last said that it receives no WAL.
+/// When the local standby last reported that it receives no WAL.
 fn receives_nothing(view: &View, now: Moment) -> Option<Moment> {
     let fact = view.members.get(view.identity.member.as_ref()?)?.postgres.as_ref()?;
     let PostgresAnswer::InRecovery(server) = fact.fresh(now, PROBE_LIMIT)? else { return None };
     (server.receives == Some(false)).then_some(fact.at)
 }
 
-/// Since when the leader, another member, is known to take writes again, and that in words.
+/// Since when the leader, another member, is known to take writes again, with the reason as text.
 fn back(view: &View) -> Option<(Moment, String)> {
     let own = view.identity.member.as_ref()?;
     view.session()?;
@@ -78,8 +83,8 @@ fn back(view: &View) -> Option<(Moment, String)> {
     let leader = &view.leader.as_ref()?.value.present().filter(|key| key.holder != *own)?.holder;
     let known = view.members.get(leader)?;
     let writes_since = known.writable_since?;
-    // That our session with it ended may be the first that is heard of its end.
-    let broke = view.routing.broke.get(leader).copied();
+    // A lost session may be the first sign of its end.
+    let broke = view.routing.session_lost_at.get(leader).copied();
     let answered = known.postgres.as_ref().filter(|fact| matches!(fact.value, PostgresAnswer::Writable(_)));
     let back = [Some(writes_since), answered.map(|fact| fact.at)].into_iter().flatten().find(|at| broke < Some(*at))?;
     Some((back, format!("{leader} takes writes, and {own} receives no WAL")))

@@ -1,7 +1,7 @@
-//! About one member: its place in the cluster, its Patroni, its PostgreSQL, the agent beside it.
+//! About one member: its place in the cluster, its Patroni, its PostgreSQL, its agent.
 
-use super::{List, STALE_AGENT};
-use crate::assess::{Leader, MemberTruth};
+use super::{AGENT_STALE_AFTER, List};
+use crate::assess::{Leader, MemberStatus};
 use crate::event::{AliveLock, PatroniAnswer, PostgresAnswer, Role, Starting};
 use crate::evidence::{Standing, standing};
 use crate::fact::{Reading, Source};
@@ -16,7 +16,7 @@ use alloc::string::String;
 use core::time::Duration;
 
 /// Every member.
-pub(super) fn each(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>], now: Moment, list: &mut List) {
+pub(super) fn each(view: &View, leader: &Leader<'_>, members: &[MemberStatus<'_>], now: Moment, list: &mut List) {
     for member in members {
         leadership(view, leader, member, now, list);
         patroni(view, member, now, list);
@@ -26,21 +26,21 @@ pub(super) fn each(view: &View, leader: &Leader<'_>, members: &[MemberTruth<'_>]
     }
 }
 
-/// What only the agent beside it can know of a member.
+/// Warnings that only the member's own agent can raise.
 pub(super) fn our_own(view: &View, now: Moment, list: &mut List) {
     not_streaming(view, now, list);
     control_file(view, list);
     superuser_slots(view, now, list);
 }
 
-fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, now: Moment, list: &mut List) {
+fn leadership(view: &View, leader: &Leader<'_>, member: &MemberStatus<'_>, now: Moment, list: &mut List) {
     let name = member.name;
     let holds = leader.holder() == Some(name);
-    // A key that cannot be read says nothing about who holds it.
+    // An unreadable key does not show its holder.
     let known = matches!(leader.reading, Some(Reading::Present(_) | Reading::Absent));
-    // Seen writable before the key went to somebody else says nothing about now.
+    // A sighting from before the key changed its holder does not count.
     let since_then = member.postgres.as_ref().is_some_and(|fact| Some(fact.at) >= view.leader_changed);
-    // What answers at an address that both have may be the holder itself.
+    // An answer from an address of both members may be the holder's.
     let is_the_holder = leader.holder().is_some_and(|holder| view.at_one_address(name, holder));
     if member.writable == Some(true) && known && !holds && since_then && !is_the_holder {
         let certainty = if leader.verified { "" } else { " (as last read)" };
@@ -59,13 +59,14 @@ fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, now: M
             "may_still_write",
             name,
             format!(
-                "{name} took writes when it was last heard, {holder} leads since, and nothing shows that {name} has \
+                "{name} took writes when it was last heard, {holder} leads since, and no fact shows that {name} has \
                  stopped: make sure that it has"
             ),
         );
     }
-    // From afar a refusal may be a firewall's.
-    let refuses = member.postgres.as_ref().is_some_and(|fact| fact.source != Source::Tcp && fact.value.turns_away());
+    // Over TCP a refusal may come from a firewall.
+    let refuses =
+        member.postgres.as_ref().is_some_and(|fact| fact.source != Source::Tcp && fact.value.refuses_sessions());
     if holds && (member.writable == Some(false) || refuses) && member.role != Role::StandbyLeader {
         let how = match member.postgres.as_ref().map(|fact| &fact.value) {
             Some(PostgresAnswer::InRecovery(_)) => "its PostgreSQL is in recovery",
@@ -83,15 +84,15 @@ fn leadership(view: &View, leader: &Leader<'_>, member: &MemberTruth<'_>, now: M
     }
 }
 
-/// It took writes when it was last heard, and neither an answer nor a record says that it has stopped.
-fn may_still_write(view: &View, member: &MemberTruth<'_>, now: Moment) -> bool {
-    let shut = member.postgres.as_ref().is_some_and(|fact| fact.value.turns_away());
-    !shut && standing(view, member.name, now) == Standing::WasWritable && !recorded(view, member.name)
+/// Whether it took writes when it was last heard, and neither an answer nor a record shows that it has stopped.
+fn may_still_write(view: &View, member: &MemberStatus<'_>, now: Moment) -> bool {
+    let refuses = member.postgres.as_ref().is_some_and(|fact| fact.value.refuses_sessions());
+    !refuses && standing(view, member.name, now) == Standing::WasWritable && !recorded(view, member.name)
 }
 
-fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) {
+fn patroni(view: &View, member: &MemberStatus<'_>, now: Moment, list: &mut List) {
     let name = member.name;
-    // Since when its agent has heard nothing, it does not say.
+    // Its agent does not report since when.
     let ours = member.patroni.as_ref().is_some_and(|fact| fact.source == Source::Patroni);
     let away = view.members.get(name).and_then(|member| member.patroni_away_since).filter(|_| ours);
     let lasting = away.map_or_else(String::new, |since| format!(" for {}", seconds(now.since(since))));
@@ -103,16 +104,24 @@ fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) 
         Some(PatroniAnswer::Refused(why)) => {
             list.about("patroni_refused", name, format!("Patroni of {name} refuses connections{lasting}: {why}"));
         }
-        Some(PatroniAnswer::Unusable(why)) => {
-            // What rests on an answer of its own Patroni is not done, and without a word that would come out first when it is wanted.
+        Some(PatroniAnswer::Unusable(why) | PatroniAnswer::Anothers(why)) => {
+            // The release and the nudge need an answer of the local Patroni, so the warning says it before they are
+            // needed.
             let own = view.identity.member.as_ref() == Some(name) && !view.leadership.has_answered;
             let lost = if own {
-                ". Until it has answered once, its key is not released and it is not nudged (patroni.cacert, \
-                 patroni.username)"
+                ". Until it has answered once, the agent does not release its key and does not nudge it \
+                 (patroni.cacert, patroni.username)"
             } else {
                 ""
             };
-            list.about("patroni_unusable", name, format!("Patroni of {name} cannot be used: {why}{lost}"));
+            list.about(
+                "patroni_unusable",
+                name,
+                format!(
+                    "Warden cannot use the answer of Patroni of {name}: \
+             {why}{lost}"
+                ),
+            );
         }
         Some(PatroniAnswer::Answering(status)) => {
             if view.members.get(name).is_some_and(|member| loop_is_late(member, now)) {
@@ -126,10 +135,10 @@ fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) 
                 list.about(
                     "failsafe_active",
                     name,
-                    format!("{name} goes on without ZooKeeper in failsafe mode: bring ZooKeeper back"),
+                    format!("{name} continues without ZooKeeper in failsafe mode: restore ZooKeeper"),
                 );
             }
-            // It may have died since it answered.
+            // It may have ended since its answer.
             let newer = view.alive_lock.as_ref().is_some_and(|lock| Some(lock.at) > answered);
             let died = newer && view.identity.member.as_ref() == Some(name);
             if member.alive_lock == Some(AliveLock::Gone) && !died {
@@ -147,7 +156,7 @@ fn patroni(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) 
     if let Some(AliveLock::Unknown(why)) = &member.alive_lock {
         let configured = view.identity.member.as_ref() != Some(name) || view.identity.has_alive_lock;
         if configured {
-            list.about("alive_lock_unknown", name, format!("the alive lock of {name} cannot be read: {why}"));
+            list.about("alive_lock_unknown", name, format!("the agent cannot read the alive lock of {name}: {why}"));
         }
     }
 }
@@ -159,8 +168,8 @@ fn loop_is_late(member: &Member, now: Moment) -> bool {
 fn postgres(
     view: &View,
     leader: &Leader<'_>,
-    members: &[MemberTruth<'_>],
-    member: &MemberTruth<'_>,
+    members: &[MemberStatus<'_>],
+    member: &MemberStatus<'_>,
     now: Moment,
     list: &mut List,
 ) {
@@ -188,7 +197,10 @@ fn postgres(
                 list.about(
                     "system_identifier_differs",
                     name,
-                    format!("{name} has system identifier {id}, the cluster has {cluster_id}: it is another database"),
+                    format!(
+                        "{name} has system identifier {id}, the cluster has {cluster_id}: it belongs to another \
+                     cluster"
+                    ),
                 );
             }
             if let Some(segment) = server.archiver.as_ref().and_then(|archiver| archiver.failing.as_ref()) {
@@ -210,12 +222,12 @@ fn postgres(
 }
 
 fn not_streaming(view: &View, now: Moment, list: &mut List) {
-    let (Some(member), Some(why)) = (&view.identity.member, reconnect::in_vain(view, now)) else { return };
-    let text = format!("{why}: its PostgreSQL log says what is in the way");
+    let (Some(member), Some(why)) = (&view.identity.member, reconnect::attempts_exhausted(view, now)) else { return };
+    let text = format!("{why}: see its PostgreSQL log for the cause");
     list.about("standby_not_streaming", member, text);
 }
 
-/// Only where it matters: with a synchronous standby that has everything, a handover needs no control file.
+/// Only in asynchronous mode: with a synchronous standby that has every commit, a handover needs no control file.
 fn control_file(view: &View, list: &mut List) {
     let (Some(member), Some(shutdown)) = (&view.identity.member, &view.leadership.shutdown) else { return };
     let sync = view.cluster.sync.as_ref().and_then(|fact| fact.value.present());
@@ -225,48 +237,48 @@ fn control_file(view: &View, list: &mut List) {
             "control_file_unreadable",
             member,
             format!(
-                "{member}: no handover in asynchronous mode, the control file cannot be read: {why} (mount the data \
-                 directory read-only, name it in node.data_dir, and run Warden as PostgreSQL's user)"
+                "{member}: no handover in asynchronous mode, because the agent cannot read the control file: {why} \
+                 (mount the data directory read-only, set node.data_dir, and run Warden as PostgreSQL's user)"
             ),
         );
     }
 }
 
-/// Patroni's sessions: its HA loop's, its REST API's, and one to spare.
-const PATRONIS_SLOTS: u32 = 3;
+/// Patroni's sessions: of its HA loop, of its REST API, and one to spare.
+const PATRONI_SLOTS: u32 = 3;
 
-/// Those of the agent beside it: its watch's and its fence's.
-const OWN_SLOTS: u32 = 2;
+/// The local agent's sessions: of its watcher, and for a fence.
+const AGENT_SLOTS: u32 = 2;
 
-/// In a storm of connections Warden is faster than Patroni, and takes what is kept for superusers before it.
+/// In a burst of connections Warden connects before Patroni, and takes the reserved connections.
 fn superuser_slots(view: &View, now: Moment, list: &mut List) {
     let Some(member) = &view.identity.member else { return };
     let answer = view.members.get(member).and_then(|member| member.postgres.as_ref()?.fresh(now, PROBE_LIMIT));
     let Some(slots) = answer.and_then(|answer| answer.server()?.superuser_slots) else { return };
-    let needed = PATRONIS_SLOTS.saturating_add(OWN_SLOTS).saturating_add(slots.agents);
+    let needed = PATRONI_SLOTS.saturating_add(AGENT_SLOTS).saturating_add(slots.agents);
     if slots.reserved >= needed {
         return;
     }
     let elsewhere = match slots.agents {
         0 => String::new(),
-        agents => format!(", {agents} for agents elsewhere that log in as a superuser (watch.username)"),
+        agents => format!(", {agents} for remote agents that log in as a superuser (watch.username)"),
     };
     list.about(
         "reserved_connections_low",
         member,
         format!(
-            "{member} keeps {} connections for superusers, and {needed} are needed ({PATRONIS_SLOTS} for Patroni, \
-             {OWN_SLOTS} for the agent beside it{elsewhere}): set superuser_reserved_connections to {needed}",
+            "{member} reserves {} connections for superusers and needs {needed}: {PATRONI_SLOTS} for Patroni, \
+             {AGENT_SLOTS} for the local agent{elsewhere}. Set superuser_reserved_connections to {needed}",
             slots.reserved
         ),
     );
 }
 
-/// Why a member's PostgreSQL does not let us, or its own agent, in.
+/// Why a member's PostgreSQL rejects the login of this agent, or of its own.
 ///
-/// Not only where that is all that is known: as long as Patroni tells us what it hears from it, a wrong
-/// password would go unnoticed, and come to light on the day on which Patroni is silent.
-fn turned_away<'a>(view: &'a View, member: &'a MemberTruth<'_>, now: Moment) -> Option<&'a str> {
+/// The warning also shows if Patroni reports the server's state. A wrong password would otherwise show only once
+/// Patroni is silent.
+fn turned_away<'a>(view: &'a View, member: &'a MemberStatus<'_>, now: Moment) -> Option<&'a str> {
     let asked = view.members.get(member.name).and_then(|member| member.postgres.as_ref());
     let asked = asked.and_then(|fact| fact.fresh(now, PROBE_LIMIT));
     let believed = member.postgres.as_ref().map(|fact| &fact.value);
@@ -276,27 +288,27 @@ fn turned_away<'a>(view: &'a View, member: &'a MemberTruth<'_>, now: Moment) -> 
     })
 }
 
-/// A login is tried every minute.
-const GATE_CHECK_LIMIT: Duration = Duration::from_secs(180);
+/// The agent tries the login every minute.
+const GATE_CHECK_AGE_MAX: Duration = Duration::from_secs(180);
 
-/// What the gate could not find out in a failover.
-fn gate(view: &View, member: &MemberTruth<'_>, now: Moment, list: &mut List) {
+/// Whether the gate could ask the member in a failover.
+fn gate(view: &View, member: &MemberStatus<'_>, now: Moment, list: &mut List) {
     let name = member.name;
     let checked = view.members.get(name).and_then(|member| member.gate_checked.as_ref());
-    if let Some(Err(why)) = checked.and_then(|fact| fact.fresh(now, GATE_CHECK_LIMIT)) {
+    if let Some(Err(why)) = checked.and_then(|fact| fact.fresh(now, GATE_CHECK_AGE_MAX)) {
         list.about(
             "gate_cannot_ask",
             name,
             format!(
-                "the gate could not ask PostgreSQL of {name}: {why} (let the superuser in from this node in pg_hba.conf, \
-                 and give it the password; then: warden gate --check)"
+                "the gate could not ask PostgreSQL of {name}: {why} (allow the superuser from this node in \
+                 pg_hba.conf, set its password, then run: warden gate --check)"
             ),
         );
     }
 }
 
-fn agent(view: &View, member: &MemberTruth<'_>, list: &mut List) {
-    // Our own znode proves nothing to ourselves; and without ZooKeeper nothing is known of the others.
+fn agent(view: &View, member: &MemberStatus<'_>, list: &mut List) {
+    // The agent's own znode proves nothing here. Without ZooKeeper the state of other agents is unknown.
     let own = view.identity.member.as_ref() == Some(member.name);
     if own || view.session().is_none() || view.tree_read.is_none() {
         return;
@@ -304,7 +316,7 @@ fn agent(view: &View, member: &MemberTruth<'_>, list: &mut List) {
     let name = member.name;
     match &member.agent {
         None => list.about("agent_missing", name, format!("no Warden agent answers for {name}")),
-        Some((agent, age)) if *age > STALE_AGENT => {
+        Some((agent, age)) if *age > AGENT_STALE_AFTER => {
             list.about("agent_stale", name, format!("agent {agent} has written nothing for {}", seconds(*age)));
         }
         Some(_) => {}

@@ -1,12 +1,12 @@
-//! Patroni's HA loop, as far as it decides who takes writes (patroni/ha.py, 4.1).
+//! Patroni's HA loop, as far as it decides which server takes writes (patroni/ha.py, 4.1).
 //!
-//! A cycle begins with `get_cluster()`, which tries for `retry_timeout` where ZooKeeper does not answer. When that
-//! returns, `dcs_last_seen` is now; when it fails, a primary is stopped but for maintenance and failsafe mode. Either
-//! way the session `Patroni heartbeat` begins a query. The key itself is not looked at again before the next cycle.
+//! A cycle begins with `get_cluster()`, which tries for `retry_timeout` if ZooKeeper does not answer. On success,
+//! `dcs_last_seen` is now. On failure, Patroni stops a primary, except in maintenance mode and failsafe mode. Either
+//! way the session `Patroni heartbeat` begins a query. Patroni does not read the key again before the next cycle.
 
 use crate::patroni::PatroniEvent;
 use crate::postgres::State;
-use crate::world::{Happening, World, letter, tell};
+use crate::world::{World, WorldEvent, letter, log};
 use crate::zookeeper::{Client, Sync};
 
 impl World {
@@ -26,7 +26,7 @@ impl World {
         }
         let patroni = &mut self.nodes[node].patroni;
         if patroni.demoting {
-            // The loop waits for the server to stop, however long that takes.
+            // The loop waits until the server has stopped, without a limit.
             patroni.demoting = !down;
             if !down {
                 return self.wake_patroni(node, 200);
@@ -38,16 +38,16 @@ impl World {
             let patroni = &mut self.nodes[node].patroni;
             if std::mem::take(&mut patroni.to_freeze) {
                 patroni.reading = true;
-                // The request is a sign of life, too.
+                // The request prolongs the session, too.
                 self.touch_session(node);
                 return self.freeze_patroni(node);
             }
             return self.cycle(node);
         }
         self.nodes[node].patroni.trying = true;
-        // Where packets vanish it takes longer to find out.
+        // The failure takes longer to detect if packets vanish.
         let vanish = self.nodes[node].patroni.cut || self.zk.silent;
-        let longer = if vanish { self.chance.between(0, 8000) } else { 0 };
+        let longer = if vanish { self.random.between(0, 8000) } else { 0 };
         let until = self.now + self.nodes[node].patroni.known.retry_timeout + longer;
         self.try_again(node, until);
     }
@@ -61,8 +61,8 @@ impl World {
             self.nodes[node].patroni.trying = false;
             return self.without_zookeeper(node);
         }
-        let (life, pause) = (self.nodes[node].patroni.life, self.chance.between(300, 1000));
-        self.at(until.min(self.now + pause), Happening::Patroni(node, life, PatroniEvent::TryAgain(until)));
+        let (life, pause) = (self.nodes[node].patroni.life, self.random.between(300, 1000));
+        self.at(until.min(self.now + pause), WorldEvent::Patroni(node, life, PatroniEvent::TryAgain(until)));
     }
 
     /// The next cycle begins `loop_wait` after this one began.
@@ -80,7 +80,8 @@ impl World {
         let patroni = &mut self.nodes[node].patroni;
         (patroni.known, patroni.failsafe_until) = (config, 0);
         if patroni.ttl != config.ttl {
-            // kazoo's client is restarted with another timeout: a new session, and the key goes with the old one.
+            // Patroni restarts kazoo's client with the new timeout: it gets a new session, and the key goes with the
+            // old one.
             patroni.ttl = config.ttl;
             if let Some(session) = patroni.session.take() {
                 self.give_up(node);
@@ -99,7 +100,7 @@ impl World {
         }
         match self.zk.key {
             Some(_) if leads => self.lead(node),
-            // Its key, of a session that it had in a former life.
+            // Its key belongs to a session of an earlier process.
             Some(key) if key.node == node => {
                 if !config.pause {
                     self.give_up(node);
@@ -117,12 +118,12 @@ impl World {
         }
     }
 
-    /// It leads, by the key.
+    /// It leads by the key.
     fn lead(&mut self, node: usize) {
         let switchover = self.zk.failover.filter(|(from, _)| *from == node);
         let state = self.nodes[node].pg.state;
-        if std::mem::take(&mut self.nodes[node].patroni.said_no) {
-            tell!(self, "Patroni of {} gives the key back: its pre_promote said no", letter(node));
+        if std::mem::take(&mut self.nodes[node].patroni.hook_refused) {
+            log!(self, "Patroni of {} gives the key back: its pre_promote refused", letter(node));
             let patroni = &mut self.nodes[node].patroni;
             patroni.skips_until = self.now + patroni.known.ttl;
             self.give_up(node);
@@ -132,12 +133,12 @@ impl World {
             return;
         }
         if let (Some((_, to)), State::TakesWrites) = (switchover, state) {
-            tell!(self, "Patroni of {} begins the switchover to {}", letter(node), letter(to));
+            log!(self, "Patroni of {} begins the switchover to {}", letter(node), letter(to));
             self.nodes[node].patroni.switching = true;
-            let takes = self.chance.between(30, 400);
+            let takes = self.random.between(30, 400);
             self.stop_pg(node, takes);
             let life = self.nodes[node].patroni.life;
-            self.after(1000, Happening::Patroni(node, life, PatroniEvent::Stopped));
+            self.after(1000, WorldEvent::Patroni(node, life, PatroniEvent::Stopped));
             return;
         }
         match state {
@@ -149,18 +150,18 @@ impl World {
             }
             State::Down => self.start_pg(node),
             State::Follows => self.promote_soon(node),
-            // It still counts as primary (`is_primary()` falls back on what it was).
+            // It still counts as primary: `is_primary()` falls back on the last known role.
             State::Starting { .. } => {}
         }
     }
 
-    pub fn switchover_goes_on(&mut self, node: usize) {
+    pub fn continue_switchover(&mut self, node: usize) {
         let life = self.nodes[node].patroni.life;
         if self.nodes[node].pg.state != State::Down {
-            return self.after(1000, Happening::Patroni(node, life, PatroniEvent::Stopped));
+            return self.after(1000, WorldEvent::Patroni(node, life, PatroniEvent::Stopped));
         }
         self.nodes[node].patroni.switching = false;
-        // It gives the key back by restarting its session; somebody else may have given it back already.
+        // Patroni gives the key back by a restart of its session. The agent may have released the key already.
         if self.reaches_zookeeper(Client::Patroni(node))
             && let Some(session) = self.nodes[node].patroni.session.take()
         {
@@ -170,7 +171,7 @@ impl World {
         self.wake_patroni(node, 2000);
     }
 
-    /// The leader names the standby of which commits wait: one that follows.
+    /// The leader names its synchronous standby: one that follows.
     fn choose_synchronous(&mut self, node: usize) {
         let fits = |other: usize| {
             let known = &self.nodes[other];
@@ -186,7 +187,7 @@ impl World {
         }
     }
 
-    /// It stops its server and the loop waits for that.
+    /// Patroni stops its server, and the loop waits.
     fn demote(&mut self, node: usize, takes: u64) {
         self.nodes[node].patroni.demoting = true;
         self.stop_pg(node, takes);
@@ -197,24 +198,24 @@ impl World {
         if self.setting.gate {
             return self.begin_hook(node);
         }
-        let (life, pause) = (self.nodes[node].patroni.life, self.chance.between(1, 10));
-        self.after(pause, Happening::Patroni(node, life, PatroniEvent::Promote));
+        let (life, pause) = (self.nodes[node].patroni.life, self.random.between(1, 10));
+        self.after(pause, WorldEvent::Patroni(node, life, PatroniEvent::Promote));
     }
 
-    /// Another leads.
+    /// Another member leads.
     fn follow(&mut self, node: usize) {
         if self.zk.config.pause || self.nodes[node].patroni.switching {
             return;
         }
         match self.nodes[node].pg.state {
             State::TakesWrites => {
-                tell!(self, "Patroni of {} demotes it: another leads", letter(node));
-                let takes = self.chance.between(20, 200);
+                log!(self, "Patroni of {} demotes its server: another member leads", letter(node));
+                let takes = self.random.between(20, 200);
                 self.demote(node, takes);
             }
             State::Starting { standby: false } => {
-                tell!(self, "Patroni of {} stops its crash recovery: another leads", letter(node));
-                let takes = self.chance.between(20, 200);
+                log!(self, "Patroni of {} stops its crash recovery: another member leads", letter(node));
+                let takes = self.random.between(20, 200);
                 self.demote(node, takes);
             }
             State::Down => self.start_pg(node),
@@ -223,16 +224,16 @@ impl World {
         }
     }
 
-    /// Nobody leads.
+    /// No member leads.
     fn race(&mut self, node: usize) {
         let state = self.nodes[node].pg.state;
         if self.nodes[node].patroni.switching {
             return;
         }
-        let mut pause = self.chance.between(2, 10);
+        let mut pause = self.random.between(2, 10);
         match state {
-            // A client that is restarted takes its time.
-            State::TakesWrites => pause += self.chance.between(0, 60),
+            // The restart of a client takes time.
+            State::TakesWrites => pause += self.random.between(0, 60),
             State::Follows if !self.zk.config.pause => {
                 let sync = self.zk.sync;
                 let synchronous = sync.leader.is_none() || [sync.leader, sync.standby].contains(&Some(node));
@@ -243,30 +244,30 @@ impl World {
                 if expected.is_some_and(|to| to != node && self.nodes[to].patroni.turns()) {
                     return self.wake_patroni(node, 1000);
                 }
-                // Somebody's Patroni does not answer: that costs two seconds, its limit.
+                // A Patroni that does not answer costs two seconds, the time limit.
                 let silent = |(other, known): (usize, &crate::world::Node)| {
                     known.patroni.alive && !(known.patroni.answers() && self.reaches(node, other))
                 };
-                if self.nodes.iter().enumerate().any(silent) && self.chance.percent(80) {
+                if self.nodes.iter().enumerate().any(silent) && self.random.percent(80) {
                     pause += 2000;
-                } else if self.chance.percent(50) {
-                    pause += self.chance.between(0, 1500);
+                } else if self.random.percent(50) {
+                    pause += self.random.between(0, 1500);
                 }
             }
             State::Down if !self.zk.config.pause => return self.start_pg(node),
             _ => return,
         }
         if self.another_primary_answers(node) {
-            tell!(self, "Patroni of {}: a primary is still alive", letter(node));
+            log!(self, "Patroni of {}: a primary is still alive", letter(node));
             if state == State::TakesWrites {
                 // "demoting self because i am not the healthiest node"
-                let takes = self.chance.between(20, 200);
+                let takes = self.random.between(20, 200);
                 self.demote(node, takes);
             }
             return;
         }
         let life = self.nodes[node].patroni.life;
-        self.after(pause, Happening::Patroni(node, life, PatroniEvent::Take));
+        self.after(pause, WorldEvent::Patroni(node, life, PatroniEvent::Take));
     }
 
     fn another_primary_answers(&self, node: usize) -> bool {
@@ -277,7 +278,7 @@ impl World {
 
     pub fn take(&mut self, node: usize) {
         let state = self.nodes[node].pg.state;
-        // Only one that takes writes or follows took part.
+        // Only a server that takes writes or follows takes part.
         if self.zk.key.is_some() || !self.touch_session(node) || !matches!(state, State::TakesWrites | State::Follows) {
             return;
         }
@@ -288,12 +289,13 @@ impl World {
         }
     }
 
-    /// `get_cluster()` has failed: a primary goes on only in maintenance mode, or in failsafe mode if all agree.
+    /// `get_cluster()` has failed. A primary goes on only in maintenance mode, or in failsafe mode if all members
+    /// agree.
     fn without_zookeeper(&mut self, node: usize) {
         self.heartbeat(node);
         let patroni = &self.nodes[node].patroni;
         let (known, was_active) = (patroni.known, self.now < patroni.failsafe_until);
-        // In crash recovery it still counts as primary.
+        // A server in crash recovery still counts as primary.
         let primary = matches!(self.nodes[node].pg.state, State::TakesWrites | State::Starting { standby: false });
         if primary && !known.pause {
             let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != node);
@@ -303,13 +305,13 @@ impl World {
             });
             let allowed = known.failsafe && accepted;
             if was_active != allowed {
-                let word = if allowed { "begins" } else { "is over" };
-                tell!(self, "Patroni of {}: failsafe mode {word}", letter(node));
+                let change = if allowed { "begins" } else { "ends" };
+                log!(self, "Patroni of {}: failsafe mode {change}", letter(node));
             }
             self.nodes[node].patroni.failsafe_until = if allowed { self.now + known.ttl } else { 0 };
             if !allowed {
-                tell!(self, "Patroni of {} demotes it: ZooKeeper cannot be reached", letter(node));
-                let takes = self.chance.between(50, 300);
+                log!(self, "Patroni of {} demotes its server: ZooKeeper cannot be reached", letter(node));
+                let takes = self.random.between(50, 300);
                 return self.demote(node, takes);
             }
         }

@@ -1,21 +1,21 @@
-//! When all faults are over, everything has to come right, within a stated time and by itself.
+//! The cluster recovers by itself within a stated time after the last fault.
 //!
-//! One node takes writes and holds the key; each other follows it, on its timeline; a synchronous standby is named; every
-//! fence is closed.
+//! One node takes writes and holds the key. All others follow it, on its timeline. A synchronous standby is named.
+//! Every fence is closed.
 
 use crate::patroni::Rest;
 use crate::postgres::State;
-use crate::world::{Happening, World, letter, tell};
+use crate::world::{World, WorldEvent, letter, log};
 
-/// So often it is looked whether all is well.
-const LOOK: u64 = 500;
+/// The time between two checks, in milliseconds like all times here.
+const SETTLED_CHECK_INTERVAL: u64 = 500;
 
-/// Beside Patroni's own times: the longest crash recovery, a start, a fence that waits, the gate.
-const LONGEST: u64 = 25_000 + 3000 + 10_000 + 15_000;
+/// Added to Patroni's own times: the longest crash recovery, a start, a queued fence, and the gate.
+const SETTLE_TIME_BASE: u64 = 25_000 + 3000 + 10_000 + 15_000;
 
 impl World {
-    pub fn all_heals(&mut self) {
-        tell!(self, "--- all faults are over");
+    pub fn heal_all(&mut self) {
+        log!(self, "--- all faults end");
         self.healed = Some(self.now);
         if !self.zk.up {
             self.zookeeper_up();
@@ -26,8 +26,8 @@ impl World {
         for node in 0..self.setting.nodes {
             self.cut(node, false, false);
             self.rest(node, Rest::Answers);
-            self.lock_out(node, false);
-            self.take_back(node);
+            self.refuse_logins(node, false);
+            self.unfence(node);
             let agent = &mut self.nodes[node].agent;
             if agent.lag > 0 {
                 (agent.lag, agent.lag_ended) = (0, self.now);
@@ -45,30 +45,30 @@ impl World {
                 self.begin_patroni(node);
             }
         }
-        self.after(LOOK, Happening::Settled);
+        self.after(SETTLED_CHECK_INTERVAL, WorldEvent::Settled);
     }
 
-    /// A session has to end, a race is skipped for ttl, and some cycles of the HA loop.
+    /// A session ends, a Patroni skips the race for ttl, and the HA loop needs some cycles.
     fn bound(&self) -> u64 {
         let config = self.zk.config;
-        2 * config.ttl + 3 * config.loop_wait + LONGEST
+        2 * config.ttl + 3 * config.loop_wait + SETTLE_TIME_BASE
     }
 
-    pub fn has_it_settled(&mut self) {
+    pub fn check_settled(&mut self) {
         let took = self.now - self.healed.unwrap_or(0);
-        let Some(what) = self.unsettled() else {
-            tell!(self, "all is well after {took} ms");
+        let Some(missing) = self.unsettled() else {
+            log!(self, "the cluster has recovered after {took} ms");
             self.tally.settled = self.tally.settled.max(took);
             self.over = true;
             return;
         };
         if took > self.bound() {
-            return self.object(format!("(f) {took} ms after the last fault {what}"));
+            return self.fail(format!("(f) {took} ms after the last fault {missing}"));
         }
-        self.after(LOOK, Happening::Settled);
+        self.after(SETTLED_CHECK_INTERVAL, WorldEvent::Settled);
     }
 
-    /// What is not yet well.
+    /// The first condition that is not yet met.
     fn unsettled(&self) -> Option<String> {
         let Some(key) = self.zk.key else { return Some("no node holds the leader key".to_owned()) };
         let leader = &self.nodes[key.node].pg;
@@ -84,6 +84,6 @@ impl World {
             return Some("no standby is synchronous".to_owned());
         }
         let fenced = (0..self.setting.nodes).find(|node| self.zk.records[*node].is_some());
-        fenced.map(|node| format!("the fence of {} is not closed", letter(node)))
+        fenced.map(|node| format!("the fence of {} is not closed", letter(node))).or_else(|| self.unrouted(key.node))
     }
 }

@@ -1,13 +1,13 @@
-//! Bugs that are put in on purpose, without a change of the core: the plan is thinned out, the view is altered before
-//! it is decided upon, what is heard is bent, or the hands leave out what they have to look at again.
+//! Bugs that are put in on purpose, without a change of the core. A mutation drops steps of the plan, alters the view
+//! before the decision, alters an input, or skips a guard.
 //!
-//! Each goes with the faults in which it shows. Sound histories with the same faults have to pass, so that it is the
-//! bug that is found and not the weather.
+//! Each mutation names the faults that reveal it. Unmutated histories with the same faults have to pass, so that the
+//! bug is found and not an effect of the faults.
 
-use crate::faults::What;
+use crate::faults::FaultKind;
 use std::time::Duration;
 use warden_core::event::{AliveLock, FailoverRequest, PatroniAnswer, PostgresAnswer, Rule, SyncState};
-use warden_core::evidence::{AWAY, MARGIN};
+use warden_core::evidence::{LEASE_MARGIN, PATRONI_SILENT_MIN};
 use warden_core::fact::{Fact, Reading, Source};
 use warden_core::leadership::Gone;
 use warden_core::types::{MemberName, Moment};
@@ -15,108 +15,134 @@ use warden_core::view::View;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
-    /// None: Warden as it is.
+    /// Warden without a bug.
     Sound,
-    /// A rule is forgotten.
+    /// A rule is missing.
     WithoutRule(Rule),
-    /// Maintenance mode is not seen.
+    /// The agent ignores maintenance mode.
     IgnoresPause,
-    /// Nothing is looked at again before acting.
+    /// The actors check nothing again before they act.
     Unguarded,
-    /// An ordinary read counts as a barrier read, also right before acting.
+    /// An ordinary read counts as a barrier read, also right before an act.
     PlainForBarrier,
-    /// The lease rule waits to the very end.
+    /// The rule `lease` waits until the lease ends.
     NoMargin,
-    /// One missing answer, and Patroni counts as away.
+    /// Patroni counts as away after one missing answer.
     NoAway,
-    /// The alive lock need not have been seen held.
+    /// The alive lock proves death without having been seen held.
     LockNeedNotBeHeld,
-    /// A lock that was found free is believed for ever: asleep or not, whatever Patroni answers.
-    LockBelievedForEver,
-    /// Nothing is known of failsafe mode.
+    /// A lock that was found free counts as free forever, after a pause and while Patroni answers.
+    LockBelievedForever,
+    /// The agent does not know failsafe mode.
     IgnoresFailsafe,
-    /// A server that is silent is taken to be stopped.
+    /// A silent server counts as stopped.
     SilenceIsProof,
     /// A raised ttl counts at once.
     ForgetsOldTtl,
-    /// The lease counts from now, whenever Patroni was last in contact.
-    LeaseForEver,
-    /// The key is released when Patroni is dead, whatever its server does.
+    /// The lease counts from now and not from Patroni's last contact.
+    LeaseForever,
+    /// The agent releases the key when Patroni is dead, while its server may be up.
     ReleaseWithoutSocket,
-    /// The key is released when the server is down, whatever Patroni does.
+    /// The agent releases the key when the server is down, while Patroni may live.
     ReleaseWithoutLock,
-    /// A server that is down is handed over without anybody having asked for it.
+    /// The agent hands over when a server is down, without a request for a switchover.
     HandoverUnasked,
     /// The gate lets every promotion pass.
     GatePassesAlways,
     /// The gate refuses beside a healthy standby.
     GateRefusesStandby,
-    /// A fence record counts for ever, whatever happened since.
+    /// A fence record counts forever, also in a later term.
     OldRecordCounts,
+    /// A hold never ends, and HAProxy never forgets it.
+    HoldsForever,
+    /// The agent sets no hold, and takes no server out.
+    OnlyRaises,
 }
 
-/// Every bug and its faults.
-pub const MUTATIONS: &[(Mutation, &[What])] = &[
-    (Mutation::WithoutRule(Rule::Superseded), &[What::PauseNode, What::FreezePatroni, What::KillAgent]),
-    (Mutation::WithoutRule(Rule::Orphaned), &[What::KillPatroni, What::FreezePatroni]),
-    (Mutation::WithoutRule(Rule::Lease), &[What::KillPatroni, What::FreezePatroni, What::CutAgent]),
-    (Mutation::WithoutRule(Rule::Peer), &[What::KillPatroni, What::FreezePatroni, What::KillAgent]),
-    (Mutation::IgnoresPause, &[What::Maintenance, What::KillPatroni, What::FreezePatroni]),
-    (Mutation::Unguarded, &[What::KillPatroni, What::FreezePatroni, What::Lag(1200), What::KillNode]),
-    (Mutation::PlainForBarrier, &[What::KillPatroni, What::FreezePatroni, What::Lag(1200), What::Switchover]),
-    (Mutation::NoMargin, &[What::KillPatroni, What::CutAgent, What::DrowsyAgent]),
-    (Mutation::NoAway, &[What::SlowRest, What::StuckLoop, What::CutPatroni]),
-    (Mutation::LockNeedNotBeHeld, &[What::WithoutFlock, What::Ttl(20_000), What::Ttl(30_000), What::Ttl(40_000)]),
-    (Mutation::LockBelievedForEver, &[What::KillPatroni, What::PauseAgent, What::RestartPatroni, What::CutAgent]),
-    (Mutation::IgnoresFailsafe, &[What::Failsafe, What::ZooKeeperDown, What::HungRest]),
-    (Mutation::SilenceIsProof, &[What::PauseNode]),
-    (Mutation::ForgetsOldTtl, &[What::Ttl(40_000), What::KillPatroni, What::FreezePatroni, What::CutAgent]),
-    (Mutation::LeaseForEver, &[What::KillPatroni, What::FreezePatroni, What::CutAgent]),
-    (Mutation::ReleaseWithoutSocket, &[What::KillPatroni, What::KillPostmaster]),
-    (Mutation::ReleaseWithoutLock, &[What::KillPatroni, What::KillPostmaster]),
-    (Mutation::HandoverUnasked, &[What::KillPostmaster, What::Switchover]),
-    (Mutation::GatePassesAlways, &[What::FreezePatroni, What::KillPatroni, What::KillAgent]),
-    (Mutation::OldRecordCounts, &[What::KillAgent, What::OldRecord, What::PauseNode]),
-    (Mutation::GateRefusesStandby, &[What::KillPostmaster, What::Switchover]),
+/// Each bug with its faults.
+pub const MUTATIONS: &[(Mutation, &[FaultKind])] = &[
+    (Mutation::WithoutRule(Rule::Superseded), &[FaultKind::PauseNode, FaultKind::FreezePatroni, FaultKind::KillAgent]),
+    (Mutation::WithoutRule(Rule::Orphaned), &[FaultKind::KillPatroni, FaultKind::FreezePatroni]),
+    (Mutation::WithoutRule(Rule::Lease), &[FaultKind::KillPatroni, FaultKind::FreezePatroni, FaultKind::CutAgent]),
+    (Mutation::WithoutRule(Rule::Peer), &[FaultKind::KillPatroni, FaultKind::FreezePatroni, FaultKind::KillAgent]),
+    (Mutation::IgnoresPause, &[FaultKind::Maintenance, FaultKind::KillPatroni, FaultKind::FreezePatroni]),
+    (
+        Mutation::Unguarded,
+        &[FaultKind::KillPatroni, FaultKind::FreezePatroni, FaultKind::Lag(1200), FaultKind::KillNode],
+    ),
+    (
+        Mutation::PlainForBarrier,
+        &[FaultKind::KillPatroni, FaultKind::FreezePatroni, FaultKind::Lag(1200), FaultKind::Switchover],
+    ),
+    (Mutation::NoMargin, &[FaultKind::KillPatroni, FaultKind::CutAgent, FaultKind::StallAgent]),
+    (Mutation::NoAway, &[FaultKind::SlowRest, FaultKind::StuckLoop, FaultKind::CutPatroni]),
+    (
+        Mutation::LockNeedNotBeHeld,
+        &[FaultKind::WithoutFlock, FaultKind::Ttl(20_000), FaultKind::Ttl(30_000), FaultKind::Ttl(40_000)],
+    ),
+    (
+        Mutation::LockBelievedForever,
+        &[FaultKind::KillPatroni, FaultKind::PauseAgent, FaultKind::RestartPatroni, FaultKind::CutAgent],
+    ),
+    (Mutation::IgnoresFailsafe, &[FaultKind::Failsafe, FaultKind::ZooKeeperDown, FaultKind::HungRest]),
+    (Mutation::SilenceIsProof, &[FaultKind::PauseNode]),
+    (
+        Mutation::ForgetsOldTtl,
+        &[FaultKind::Ttl(40_000), FaultKind::KillPatroni, FaultKind::FreezePatroni, FaultKind::CutAgent],
+    ),
+    (Mutation::LeaseForever, &[FaultKind::KillPatroni, FaultKind::FreezePatroni, FaultKind::CutAgent]),
+    (Mutation::ReleaseWithoutSocket, &[FaultKind::KillPatroni, FaultKind::KillPostmaster]),
+    (Mutation::ReleaseWithoutLock, &[FaultKind::KillPatroni, FaultKind::KillPostmaster]),
+    (Mutation::HandoverUnasked, &[FaultKind::KillPostmaster, FaultKind::Switchover]),
+    (Mutation::GatePassesAlways, &[FaultKind::FreezePatroni, FaultKind::KillPatroni, FaultKind::KillAgent]),
+    (Mutation::OldRecordCounts, &[FaultKind::KillAgent, FaultKind::OldRecord, FaultKind::PauseNode]),
+    (Mutation::GateRefusesStandby, &[FaultKind::KillPostmaster, FaultKind::Switchover]),
+    (Mutation::HoldsForever, &[FaultKind::KillPostmaster, FaultKind::Switchover]),
+    (Mutation::OnlyRaises, &[FaultKind::FreezePatroni, FaultKind::Switchover, FaultKind::PauseNode]),
 ];
 
 impl Mutation {
-    /// The hands do not look again before a fence: where a wrong belief has to show, the look behind it must not hide it.
-    pub fn is_rash(self) -> bool {
-        matches!(self, Self::Unguarded | Self::LockBelievedForEver | Self::IgnoresFailsafe)
+    /// The actors check nothing again before a fence. The guard would hide a wrong belief that has to show.
+    pub fn skips_fence_guard(self) -> bool {
+        matches!(self, Self::Unguarded | Self::LockBelievedForever | Self::IgnoresFailsafe)
     }
 
-    /// The hands trust the plan: they do not look at lock and socket again.
-    pub fn trusts(self) -> bool {
+    /// Only a history with an HAProxy reveals it.
+    pub fn needs_haproxy(self) -> bool {
+        matches!(self, Self::HoldsForever | Self::OnlyRaises)
+    }
+
+    /// The actors do not check lock and socket again before a release.
+    pub fn skips_release_proof(self) -> bool {
         matches!(self, Self::Unguarded | Self::ReleaseWithoutSocket | Self::ReleaseWithoutLock)
     }
 
-    /// The view as it is decided upon; `None` where nothing is altered.
+    /// The altered view for the decision; `None` if the mutation alters none.
     pub fn view(self, view: &View, now: Moment) -> Option<View> {
         let own = view.identity.member.clone()?;
         let mut view = view.clone();
-        let later = |moment: Option<Moment>| moment.map(|moment| moment.plus(MARGIN));
+        let later = |moment: Option<Moment>| moment.map(|moment| moment.plus(LEASE_MARGIN));
         let member = view.members.get_mut(&own)?;
         let memory = &mut view.leadership;
         match self {
             Self::NoMargin => {
                 memory.patroni_contact = later(memory.patroni_contact);
-                memory.mine_at = later(memory.mine_at);
+                memory.read_as_own_at = later(memory.read_as_own_at);
             }
             Self::NoAway => {
                 if let Some(silence) = &mut memory.silence {
-                    silence.since = silence.since.minus(AWAY);
+                    silence.since = silence.since.minus(PATRONI_SILENT_MIN);
                 }
             }
             Self::LockNeedNotBeHeld => {
                 memory.lock_was_ever_held = true;
-                if let Some(reign) = &mut memory.reign {
-                    reign.lock_was_held = true;
+                if let Some(term) = &mut memory.term {
+                    term.lock_was_held = true;
                 }
             }
-            Self::LockBelievedForEver => {
+            Self::LockBelievedForever => {
                 let gone = view.alive_lock.as_ref().is_some_and(|lock| lock.value == AliveLock::Gone);
-                if gone && memory.reign.is_some() {
+                if gone && memory.term.is_some() {
                     memory.lock_was_ever_held = true;
                     let refused = PatroniAnswer::Refused(String::new());
                     member.patroni = Some(Fact::new(refused, Source::Patroni, now));
@@ -137,25 +163,15 @@ impl Mutation {
                 }
             }
             Self::ForgetsOldTtl => memory.timeout_before = None,
-            Self::LeaseForEver => memory.patroni_contact = Some(now),
+            Self::LeaseForever => memory.patroni_contact = Some(now),
             Self::ReleaseWithoutSocket => memory.gone = Some(proof(now)),
             Self::ReleaseWithoutLock => {
                 let freed = now.minus(Duration::from_secs(1));
                 view.alive_lock = Some(Fact::new(AliveLock::Gone, Source::AliveLock, freed));
                 memory.lock_was_ever_held = true;
-                memory.reign.as_mut()?.lock_was_held = true;
+                memory.term.as_mut()?.lock_was_held = true;
             }
-            Self::HandoverUnasked => {
-                let to = MemberName::from(if own.as_str() == "b" { "a" } else { "b" });
-                let request =
-                    FailoverRequest { leader: Some(own.clone()), candidate: Some(to.clone()), scheduled: false };
-                let sync = SyncState { leader: Some(own), standbys: [to].into(), quorum: 0 };
-                view.cluster.failover = Some(Fact::new(Reading::Present(request), Source::ZooKeeper, now));
-                if let Some(known) = &mut view.verified {
-                    known.sync = Reading::Present(sync.clone());
-                }
-                view.cluster.sync = Some(Fact::new(Reading::Present(sync), Source::ZooKeeper, now));
-            }
+            Self::HandoverUnasked => request_switchover(&mut view, own, now),
             Self::Sound
             | Self::WithoutRule(_)
             | Self::IgnoresPause
@@ -163,13 +179,27 @@ impl Mutation {
             | Self::PlainForBarrier
             | Self::GatePassesAlways
             | Self::GateRefusesStandby
-            | Self::OldRecordCounts => return None,
+            | Self::OldRecordCounts
+            | Self::HoldsForever
+            | Self::OnlyRaises => return None,
         }
         Some(view)
     }
 }
 
-/// That the socket has been found without a listener, as often as is wanted.
+/// A switchover from `own` to another member, which is its synchronous standby.
+fn request_switchover(view: &mut View, own: MemberName, now: Moment) {
+    let to = MemberName::from(if own.as_str() == "b" { "a" } else { "b" });
+    let request = FailoverRequest { leader: Some(own.clone()), candidate: Some(to.clone()), scheduled: false };
+    let sync = SyncState { leader: Some(own), standbys: [to].into(), quorum: 0 };
+    view.cluster.failover = Some(Fact::new(Reading::Present(request), Source::ZooKeeper, now));
+    if let Some(known) = &mut view.verified {
+        known.sync = Reading::Present(sync.clone());
+    }
+    view.cluster.sync = Some(Fact::new(Reading::Present(sync), Source::ZooKeeper, now));
+}
+
+/// The proof that the socket has no listener, by enough probes.
 fn proof(now: Moment) -> Gone {
     Gone { since: Moment::new(Duration::ZERO), last: now, probes: 9 }
 }

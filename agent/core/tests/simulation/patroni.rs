@@ -1,16 +1,16 @@
-//! Patroni: its process, its session with ZooKeeper, and what turns or hangs in it (patroni/ha.py, 4.1). What the HA
-//! loop decides is in `ha.rs`, its REST API in `rest.rs`, its `pre_promote` in `gate.rs`.
+//! Patroni: its process, its session with ZooKeeper, and faults of both (patroni/ha.py, 4.1). `ha.rs` has the decisions
+//! of the HA loop, `rest.rs` the REST API, `gate.rs` the hook `pre_promote`.
 //!
-//! A frozen process does nothing until it is thawed, and then goes on where it was: also with a promotion that it had
-//! been about to order. A dead one does nothing; its PostgreSQL lives on.
+//! A frozen process continues where it was when it thaws, also with a promotion that it was about to order. A dead
+//! process does nothing; its PostgreSQL lives on.
 
 use crate::gate::Hook;
-use crate::world::{Happening, World, letter, tell};
+use crate::world::{World, WorldEvent, letter, log};
 use crate::zookeeper::{Client, Config};
 
 #[derive(Clone, Copy, Debug)]
 pub enum PatroniEvent {
-    /// A round of the HA loop; of several that are due only the newest counts.
+    /// A round of the HA loop. Only the newest round counts.
     Round(u32),
     /// The session's keep-alive.
     Ping,
@@ -19,18 +19,18 @@ pub enum PatroniEvent {
     Promote,
     /// In a switchover: has PostgreSQL stopped?
     Stopped,
-    /// `get_cluster()` tries again; the second is when it gives up.
+    /// `get_cluster()` tries again, until this time.
     TryAgain(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
     Answers,
-    /// Needs up to 1.2 s, so that it sometimes misses the limit.
+    /// An answer takes up to 1.2 s, and sometimes misses the time limit.
     Slow,
-    /// Says nothing, though the loop turns.
+    /// The API does not answer, though the loop turns.
     Hung,
-    /// Answers `/liveness` and nothing else: what asks PostgreSQL hangs.
+    /// Only `/liveness` answers: requests that query PostgreSQL hang.
     OnlyLiveness,
 }
 
@@ -39,57 +39,58 @@ pub struct Patroni {
     pub frozen: bool,
     /// Since when it is alive and not frozen, or is not.
     pub since: u64,
-    /// Cut off from ZooKeeper.
+    /// Patroni cannot reach ZooKeeper.
     pub cut: bool,
     pub life: u32,
     pub session: Option<usize>,
     /// `dcs_last_seen`: when `get_cluster()` last returned, by the wall clock.
     pub seen_by_clock: i64,
-    /// The same, by the world's.
+    /// The same, by the world's clock.
     pub seen: u64,
-    /// By so much the wall clock is ahead.
+    /// The wall clock is ahead by this many milliseconds.
     pub clock: i64,
-    /// It was started under flock, and so holds the alive lock while it lives.
+    /// It was started under flock, and holds the alive lock while it lives.
     pub flock: bool,
     pub rest: Rest,
-    /// Since when.
+    /// When `rest` last changed.
     pub rest_since: u64,
-    /// It counts failsafe mode as active until then: ttl after all members last agreed.
+    /// Failsafe mode counts as active until this time: ttl after all members last agreed.
     pub failsafe_until: u64,
-    /// The configuration as it last read it.
+    /// The configuration that Patroni last read.
     pub known: Config,
-    /// Of the session that it asks for.
+    /// The timeout that Patroni asks for in its session.
     pub ttl: u64,
     /// The HA loop hangs, though the process lives: REST and session go on.
     pub stuck: bool,
-    /// Since when it hangs, or does not.
+    /// Since when the loop hangs, or does not.
     pub loop_since: u64,
-    /// Its whole node is paused when its next `pre_promote` begins.
+    /// The whole node is paused when its next `pre_promote` begins.
     pub to_pause: bool,
-    /// It is frozen in its next `get_cluster()`, behind ZooKeeper's answer, which it then takes in when it thaws.
+    /// The process freezes in its next `get_cluster()`, after ZooKeeper's answer. It uses that answer when it thaws.
     pub to_freeze: bool,
-    /// It is, there.
+    /// The process is frozen inside `get_cluster()`.
     pub reading: bool,
-    /// It was started, and cannot reach ZooKeeper: it does nothing before it can (measured: it exits, and is started again).
+    /// It was started and cannot reach ZooKeeper. It does nothing until then (measured: it exits, and is started
+    /// again).
     pub starting: bool,
     /// When the last HA cycle began.
     pub cycle: u64,
     /// It is inside `get_cluster()`, and ZooKeeper does not answer.
     pub trying: bool,
-    /// It stops its server, and the HA loop waits for that.
+    /// It stops its server, and the HA loop waits.
     pub demoting: bool,
-    /// It takes no part in a race before then.
+    /// It takes no part in a race before this time.
     pub skips_until: u64,
-    /// Its `pre_promote` said no, and the loop has not taken that in yet.
-    pub said_no: bool,
+    /// Its `pre_promote` refused, and the loop has not read the result yet.
+    pub hook_refused: bool,
     /// Its `pre_promote`, while it runs.
     pub hook: Option<Hook>,
     pub hooks: u32,
-    /// When one last let a promotion pass.
+    /// When a `pre_promote` last let a promotion pass.
     pub passed_at: Option<u64>,
     pub switching: bool,
     round: u32,
-    /// What was due while it was frozen.
+    /// Events that were due while it was frozen or stuck.
     deferred: Vec<PatroniEvent>,
 }
 
@@ -121,7 +122,7 @@ impl Patroni {
             trying: false,
             demoting: false,
             skips_until: 0,
-            said_no: false,
+            hook_refused: false,
             hook: None,
             hooks: 0,
             passed_at: None,
@@ -136,7 +137,7 @@ impl Patroni {
         self.alive && self.flock
     }
 
-    /// It can do something.
+    /// The process can run.
     pub fn turns(&self) -> bool {
         self.alive && !self.frozen && !self.starting
     }
@@ -146,21 +147,22 @@ impl Patroni {
         self.turns() && !self.stuck
     }
 
-    /// It answers what is asked of its REST API, sooner or later.
+    /// Its REST API answers, sooner or later.
     pub fn answers(&self) -> bool {
         self.turns() && matches!(self.rest, Rest::Answers | Rest::Slow)
     }
 
-    /// `/liveness`: late is who began no cycle for ttl, twice that where it is no primary; never in maintenance mode.
+    /// `/liveness`: it fails if no cycle began for ttl, or for twice ttl on a standby. It never fails in maintenance
+    /// mode.
     pub fn is_live(&self, now: u64, primary: bool) -> bool {
         self.known.pause || now < self.cycle + self.ttl * if primary { 1 } else { 2 }
     }
 
-    /// A process begins or ends: what it was in the middle of is over.
+    /// A process begins or ends, and loses its state.
     fn forget(&mut self) {
         (self.stuck, self.trying, self.reading, self.to_freeze) = (false, false, false, false);
         self.starting = false;
-        (self.demoting, self.switching, self.said_no, self.hook) = (false, false, false, None);
+        (self.demoting, self.switching, self.hook_refused, self.hook) = (false, false, false, None);
         self.deferred.clear();
     }
 }
@@ -182,9 +184,9 @@ impl World {
         } else {
             self.nodes[node].patroni.starting = true;
         }
-        let first = self.chance.between(1, 10_000);
-        self.after(first, Happening::Patroni(node, life, PatroniEvent::Ping));
-        let first = if self.now == 0 { self.chance.between(1, 10_000) } else { self.chance.between(300, 1500) };
+        let first = self.random.between(1, 10_000);
+        self.after(first, WorldEvent::Patroni(node, life, PatroniEvent::Ping));
+        let first = if self.now == 0 { self.random.between(1, 10_000) } else { self.random.between(300, 1500) };
         self.wake_patroni(node, first);
         self.lock_changed(node);
     }
@@ -192,7 +194,7 @@ impl World {
     pub fn kill_patroni(&mut self, node: usize) {
         let patroni = &mut self.nodes[node].patroni;
         if patroni.alive {
-            tell!(self, "Patroni of {} is killed", letter(node));
+            log!(self, "Patroni of {} is killed", letter(node));
             let patroni = &mut self.nodes[node].patroni;
             (patroni.alive, patroni.frozen, patroni.since) = (false, false, self.now);
             patroni.forget();
@@ -205,7 +207,7 @@ impl World {
     pub fn freeze_patroni(&mut self, node: usize) {
         let patroni = &mut self.nodes[node].patroni;
         if patroni.turns() {
-            tell!(self, "Patroni of {} is frozen", letter(node));
+            log!(self, "Patroni of {} is frozen", letter(node));
             let patroni = &mut self.nodes[node].patroni;
             (patroni.frozen, patroni.since) = (true, self.now);
         }
@@ -218,9 +220,9 @@ impl World {
         }
         (patroni.frozen, patroni.since) = (false, self.now);
         let reading = std::mem::take(&mut patroni.reading);
-        tell!(self, "Patroni of {} thaws", letter(node));
+        log!(self, "Patroni of {} thaws", letter(node));
         if reading {
-            // `get_cluster()` returns, with an answer from before the freeze, and is stamped now.
+            // `get_cluster()` returns an answer from before the freeze, and stamps it now.
             self.note_seen(node);
             self.heartbeat(node);
         }
@@ -228,12 +230,12 @@ impl World {
         self.answer_question(node);
     }
 
-    /// The HA loop hangs from now on.
+    /// The HA loop begins to hang.
     pub fn stick_loop(&mut self, node: usize) {
         let patroni = &mut self.nodes[node].patroni;
         if patroni.alive && !patroni.stuck {
             (patroni.stuck, patroni.loop_since) = (true, self.now);
-            tell!(self, "the HA loop of {} hangs", letter(node));
+            log!(self, "the HA loop of {} hangs", letter(node));
         }
     }
 
@@ -241,18 +243,18 @@ impl World {
         let patroni = &mut self.nodes[node].patroni;
         if std::mem::take(&mut patroni.stuck) {
             patroni.loop_since = self.now;
-            tell!(self, "the HA loop of {} turns again", letter(node));
+            log!(self, "the HA loop of {} turns again", letter(node));
             self.resume(node);
         }
     }
 
-    /// What was due while it was frozen or stuck is done, and a round begins soon.
+    /// Deferred events take place, and a round begins soon.
     fn resume(&mut self, node: usize) {
         let life = self.nodes[node].patroni.life;
         for event in std::mem::take(&mut self.nodes[node].patroni.deferred) {
-            self.after(1, Happening::Patroni(node, life, event));
+            self.after(1, WorldEvent::Patroni(node, life, event));
         }
-        let pause = self.chance.between(2, 1000);
+        let pause = self.random.between(2, 1000);
         self.wake_patroni(node, pause);
     }
 
@@ -281,7 +283,7 @@ impl World {
         if patroni.alive {
             patroni.round += 1;
             let (life, round) = (patroni.life, patroni.round);
-            self.after(pause, Happening::Patroni(node, life, PatroniEvent::Round(round)));
+            self.after(pause, WorldEvent::Patroni(node, life, PatroniEvent::Round(round)));
         }
     }
 
@@ -291,10 +293,10 @@ impl World {
             return;
         }
         if patroni.frozen {
-            // Its rounds and pings begin anew when it thaws.
+            // Rounds and pings resume when it thaws.
             match event {
                 PatroniEvent::Round(_) => {}
-                PatroniEvent::Ping => self.after(1000, Happening::Patroni(node, life, event)),
+                PatroniEvent::Ping => self.after(1000, WorldEvent::Patroni(node, life, event)),
                 _ => patroni.deferred.push(event),
             }
             return;
@@ -311,25 +313,25 @@ impl World {
                 }
             }
             PatroniEvent::Ping => {
-                // kazoo pings after a third of what the server granted.
+                // kazoo pings after a third of the granted timeout.
                 let pause = patroni.ttl.min(40_000) / 3;
                 self.touch_session(node);
-                self.after(pause, Happening::Patroni(node, life, event));
+                self.after(pause, WorldEvent::Patroni(node, life, event));
             }
             PatroniEvent::Take => self.take(node),
             PatroniEvent::Promote => self.promote_pg(node),
-            PatroniEvent::Stopped => self.switchover_goes_on(node),
+            PatroniEvent::Stopped => self.continue_switchover(node),
             PatroniEvent::TryAgain(until) => self.try_again(node, until),
         }
     }
 
-    /// Whether it has a session that lives; hearing from it prolongs it.
+    /// Contacts ZooKeeper, which prolongs the session. False without a living session.
     pub fn touch_session(&mut self, node: usize) -> bool {
         let Some(session) = self.nodes[node].patroni.session else { return false };
         if !self.reaches_zookeeper(Client::Patroni(node)) || !self.zk.sessions[session].alive {
             return false;
         }
-        self.zk.sessions[session].heard = self.now;
+        self.zk.sessions[session].contact_at = self.now;
         true
     }
 }

@@ -1,12 +1,12 @@
-//! PostgreSQL: takes writes, follows, starts or is down, may be paused, and is stopped by a fence.
+//! PostgreSQL: it takes writes, follows, starts or is down. It can be paused, and a fence stops it.
 
-use crate::world::{Happening, World, letter, tell};
+use crate::world::{World, WorldEvent, letter, log};
 use warden_core::event::Rule;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     Down,
-    /// It lets no session in yet: as a standby it follows when that is over, else it takes writes.
+    /// It accepts no session yet. A standby follows afterwards; another server takes writes.
     Starting {
         standby: bool,
     },
@@ -16,25 +16,25 @@ pub enum State {
 
 #[derive(Clone, Copy, Debug)]
 pub enum PgEvent {
-    /// It is up, to take writes or to follow.
+    /// It is up, and a standby if `true`.
     Up(bool),
     Promoted,
     Stopped,
-    /// A fence has done its work.
+    /// The fence of an agent by a rule has stopped it.
     Fenced(usize, Rule),
-    /// So has that of a candidate's gate.
+    /// The fence of a candidate's gate has stopped it.
     FencedByGate,
 }
 
-/// A fence that waits for a paused server to wake.
+/// A shutdown statement that a paused server runs when it wakes.
 #[derive(Clone, Copy, Debug)]
-pub struct InFront {
-    /// Good until then.
+pub struct QueuedFence {
+    /// The statement is valid until this time.
     pub until: u64,
     pub by: usize,
     pub rule: Rule,
-    /// When its guard was known to be so.
-    pub so_at: Option<u64>,
+    /// When the guard's condition was true.
+    pub verified_at: Option<u64>,
 }
 
 pub struct Postgres {
@@ -42,27 +42,27 @@ pub struct Postgres {
     pub paused: bool,
     pub life: u32,
     pub timeline: u32,
-    /// Since when it has taken writes, or has not.
+    /// When `state` last changed.
     pub since: u64,
-    /// When its own agent first saw that it takes writes, if it does and was seen.
+    /// When its own agent first saw that it takes writes.
     pub seen: Option<u64>,
     pub unpaused_at: u64,
     /// When Patroni's session `Patroni heartbeat` last began a query, while there is one.
     pub heartbeat: Option<u64>,
-    /// Since when that has never been too long ago.
+    /// Since when no gap between two heartbeats exceeded the limit.
     pub beats_since: u64,
-    /// It lets no session in from other nodes (pg_hba).
-    pub locked: bool,
-    /// Since when that is so, or is not.
-    pub locked_since: u64,
-    /// It was told to stop: one that crashes meanwhile does not restart.
+    /// It refuses sessions from other nodes (pg_hba).
+    pub logins_refused: bool,
+    /// When `logins_refused` last changed.
+    pub logins_refused_since: u64,
+    /// It was told to stop. It does not restart after a crash meanwhile.
     pub stopping: bool,
     /// It was told to promote itself.
     pub promoting: bool,
-    /// It takes writes again after a crash: it is its agent, not Patroni, that has to see it.
+    /// It takes writes again after a crash. Its agent has to see that, and not Patroni.
     pub recovered: bool,
-    /// A fence that stands in front of it while it is paused.
-    pub fence_in_front: Option<InFront>,
+    /// A shutdown statement that waits while it is paused.
+    pub queued_fence: Option<QueuedFence>,
     deferred: Vec<PgEvent>,
 }
 
@@ -79,22 +79,22 @@ impl Postgres {
             unpaused_at: 0,
             heartbeat: None,
             beats_since: 0,
-            locked: false,
-            locked_since: 0,
+            logins_refused: false,
+            logins_refused_since: 0,
             stopping: false,
             promoting: false,
             recovered: false,
-            fence_in_front: None,
+            queued_fence: None,
             deferred: Vec::new(),
         }
     }
 
-    /// It lets sessions in.
+    /// It accepts sessions.
     pub fn takes_sessions(&self) -> bool {
         !self.paused && matches!(self.state, State::TakesWrites | State::Follows)
     }
 
-    /// Acknowledges writes.
+    /// It acknowledges writes.
     pub fn acknowledges(&self) -> bool {
         self.state == State::TakesWrites && !self.paused
     }
@@ -108,34 +108,38 @@ impl World {
             pg.since = self.now;
             pg.seen = None;
             (pg.promoting, pg.recovered) = (false, false);
-            tell!(self, "PostgreSQL of {}: {state:?} (timeline {})", letter(node), self.nodes[node].pg.timeline);
+            let ends = !matches!(state, State::TakesWrites | State::Follows);
+            log!(self, "PostgreSQL of {}: {state:?} (timeline {})", letter(node), self.nodes[node].pg.timeline);
+            if ends {
+                self.lose_session(node);
+            }
         }
     }
 
-    /// Whatever was to come of its former life does not come any more.
+    /// Events of the earlier life are void.
     fn new_life(&mut self, node: usize) -> u32 {
         let pg = &mut self.nodes[node].pg;
         pg.life += 1;
         pg.deferred.clear();
-        (pg.fence_in_front, pg.heartbeat) = (None, None);
+        (pg.queued_fence, pg.heartbeat) = (None, None);
         (pg.stopping, pg.promoting) = (false, false);
         pg.life
     }
 
-    /// Patroni starts it, always as a standby: a leader is promoted when it is up.
+    /// Patroni starts every server as a standby. It promotes a leader when the server is up.
     pub fn start_pg(&mut self, node: usize) {
-        let takes = self.chance.between(300, 2500);
+        let takes = self.random.between(300, 2500);
         self.begin_starting(node, true, takes);
     }
 
     fn begin_starting(&mut self, node: usize, standby: bool, takes: u64) {
         let life = self.new_life(node);
         self.pg_state(node, State::Starting { standby });
-        self.after(takes, Happening::Pg(node, life, PgEvent::Up(standby)));
+        self.after(takes, WorldEvent::Pg(node, life, PgEvent::Up(standby)));
     }
 
-    /// A backend is killed: the postmaster restarts by itself, and needs `takes` for its crash recovery. A primary takes
-    /// writes again when that is over, whatever its Patroni does.
+    /// A backend is killed. The postmaster restarts by itself, with a crash recovery of `takes`. A primary takes writes
+    /// again afterwards, even with a frozen Patroni.
     pub fn crash_pg(&mut self, node: usize, takes: u64) {
         match self.nodes[node].pg.state {
             _ if self.nodes[node].pg.stopping => self.kill_pg(node),
@@ -145,12 +149,12 @@ impl World {
         }
     }
 
-    /// The signal to stop; it takes writes to the end.
+    /// The signal to stop. The server takes writes until it has stopped.
     pub fn stop_pg(&mut self, node: usize, takes: u64) {
         let pg = &mut self.nodes[node].pg;
         pg.stopping = true;
         let life = pg.life;
-        self.after(takes, Happening::Pg(node, life, PgEvent::Stopped));
+        self.after(takes, WorldEvent::Pg(node, life, PgEvent::Stopped));
     }
 
     /// The postmaster is killed, and its backends with it.
@@ -167,9 +171,9 @@ impl World {
         }
         pg.promoting = true;
         let life = pg.life;
-        // Measured: 75 ms from the key to the first write, at best.
-        let takes = self.chance.between(75, 400);
-        self.after(takes, Happening::Pg(node, life, PgEvent::Promoted));
+        // Measured: at best 75 ms from the key to the first write.
+        let takes = self.random.between(75, 400);
+        self.after(takes, WorldEvent::Pg(node, life, PgEvent::Promoted));
     }
 
     pub fn pg_event(&mut self, node: usize, life: u32, event: PgEvent) {
@@ -219,7 +223,7 @@ impl World {
         }
     }
 
-    /// It streams from the leader, or is rewound to what that has.
+    /// It streams from the leader, or is rewound to the leader's timeline.
     pub fn follow_timeline(&mut self, node: usize) {
         let leader = self.zk.key.map(|key| &self.nodes[key.node].pg).filter(|pg| pg.state == State::TakesWrites);
         if let Some(timeline) = leader.map(|pg| pg.timeline) {
@@ -239,19 +243,19 @@ impl World {
         pg.paused = false;
         pg.unpaused_at = self.now;
         let life = pg.life;
-        // A fence that stands in front of it is the first thing it does: measured, 10 ms.
+        // It runs a queued statement first. Measured: 10 ms.
         let mut pause = 0;
-        if let Some(InFront { until, by, rule, so_at }) = pg.fence_in_front.take()
+        if let Some(QueuedFence { until, by, rule, verified_at }) = pg.queued_fence.take()
             && until >= self.now
             && pg.state == State::TakesWrites
         {
-            tell!(self, "PostgreSQL of {} wakes with a fence in front of it", letter(node));
-            self.strike_fence(node, by, rule, so_at, true);
-            pause = self.chance.between(5, 10);
-            self.after(pause, Happening::Pg(node, life, PgEvent::Fenced(by, rule)));
+            log!(self, "PostgreSQL of {} wakes with a queued fence", letter(node));
+            self.check_fence(node, by, rule, verified_at, true);
+            pause = self.random.between(5, 10);
+            self.after(pause, WorldEvent::Pg(node, life, PgEvent::Fenced(by, rule)));
         }
         for event in std::mem::take(&mut self.nodes[node].pg.deferred) {
-            self.after(pause, Happening::Pg(node, life, event));
+            self.after(pause, WorldEvent::Pg(node, life, event));
         }
     }
 }

@@ -1,33 +1,35 @@
-//! The world: its clock, its queue of events, and everything that stands in it.
+//! The world: its clock, its queue of events, and all its parts.
 //!
-//! Time is milliseconds. Nothing happens but by an event from the queue, and nothing is random but by the history's
-//! own chance, so that a seed gives the same history each time.
+//! Times are in milliseconds. Everything happens by an event from the queue, and all randomness comes from the
+//! history's seed. A seed gives the same history each time.
 
 use crate::agent::{Agent, AgentEvent};
-use crate::chance::Chance;
-use crate::faults::{Fault, What};
+use crate::faults::{Fault, FaultKind};
+use crate::haproxy::{Haproxy, ProxyEvent};
 use crate::mutation::Mutation;
 use crate::patroni::{Patroni, PatroniEvent};
 use crate::postgres::{PgEvent, Postgres};
+use crate::random::Random;
 use crate::zookeeper::{Sync, ZooKeeper};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Something that happens, to a node's process in its present life.
+/// An event of the world. An event of a process carries the life of that process.
 #[derive(Clone, Copy, Debug)]
-pub enum Happening {
+pub enum WorldEvent {
     Fault(usize),
     Heal(usize),
     Expiry(usize),
     Patroni(usize, u32, PatroniEvent),
-    /// The pre_promote hook of a node looks again; the second is its run.
+    /// The hook `pre_promote` of a node asks again; the second is its run.
     Hook(usize, u32),
-    /// All faults are over; from now on everything has to come right.
+    /// All faults end. From now on the cluster has to recover.
     Healed,
-    /// Has it?
+    /// Checks whether the cluster has recovered.
     Settled,
     Pg(usize, u32, PgEvent),
     Agent(usize, u32, AgentEvent),
+    Haproxy(ProxyEvent),
 }
 
 /// A node: the three processes that belong together.
@@ -35,20 +37,20 @@ pub struct Node {
     pub pg: Postgres,
     pub patroni: Patroni,
     pub agent: Agent,
-    /// Its container is paused: no signal wakes what is in it, and nothing is started there.
+    /// Its container is paused: no signal wakes its processes, and no process starts there.
     pub paused: bool,
-    /// Nothing of it can be reached from other nodes, nor they from it.
+    /// The node and the other nodes cannot reach each other.
     pub isolated: bool,
     /// Since when it takes writes without the key and without an excuse.
-    pub unlicensed_since: Option<u64>,
+    pub keyless_since: Option<u64>,
 }
 
-/// What differs from one history to the next, besides the faults.
+/// The differences between histories, besides the faults.
 #[derive(Clone, Debug)]
 pub struct Setting {
     pub nodes: usize,
     pub length: u64,
-    /// The agents know Patroni's alive lock.
+    /// The agents watch Patroni's alive lock.
     pub alive_lock: bool,
     /// `pre_promote` is `warden gate`.
     pub gate: bool,
@@ -56,53 +58,55 @@ pub struct Setting {
     pub heartbeat: bool,
     /// The agents see their server's data directory.
     pub data_directory: bool,
-    /// Nothing is written, so that Patroni has nothing to write into `status`.
+    /// No client writes, so that Patroni has no new position for `status`.
     pub idle: bool,
 }
 
 impl Setting {
-    fn by(chance: &mut Chance) -> Self {
+    fn any(random: &mut Random) -> Self {
         Self {
-            nodes: if chance.percent(75) { 2 } else { 3 },
-            length: [60, 60, 75, 90, 120, 180][chance.below(6)] * 1000,
-            alive_lock: chance.percent(60),
-            gate: chance.percent(70),
-            heartbeat: chance.percent(85),
-            data_directory: chance.percent(90),
-            idle: chance.percent(50),
+            nodes: if random.percent(75) { 2 } else { 3 },
+            length: [60, 60, 75, 90, 120, 180][random.below(6)] * 1000,
+            alive_lock: random.percent(60),
+            gate: random.percent(70),
+            heartbeat: random.percent(85),
+            data_directory: random.percent(90),
+            idle: random.percent(50),
         }
     }
 }
 
 pub struct World {
     pub now: u64,
-    pub chance: Chance,
+    pub random: Random,
     pub setting: Setting,
     pub zk: ZooKeeper,
     pub nodes: Vec<Node>,
     pub faults: Vec<Fault>,
+    /// Present in the histories about routing.
+    pub haproxy: Option<Haproxy>,
     pub mutation: Mutation,
-    /// The faults that there are; all of them if it is empty.
-    pub palette: &'static [What],
+    /// The kinds of faults; empty for all.
+    pub fault_kinds: &'static [FaultKind],
     pub violation: Option<String>,
-    /// Told only when a history is looked at again.
+    /// Present only when a history is printed.
     pub log: Option<Vec<String>>,
     pub tally: crate::checks::Tally,
-    /// When all faults were over.
+    /// When all faults ended.
     pub healed: Option<u64>,
-    /// Faults are those of the contract "proof and silence".
+    /// The faults are those of the contract "proof and silence".
     pub focused: bool,
     pub over: bool,
-    /// How often each node was fenced.
+    /// The number of fences of each node.
     pub fenced: [u64; 3],
     queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
-    slots: Vec<Happening>,
+    slots: Vec<WorldEvent>,
     free: Vec<usize>,
     sequence: u64,
 }
 
-/// Tells what happens, in words, if somebody listens.
-macro_rules! tell {
+/// Logs an event if the history is printed.
+macro_rules! log {
     ($world:expr, $($arg:tt)*) => {
         if let Some(log) = &mut $world.log {
             let now = $world.now;
@@ -110,50 +114,62 @@ macro_rules! tell {
         }
     };
 }
-pub(crate) use tell;
+pub(crate) use log;
 
-/// The letter by which a node goes.
+/// The name of a node.
 pub fn letter(node: usize) -> &'static str {
     ["a", "b", "c"][node]
 }
 
 impl World {
-    pub fn new(seed: u64, mutation: Mutation, palette: &'static [What], told: bool) -> Self {
-        let mut chance = Chance::new(seed);
-        let mut setting = Setting::by(&mut chance);
-        if !palette.is_empty() {
-            // The gate hides many a bug of the agents.
-            setting.gate = chance.percent(25);
+    pub fn new(
+        seed: u64,
+        mutation: Mutation,
+        fault_kinds: &'static [FaultKind],
+        with_log: bool,
+        with_haproxy: bool,
+    ) -> Self {
+        let mut random = Random::new(seed);
+        let mut setting = Setting::any(&mut random);
+        if !fault_kinds.is_empty() {
+            // The gate hides many bugs of the agents.
+            setting.gate = random.percent(25);
         }
-        let mut zk = ZooKeeper::new(&mut chance);
-        if !palette.is_empty() {
-            // The lease has to cover it, or the excuse hides what is looked for.
+        let mut zk = ZooKeeper::new(&mut random);
+        if !fault_kinds.is_empty() {
+            // The lease has to cover the ttl, or its excuse hides the bug.
             (zk.config.ttl, zk.config.loop_wait, zk.config.retry_timeout) = (30_000, 10_000, 5000);
         }
-        let mut world = Self::begin(chance, setting, zk, mutation, palette, told);
+        let mut world = Self::begin(random, setting, zk, mutation, fault_kinds, with_log);
         world.plan_faults();
-        world.at(world.setting.length, Happening::Healed);
+        if with_haproxy {
+            let beside = world.random.below(world.setting.nodes);
+            world.begin_haproxy(beside);
+            world.begin_routing(beside);
+        }
+        world.at(world.setting.length, WorldEvent::Healed);
         world
     }
 
-    /// A world in which nothing has happened yet.
+    /// A world without events yet.
     pub fn begin(
-        chance: Chance,
+        random: Random,
         setting: Setting,
         zk: ZooKeeper,
         mutation: Mutation,
-        palette: &'static [What],
-        told: bool,
+        fault_kinds: &'static [FaultKind],
+        with_log: bool,
     ) -> Self {
         let mut world = Self {
             now: 0,
             zk,
             nodes: Vec::new(),
             faults: Vec::new(),
+            haproxy: None,
             mutation,
-            palette,
+            fault_kinds,
             violation: None,
-            log: told.then(Vec::new),
+            log: with_log.then(Vec::new),
             tally: crate::checks::Tally::default(),
             healed: None,
             focused: false,
@@ -163,7 +179,7 @@ impl World {
             slots: Vec::with_capacity(64),
             free: Vec::new(),
             sequence: 0,
-            chance,
+            random,
             setting,
         };
         for node in 0..world.setting.nodes {
@@ -173,10 +189,10 @@ impl World {
                 agent: Agent::new(node, &world.setting, 0),
                 paused: false,
                 isolated: false,
-                unlicensed_since: None,
+                keyless_since: None,
             });
         }
-        tell!(world, "{:?}, {:?}, mutation: {:?}", world.setting, world.zk.config, world.mutation);
+        log!(world, "{:?}, {:?}, mutation: {:?}", world.setting, world.zk.config, world.mutation);
         for node in 0..world.setting.nodes {
             world.begin_patroni(node);
         }
@@ -188,7 +204,7 @@ impl World {
         world
     }
 
-    /// Lives the history through, or to the first thing that must not be.
+    /// Runs the history to its end, or to the first violation.
     pub fn run(&mut self) {
         while let Some(Reverse((at, _, slot))) = self.queue.pop() {
             if self.over || self.violation.is_some() {
@@ -197,17 +213,19 @@ impl World {
             self.now = at;
             self.free.push(slot);
             match self.slots[slot] {
-                Happening::Fault(fault) => self.strike(fault),
-                Happening::Heal(fault) => self.heal(fault),
-                Happening::Expiry(session) => self.expiry(session),
-                Happening::Patroni(node, life, event) => self.patroni_event(node, life, event),
-                Happening::Hook(node, run) => self.hook_looks(node, run),
-                Happening::Healed => self.all_heals(),
-                Happening::Settled => self.has_it_settled(),
-                Happening::Pg(node, life, event) => self.pg_event(node, life, event),
-                Happening::Agent(node, life, event) => self.agent_event(node, life, event),
+                WorldEvent::Fault(fault) => self.inject(fault),
+                WorldEvent::Heal(fault) => self.heal(fault),
+                WorldEvent::Expiry(session) => self.expiry(session),
+                WorldEvent::Patroni(node, life, event) => self.patroni_event(node, life, event),
+                WorldEvent::Hook(node, run) => self.hook_round(node, run),
+                WorldEvent::Healed => self.heal_all(),
+                WorldEvent::Settled => self.check_settled(),
+                WorldEvent::Pg(node, life, event) => self.pg_event(node, life, event),
+                WorldEvent::Agent(node, life, event) => self.agent_event(node, life, event),
+                WorldEvent::Haproxy(event) => self.haproxy_event(event),
             }
             self.check();
+            self.check_routing();
         }
     }
 
@@ -216,17 +234,17 @@ impl World {
         from == to || !(self.nodes[from].isolated || self.nodes[to].isolated)
     }
 
-    pub fn at(&mut self, at: u64, happening: Happening) {
+    pub fn at(&mut self, at: u64, event: WorldEvent) {
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(happening);
+            self.slots.push(event);
             self.slots.len() - 1
         });
-        self.slots[slot] = happening;
+        self.slots[slot] = event;
         self.sequence += 1;
         self.queue.push(Reverse((at.max(self.now), self.sequence, slot)));
     }
 
-    pub fn after(&mut self, pause: u64, happening: Happening) {
-        self.at(self.now + pause, happening);
+    pub fn after(&mut self, pause: u64, event: WorldEvent) {
+        self.at(self.now + pause, event);
     }
 }

@@ -1,14 +1,14 @@
 //! ZooKeeper: sessions that expire, the leader key, linearizable reads, and followers that lag.
 //!
-//! The key's whole history is kept, so that a read through a lagging follower sees what was. A session expires at the
-//! first tick after its timeout; while the ensemble is down none does, and after it came back each has its full
-//! timeout again.
+//! The model keeps the key's whole history, so that a read through a lagging follower sees the past. A session expires
+//! at the first tick after its timeout. No session expires while the ensemble is down, and each has its full timeout
+//! again when it is back.
 
-use crate::chance::Chance;
-use crate::world::{Happening, World, letter, tell};
+use crate::random::Random;
+use crate::world::{World, WorldEvent, letter, log};
 use warden_core::event::Rule;
 
-/// ZooKeeper expires sessions in buckets of this size (tickTime).
+/// ZooKeeper expires sessions in buckets of this size (tickTime), in milliseconds.
 pub const TICK: u64 = 2000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct Key {
     pub node: usize,
     pub czxid: i64,
     pub owner: usize,
-    /// When it was created.
+    /// When Patroni created it.
     pub at: u64,
 }
 
@@ -39,7 +39,7 @@ pub enum Client {
 pub struct Session {
     pub client: Client,
     pub timeout: u64,
-    pub heard: u64,
+    pub contact_at: u64,
     pub alive: bool,
 }
 
@@ -52,14 +52,14 @@ pub struct Record {
     pub at: u64,
 }
 
-/// The `sync` znode: the leader that wrote it, and its synchronous standby.
+/// The znode `sync`: the leader that wrote it, and its synchronous standby.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Sync {
     pub leader: Option<usize>,
     pub standby: Option<usize>,
 }
 
-/// What a barrier read says.
+/// The result of a barrier read.
 #[derive(Clone, Copy, Debug)]
 pub struct Answer {
     pub key: Option<Key>,
@@ -74,12 +74,12 @@ pub struct ZooKeeper {
     /// Since when it is up, or is not.
     pub since: u64,
     pub config: Config,
-    /// Since when the cluster has not been paused; in the future as long as it is.
+    /// Since when the cluster has not been in maintenance mode; `u64::MAX` while it is.
     pub unpaused_at: u64,
     pub key: Option<Key>,
     pub keys: Vec<(u64, Option<Key>)>,
     pub sessions: Vec<Session>,
-    /// A switchover that was asked for: from, to.
+    /// The switchover that the operator asked for: from, to.
     pub failover: Option<(usize, usize)>,
     /// When ttl was last lowered.
     pub lowered_at: Option<u64>,
@@ -87,23 +87,23 @@ pub struct ZooKeeper {
     pub sync: Sync,
     /// The newest timeline, as `history` names it.
     pub timeline: u32,
-    /// While it is down, packets vanish: a client does not hear that its connection is gone.
+    /// Packets vanish during an outage: a client does not notice that its connection is gone.
     pub silent: bool,
-    /// When a node's Patroni last gave its key up by itself.
+    /// When each node's Patroni last gave its key up by itself.
     pub given_up: [Option<u64>; 3],
     zxid: i64,
 }
 
 impl ZooKeeper {
-    pub fn new(chance: &mut Chance) -> Self {
-        let (ttl, loop_wait, retry_timeout) = match chance.below(20) {
+    pub fn new(random: &mut Random) -> Self {
+        let (ttl, loop_wait, retry_timeout) = match random.below(20) {
             0..8 => (20_000, 10_000, 5000),
             8..14 => (30_000, 10_000, 10_000),
             14..17 => (30_000, 10_000, 5000),
             17..19 => (20_000, 5000, 5000),
             _ => (90_000, 30_000, 30_000),
         };
-        let config = Config { ttl, loop_wait, retry_timeout, pause: false, failsafe: chance.percent(30) };
+        let config = Config { ttl, loop_wait, retry_timeout, pause: false, failsafe: random.percent(30) };
         Self {
             up: true,
             since: 0,
@@ -134,7 +134,7 @@ impl ZooKeeper {
         self.zxid
     }
 
-    /// Who held the key before the present holder, or last.
+    /// The holder before the present one, or the last holder.
     pub fn holder_before(&self) -> Option<usize> {
         let now = self.key.map(|key| key.czxid);
         let mut held = self.keys.iter().rev().filter_map(|(_, key)| *key);
@@ -147,7 +147,7 @@ impl ZooKeeper {
         then.and_then(|(_, key)| *key)
     }
 
-    /// When `node` last held the key to the end.
+    /// When `node` last lost the key.
     pub fn lost_at(&self, node: usize) -> Option<u64> {
         let held = self.keys.iter().rposition(|(_, key)| key.is_some_and(|key| key.node == node))?;
         self.keys.get(held + 1).map(|(at, _)| *at)
@@ -167,11 +167,11 @@ impl World {
             }
     }
 
-    /// A new session; its number.
+    /// Opens a session, and returns its number.
     pub fn open_session(&mut self, client: Client, timeout: u64) -> usize {
         // The server grants between 2 and 20 ticks.
         let timeout = timeout.clamp(2 * TICK, 20 * TICK);
-        self.zk.sessions.push(Session { client, timeout, heard: self.now, alive: true });
+        self.zk.sessions.push(Session { client, timeout, contact_at: self.now, alive: true });
         let number = self.zk.sessions.len() - 1;
         self.expect_expiry(number);
         number
@@ -185,8 +185,8 @@ impl World {
 
     fn expect_expiry(&mut self, number: usize) {
         let session = self.zk.sessions[number];
-        let due = (session.heard + session.timeout).next_multiple_of(TICK);
-        self.at(due, Happening::Expiry(number));
+        let due = (session.contact_at + session.timeout).next_multiple_of(TICK);
+        self.at(due, WorldEvent::Expiry(number));
     }
 
     pub fn expiry(&mut self, number: usize) {
@@ -194,10 +194,10 @@ impl World {
         if !session.alive || !self.zk.up {
             return;
         }
-        if session.heard + session.timeout > self.now {
+        if session.contact_at + session.timeout > self.now {
             return self.expect_expiry(number);
         }
-        tell!(self, "ZooKeeper: the session of {:?} expires", session.client);
+        log!(self, "ZooKeeper: the session of {:?} expires", session.client);
         self.zk.sessions[number].alive = false;
         self.end_of_session(number);
     }
@@ -216,11 +216,11 @@ impl World {
 
     pub fn delete_key(&mut self) {
         let Some(key) = self.zk.key.take() else { return };
-        tell!(self, "ZooKeeper: the leader key of {} is gone", letter(key.node));
+        log!(self, "ZooKeeper: the leader key of {} is gone", letter(key.node));
         self.zk.keys.push((self.now, None));
         self.key_changed();
         for node in 0..self.setting.nodes {
-            let pause = self.chance.between(1, 5);
+            let pause = self.random.between(1, 5);
             self.wake_patroni(node, pause);
         }
     }
@@ -228,7 +228,7 @@ impl World {
     pub fn create_key(&mut self, node: usize) {
         let Some(owner) = self.nodes[node].patroni.session else { return };
         let key = Key { node, czxid: self.zk.transaction(), owner, at: self.now };
-        tell!(self, "ZooKeeper: {} takes the leader key (czxid {:#x})", letter(node), key.czxid);
+        log!(self, "ZooKeeper: {} takes the leader key (czxid {:#x})", letter(node), key.czxid);
         self.zk.key = Some(key);
         self.zk.keys.push((self.now, Some(key)));
         self.key_changed();
@@ -238,11 +238,11 @@ impl World {
     }
 
     pub fn zookeeper_down(&mut self) {
-        tell!(self, "ZooKeeper goes down");
-        (self.zk.up, self.zk.since, self.zk.silent) = (false, self.now, self.chance.percent(30));
+        log!(self, "ZooKeeper goes down");
+        (self.zk.up, self.zk.since, self.zk.silent) = (false, self.now, self.random.percent(30));
         for node in 0..self.setting.nodes {
-            // Half of the connections are reset at once, the others just fall silent.
-            if self.chance.percent(50) {
+            // Half of the connections are reset at once, and the others fall silent.
+            if self.random.percent(50) {
                 self.drop_agents_session(node, "connection reset");
             }
             self.note_reach(node);
@@ -250,11 +250,11 @@ impl World {
     }
 
     pub fn zookeeper_up(&mut self) {
-        tell!(self, "ZooKeeper comes up; every session has its full timeout again");
+        log!(self, "ZooKeeper comes up; every session has its full timeout again");
         (self.zk.up, self.zk.since) = (true, self.now);
         for number in 0..self.zk.sessions.len() {
             if self.zk.sessions[number].alive {
-                self.zk.sessions[number].heard = self.now;
+                self.zk.sessions[number].contact_at = self.now;
                 self.expect_expiry(number);
             }
         }
@@ -275,10 +275,10 @@ impl World {
         if self.zk.config.ttl < before.ttl {
             self.zk.lowered_at = Some(self.now);
         }
-        tell!(self, "configuration: {:?}", self.zk.config);
+        log!(self, "configuration: {:?}", self.zk.config);
         self.config_changed();
         for node in 0..self.setting.nodes {
-            let pause = self.chance.between(1, 5);
+            let pause = self.random.between(1, 5);
             self.wake_patroni(node, pause);
         }
     }

@@ -1,4 +1,4 @@
-//! What is printed of all runs: distributions, and whether the aims are met.
+//! The report over all runs: distributions, and whether the aims are met.
 
 use super::{VARIANTS, of};
 use serde_json::Value;
@@ -7,10 +7,10 @@ use warden_e2e::measure::quantile;
 
 /// A figure of the report, of one HAProxy or of all of them.
 struct Figure {
-    /// In a variant's object.
+    /// Its key in a variant's object.
     key: &'static str,
     what: &'static str,
-    /// Of Warden: share (1 is the worst), and what that must not be above.
+    /// Warden's aims: a share of the runs (1 is the worst run), and the limit for that share.
     aims: fn(Fault) -> &'static [(f64, f64)],
 }
 
@@ -38,17 +38,17 @@ const fn a_short_pause(fault: Fault) -> &'static [(f64, f64)] {
     if matches!(fault, Fault::Crash) { &[(0.5, 0.5)] } else { &[] }
 }
 
-/// Of each of the three.
+/// The figures of each of the three HAProxys.
 const COMPARED: [Figure; 10] = [
     Figure { key: "kept_s", what: "outage, a client that keeps its session (s)", aims: soon_after_a_crash },
-    Figure { key: "anew_s", what: "outage, clients that connect for each row (s)", aims: soon_after_a_crash },
+    Figure { key: "per_row_s", what: "outage, clients that connect for each row (s)", aims: soon_after_a_crash },
     Figure { key: "kept_more_s", what: "longer than PostgreSQL's own, session kept (s)", aims: no_aim },
-    Figure { key: "anew_more_s", what: "longer than PostgreSQL's own, connecting for each row (s)", aims: no_aim },
+    Figure { key: "per_row_more_s", what: "longer than PostgreSQL's own, connecting for each row (s)", aims: no_aim },
     Figure { key: "kept_ratio", what: "times PostgreSQL's own, session kept", aims: hardly_longer },
-    Figure { key: "anew_ratio", what: "times PostgreSQL's own, connecting for each row", aims: hardly_longer },
+    Figure { key: "per_row_ratio", what: "times PostgreSQL's own, connecting for each row", aims: hardly_longer },
     Figure {
         key: "turned_away",
-        what: "rows that failed though nobody was in flight at the fault, connecting for each row",
+        what: "rows that failed although their client was not in flight at the fault, connecting for each row",
         aims: none_at_all,
     },
     Figure { key: "in_flight", what: "rows that failed in flight, connecting for each row", aims: no_aim },
@@ -60,7 +60,7 @@ const COMPARED: [Figure; 10] = [
     Figure { key: "reloads", what: "reloads, by the log of HAProxy's master", aims: none_at_all },
 ];
 
-/// Of Warden only.
+/// The figures of Warden's HAProxy only.
 const ROUTER: [Figure; 8] = [
     Figure {
         key: "up_after_write_ms",
@@ -79,17 +79,24 @@ const ROUTER: [Figure; 8] = [
     },
     Figure {
         key: "out_after_leader_ms",
-        what: "another holds the leader key -> the old server takes nobody new (ms)",
+        what: "another holds the leader key -> the old server takes no new session (ms)",
         aims: no_aim,
     },
     Figure {
         key: "cut_after_leader_ms",
-        what: "another holds the leader key -> the old server takes nobody new and its last session is over (ms)",
+        what: "another holds the leader key -> the old server takes no new session and its last session is over (ms)",
         aims: at_once,
     },
     Figure { key: "old_up_again", what: "times that a check raised the old server while it went", aims: no_aim },
     Figure { key: "new_too_early", what: "times that the new server was up and not left so", aims: no_aim },
     Figure { key: "reloads", what: "reloads, by the agent's log", aims: none_at_all },
+];
+
+/// The figures of a crowd of clients through Warden's HAProxy, if there was one.
+const CROWD: [(&str, &str); 3] = [
+    ("served", "visits of a crowd that were served between the fault and the end"),
+    ("refused", "visits that were refused meanwhile"),
+    ("misrouted", "visits that met a standby"),
 ];
 
 /// All figures of one fault.
@@ -108,6 +115,12 @@ pub(super) fn report(fault: Fault, lines: &[Value]) -> String {
             text += &with_aims(name, &values, if variant == "warden" { (figure.aims)(fault) } else { &[] });
         }
     }
+    for (key, what) in CROWD {
+        let values: Vec<&Value> = runs.iter().map(|run| &run["crowd"][key]).filter(|value| value.is_u64()).collect();
+        if !values.is_empty() {
+            text += &format!("\n{what}\n{}", row("Warden", &values).1);
+        }
+    }
     for figure in ROUTER {
         text += &format!("\n{}\n", figure.what);
         let values: Vec<&Value> = runs.iter().map(|run| &run["router"][figure.key]).collect();
@@ -116,7 +129,7 @@ pub(super) fn report(fault: Fault, lines: &[Value]) -> String {
     text
 }
 
-/// The values in order, and what people read of them.
+/// The values in order, and their summary for people.
 fn row(name: &str, values: &[&Value]) -> (Vec<f64>, String) {
     let mut known: Vec<f64> = values.iter().filter_map(|value| value.as_f64()).collect();
     known.sort_by(f64::total_cmp);
@@ -140,7 +153,7 @@ fn with_aims(name: &str, values: &[&Value], aims: &[(f64, f64)]) -> String {
         let met = match quantile(&known, *share) {
             None => "NOT KNOWN",
             Some(value) if value > *aim => "MISSED",
-            // What is not known may have been anything.
+            // An unknown value may have been anything.
             Some(_) if known.len() < values.len() => "met where it is known",
             Some(_) => "met",
         };
