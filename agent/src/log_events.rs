@@ -20,6 +20,10 @@ pub const EVENTS: &[(&str, &str)] = &[
     ("fence_waiting", "The server accepts no session now; the first session that it accepts is the fence."),
     ("fence_withdrawn", "The agent did not fence, because it is not right any more; `why` says why."),
     ("fenced", "The agent confirmed that the member's server accepts no writes; `by` says how."),
+    (
+        "haproxy_departure_incomplete",
+        "HAProxy keeps the server of a departed member until its next reload; `why` says why.",
+    ),
     ("haproxy_file_failed", "The agent could not write HAProxy's configuration file or have HAProxy load it."),
     (
         "haproxy_file_restore_failed",

@@ -22,7 +22,7 @@
 //! | upgrade         | keeps our records and those of Warden 0.1 the same     |                  |                 |
 //! | http            | the API, a task for each connection, at most 64        |                  | queries         |
 //!
-//! All channels are bounded:
+//! All channels are bounded, by their size or by their use:
 //!
 //! - `events`: the watchers and the ZooKeeper client wait while it is full.
 //! - `queries`: HTTP waits, with a limit.
@@ -31,7 +31,8 @@
 //! - `records`: the newest record of each member, and 64 entries of the audit trail. No task waits for it.
 //! - `targets` and `heartbeat`: the latest value only, from the loop.
 //! - Inside the ZooKeeper client: `requests` (16); the present epoch, the record to publish and the session timeout
-//!   (the latest value only); and the states of the library. The first state other than `Connected` ends the epoch.
+//!   (the latest value only); and the states of the library, whose listener must not wait. The first state other than
+//!   `Connected` ends the epoch, so at most two are read.
 //!
 //! The notices of a plan use no queue. The loop reports them itself, so a report never delays a step.
 //!

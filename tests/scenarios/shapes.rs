@@ -112,7 +112,7 @@ pub(crate) const TRACKING: Shape = Shape {
     ports: &[5433],
     section: "backend: writes_tracking",
     beside: None,
-    says: Some(("haproxy_tracking", "Add primary_checks to haproxy.backends")),
+    says: Some(("haproxy_tracking", "name primary_checks in haproxy.backends.writes")),
     fault: Fault::Switchover,
 };
 

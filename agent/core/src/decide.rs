@@ -37,9 +37,14 @@ pub const FENCE_LOST_AFTER: Duration = Duration::from_secs(12);
 /// The pause after a failed fence.
 pub(crate) const FENCE_RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// The interval at which a shutdown statement in front of a silent server is renewed. Each statement is valid for
-/// little more than twice as long, so an obsolete one soon expires.
+/// The interval at which a shutdown statement in front of a silent server is renewed.
 pub const FENCE_RENEWAL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A shutdown statement that waits in front of a silent server is valid for this long. One valid statement always waits
+/// there, and an obsolete one soon expires.
+pub const FENCE_ORDER_LIFETIME: Duration = Duration::from_secs(12);
+
+const _: () = assert!(FENCE_ORDER_LIFETIME.as_secs() > FENCE_RENEWAL_INTERVAL.as_secs() * 2);
 
 /// The pause after the removal of a fence record.
 const CLOSE_RETRY_PAUSE: Duration = Duration::from_secs(2);

@@ -158,10 +158,18 @@ impl HaproxyServer {
         })
     }
 
+    /// Whether it has no check. Nothing would undo a command to it if the agent dies.
+    pub fn is_unchecked(&self) -> bool {
+        self.status == "no check"
+    }
+
     /// Whether the agent must not command it. The operator owns a maintenance, and an agent-check decides. A tracking
-    /// server takes no commands, and a server without an address has no host.
+    /// server takes no commands, a server without an address has no host, and nothing would undo a command to one
+    /// without a check.
     pub fn is_left_alone(&self) -> bool {
-        self.tracks.is_some() || !matches!(self.out_of_service(), None | Some(OutOfService::AgentCheckEndsIt))
+        self.tracks.is_some()
+            || self.is_unchecked()
+            || !matches!(self.out_of_service(), None | Some(OutOfService::AgentCheckEndsIt))
     }
 }
 

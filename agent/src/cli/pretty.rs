@@ -57,7 +57,8 @@ pub(super) fn render(state: &State, color: bool) -> String {
     } else {
         out.push_str("Warnings\n");
         for warning in &state.warnings {
-            for (index, text) in wrap(&clean(&warning.message), WIDTH - 4).into_iter().enumerate() {
+            let text = format!("{} [{}]", clean(&warning.message), clean(&warning.code));
+            for (index, text) in wrap(&text, WIDTH - 4).into_iter().enumerate() {
                 let lead = if index == 0 { "  ! " } else { "    " };
                 out.push_str(&format!("{lead}{}\n", paint.with(YELLOW, &text)));
             }

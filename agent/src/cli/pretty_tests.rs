@@ -267,6 +267,19 @@ Warnings   none
 }
 
 #[test]
+fn a_warning_is_shown_with_its_code() {
+    let mut state = healthy();
+    state.warnings = vec![warning("PostgreSQL of pg-slave does not answer"), warning(&["x"; 60].join(" "))];
+    let expected = format!(
+        "Warnings\n  ! PostgreSQL of pg-slave does not answer [postgres_silent]\n  ! {}\n    {} [postgres_silent]\n",
+        ["x"; 38].join(" "),
+        ["x"; 22].join(" "),
+    );
+    let text = render(&state, false);
+    assert!(text.ends_with(&expected), "{text}");
+}
+
+#[test]
 fn a_fence_is_shown_with_its_rule_its_reason_and_its_confirmation() {
     let told = |state: &State| {
         let text = render(state, false);

@@ -1,6 +1,7 @@
 //! Clients for ZooKeeper, Patroni, PostgreSQL, HAProxy and files of the local node. `watch/` and `act/` use them.
 //!
-//! Wire formats stay in here, and callers get core's types. Every question has a time limit. No rule stands here.
+//! The wire formats of other programs stay in here, and callers get core's types. PostgreSQL's sessions are an
+//! exception: their callers ask them in SQL. Every question has a time limit. No rule stands here.
 
 pub(crate) mod names;
 pub mod tls;

@@ -50,7 +50,15 @@ pub fn policy(config: &Config) -> Policy {
             Some(own) => mode(own),
             None => Mode::Off,
         },
-        route: RoutePolicy { max_lag: config.haproxy.as_ref().map_or(0, |haproxy| haproxy.max_lag) },
+        route: RoutePolicy {
+            max_lag: config.haproxy.as_ref().map_or(0, |haproxy| haproxy.max_lag),
+            // The built-in template's read port goes on to the primary.
+            reads_fall_back: config
+                .haproxy
+                .as_ref()
+                .and_then(|haproxy| haproxy.file.as_ref())
+                .is_some_and(|file| file.template.is_none()),
+        },
         ..Policy::default()
     }
 }

@@ -327,7 +327,7 @@ const WRONG: &[Wrong] = &[
     (
         PATRONI,
         "patroni_config: PATRONI\nnode: {}\nrelease:\n  after_ms: 10001\n",
-        &["warden.yml:4: release.after_ms", "10001 ms", "use 10 to 1000"],
+        &["warden.yml:4: release.after_ms", "10001 ms", "use 0 to 10000"],
     ),
     (PATRONI, "patroni_config: PATRONI\nnode: {}\nnudge: {enable: true}\n", &["warden.yml:3:", "enable", "remove"]),
     ("scope: [", "patroni_config: PATRONI\nnode: {}\n", &["patroni.yml:1"]),

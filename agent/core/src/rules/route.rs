@@ -22,7 +22,7 @@ use crate::assess;
 use crate::event::{HaproxyServer, PatroniAnswer, Role};
 use crate::evidence;
 use crate::fact::Reading;
-use crate::haproxy::{HaproxyAnswer, Pool, ServerCommand, ServerId};
+use crate::haproxy::{Check, HaproxyAnswer, Pool, ServerCommand, ServerId};
 use crate::limits::{self, PROBE_LIMIT};
 use crate::rules::guard::{KeyCondition, KeyIs};
 use crate::types::{MemberName, Moment};
@@ -38,11 +38,14 @@ use writability::{Writability, writability};
 pub struct RoutePolicy {
     /// A replica takes no new reads if it has more bytes of WAL than this to replay.
     pub max_lag: u64,
+    /// HAProxy sends reads to the primary if no replica takes them, as with the built-in template. If not, the last
+    /// server that takes reads goes on, however far behind.
+    pub reads_fall_back: bool,
 }
 
 impl Default for RoutePolicy {
     fn default() -> Self {
-        Self { max_lag: 16 << 20 }
+        Self { max_lag: 16 << 20, reads_fall_back: true }
     }
 }
 
@@ -121,7 +124,7 @@ pub fn judge(view: &View, policy: &RoutePolicy, now: Moment) -> Routing {
                 last.filter(|(_, at)| *at > answer.at).map_or(server.up, |(command, _)| *command == ServerCommand::Up);
             let wanted = match server.pool {
                 Pool::Writes => writes(view, &key, server, up, member, now),
-                Pool::Reads => reads::judge(view, policy, (server, up), member, &statuses, now),
+                Pool::Reads => reads::judge(view, policy, (servers, server, up), member, &statuses, now),
             };
             let Some((to, reason)) = wanted else { continue };
             let pause = if view.routing.failing.contains_key(&server.id) || to == ServerCommand::Down {
@@ -170,9 +173,8 @@ enum Key<'a> {
     },
     /// No member holds it; or a later read contradicts, and the next barrier read is under way.
     Open,
-    /// ZooKeeper is away. `only_primary` is the member that reports itself as primary and takes writes, if it is the
-    /// only one.
-    Away { only_primary: Option<&'a MemberName> },
+    /// ZooKeeper is away. `only_writable` is the member that takes writes, if it is the only one.
+    Away { only_writable: Option<&'a MemberName> },
 }
 
 impl<'a> Key<'a> {
@@ -186,7 +188,7 @@ impl<'a> Key<'a> {
                 Reading::Absent | Reading::Unreadable(_) => Self::Open,
             },
             None if evidence::contact(view, now).is_some() => Self::Open,
-            None => Self::Away { only_primary: only_primary(view, now) },
+            None => Self::Away { only_writable: only_writable(view, now) },
         }
     }
 }
@@ -258,7 +260,9 @@ fn writes(
         Key::Held { holder, .. } if *holder == member => Holder::Itself,
         Key::Held { paused: true, .. } => Holder::AnotherInPause,
         Key::Held { paused: false, .. } => Holder::Another,
-        Key::Away { only_primary } if *only_primary == Some(member) => Holder::OnlyPrimary,
+        Key::Away { only_writable } if *only_writable == Some(member) && is_primary(view, server, member, now) => {
+            Holder::OnlyPrimary
+        }
         Key::Open | Key::Away { .. } => Holder::Absent,
     };
     // If another member leads, this member's report does not matter.
@@ -292,13 +296,23 @@ fn writes(
     Some((to, why))
 }
 
-/// The member whose Patroni reports it as primary and whose server takes writes, if it is the only one.
-fn only_primary(view: &View, now: Moment) -> Option<&MemberName> {
-    let mut primaries =
+/// The member whose server takes writes, if it is the only one.
+fn only_writable(view: &View, now: Moment) -> Option<&MemberName> {
+    let mut writable =
         view.members.keys().filter(|member| writability(view, member, now).is_some_and(|report| report.writable));
-    let (Some(only), None) = (primaries.next(), primaries.next()) else { return None };
-    let patroni = assess::patroni_of(view, only, now)?;
-    matches!(patroni.value, PatroniAnswer::Answering(status) if status.role == Role::Primary).then_some(only)
+    let (Some(only), None) = (writable.next(), writable.next()) else { return None };
+    Some(only)
+}
+
+/// Whether its Patroni reports a member as primary: to this agent, or else to HAProxy's last check. Without the latter,
+/// a server that this agent has drained would wait for a check that passes, and a Patroni that has just begun to hang
+/// gives none (simulation, seed 83983).
+fn is_primary(view: &View, server: &HaproxyServer, member: &MemberName, now: Moment) -> bool {
+    let patroni = assess::patroni_of(view, member, now);
+    match patroni.as_ref().map(|fact| &fact.value) {
+        Some(PatroniAnswer::Answering(status)) => status.role == Role::Primary,
+        _ => matches!(server.check, Check::Passes),
+    }
 }
 
 #[cfg(test)]

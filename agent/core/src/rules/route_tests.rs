@@ -21,7 +21,7 @@ fn server(pool: Pool, member: &str, status: &str, sessions: u64) -> HaproxyServe
         address: format!("10.0.0.{}:5432", member.len()),
         member: Some(member.into()),
         status: status.to_string(),
-        up: status.starts_with("UP"),
+        up: status.starts_with("UP") || status == "no check",
         sessions,
         ..HaproxyServer::default()
     }
@@ -229,6 +229,17 @@ fn without_zookeeper_no_session_is_cut_and_the_only_primary_goes_up() {
     assert_eq!(told(&led), [wait[0].clone(), ("pg-b".to_string(), ServerCommand::Up)]);
     let both = led.with("a", 9_995, writable("a"));
     assert_eq!(told(&both), [], "two primaries: which one is right is not known");
+    let drained = |check: Check| {
+        let mut a = server(Pool::Writes, "a", "NOLB", 5);
+        a.check = check;
+        let answer = Event::Haproxy(HaproxyEvent::Answered(HaproxyAnswer::Servers(vec![a])));
+        away().with("a", 9_995, writable("a")).with("patroni a", 9_990, hangs("a")).with("haproxy", 9_950, answer)
+    };
+    let up = [("pg-a".to_string(), ServerCommand::Up)];
+    assert_eq!(told(&drained(Check::Passes)), up, "its Patroni hangs, and has told HAProxy's last check");
+    assert_eq!(told(&drained(Check::Fails("timeout".to_string()))), []);
+    let denies = drained(Check::Passes).with("patroni a", 9_995, answering("a", Role::Replica));
+    assert_eq!(told(&denies), [], "its Patroni has changed its mind since the check");
     let elsewhere = well().with("lost", 9_991, lost()).with("haproxy", 9_950, servers("UP", "UP"));
     let stands = [("pg-b".to_string(), ServerCommand::Drain)];
     assert_eq!(told(&elsewhere), stands, "no writes for a standby that HAProxy's checks took in, and no cut");
@@ -495,6 +506,45 @@ fn reading(status: &str, lag: u64) -> Scene {
         .with("b", 9_900, probe("b", PostgresAnswer::InRecovery(at(1, (100 << 20) - lag))))
 }
 
+fn replicas(servers: &[(&str, &str, Check)]) -> Event {
+    let of = |(member, status, check): &(&str, &str, Check)| HaproxyServer {
+        check: check.clone(),
+        ..server(Pool::Reads, member, status, 0)
+    };
+    let all = [server(Pool::Writes, "a", "UP", 1)].into_iter().chain(servers.iter().map(of)).collect();
+    Event::Haproxy(HaproxyEvent::Answered(HaproxyAnswer::Servers(all)))
+}
+
+#[test]
+fn without_a_fallback_the_last_server_for_reads_goes_on() {
+    let judged = |scene: &Scene, reads_fall_back: bool| -> Vec<(String, ServerCommand)> {
+        let policy = RoutePolicy { reads_fall_back, ..RoutePolicy::default() };
+        judge(&scene.view(), &policy, ms(NOW))
+            .changes
+            .into_iter()
+            .map(|change| (change.server.name, change.to))
+            .collect()
+    };
+    let behind = || reading("UP", 17 << 20);
+    let drain = vec![("pg-b".to_string(), ServerCommand::Drain)];
+    let none: Vec<(String, ServerCommand)> = vec![];
+    assert_eq!(judged(&behind(), true), drain, "reads go on to the primary");
+    assert_eq!(judged(&behind(), false), none, "no other server takes reads");
+    let beside =
+        |status| behind().with("haproxy", 9_950, replicas(&[("a", status, Check::None), ("b", "UP", Check::None)]));
+    assert_eq!(judged(&beside("UP"), false), drain, "the primary takes them too, as with /read-only");
+    assert_eq!(judged(&beside("DOWN"), false), none);
+    assert_eq!(judged(&beside("UP"), true), drain, "the primary is left alone");
+}
+
+#[test]
+fn a_server_without_a_check_gets_no_commands() {
+    let unchecked = vec![server(Pool::Writes, "a", "no check", 1), server(Pool::Writes, "b", "no check", 1)];
+    let scene =
+        moved().with("haproxy", 9_950, Event::Haproxy(HaproxyEvent::Answered(HaproxyAnswer::Servers(unchecked))));
+    assert_eq!(told(&scene), []);
+}
+
 #[test]
 fn replicas_that_fall_back_take_no_new_reads_until_they_have_caught_up_well() {
     let fell = || Event::Started(Started::Route { server: id("reads", "pg-b"), to: ServerCommand::Drain });
@@ -507,15 +557,14 @@ fn replicas_that_fall_back_take_no_new_reads_until_they_have_caught_up_well() {
     assert_eq!(told(&fallen("NOLB", 16 * mib)), []);
     assert_eq!(told(&fallen("UP", 9 * mib)), wait, "HAProxy's check let it in again before it had caught up");
     assert_eq!(told(&fallen("NOLB", 8 * mib)), up);
+    let refused = |scene: Scene| scene.with("haproxy", 9_950, replicas(&[("b", "DOWN", Check::Refuses("503".into()))]));
+    assert_eq!(told(&refused(fallen("NOLB", 0))), [], "HAProxy's check is answered with no: it is not ours to raise");
     assert_eq!(told(&reading("DOWN", 0)), [], "what HAProxy's checks took out is theirs");
     // Without the leader's position the lag is unknown.
     assert_eq!(told(&reading("UP", 50 * mib).without("a").with("patroni a", 1, answering("b", Role::Replica))), []);
     // A replica that was promoted; its reads go on.
     let promoted = reading("UP", 0).with("key", 9_990, verified(key("b", 2), 1, 9_992)).with("b", 9_995, writable("b"));
-    assert_eq!(
-        told(&promoted),
-        [("pg-b".to_string(), ServerCommand::Drain), ("pg-a".to_string(), ServerCommand::Down)]
-    );
+    assert_eq!(told(&promoted), [("pg-a".to_string(), ServerCommand::Down)]);
 }
 
 #[test]

@@ -102,16 +102,32 @@ fn left_alone(agent: &str, servers: &[&HaproxyServer], leader: &Leader<'_>, list
             // The agent commands the server that it tracks.
             if !servers.iter().any(|known| known.id.to_string() == *other) {
                 let proxy = other.split('/').next().unwrap_or_default();
+                let key = if server.pool == Pool::Writes { "writes" } else { "reads" };
                 list.about_one(
                     "haproxy_tracking",
                     &subject,
                     format!(
-                        "HAProxy beside {agent} takes no commands for {id}, which tracks {other}. Add {proxy} to \
-                         haproxy.backends: {id} then follows the commands to that server, and ends its sessions if it \
-                         has on-marked-down shutdown-sessions. Or give {id} a check of its own"
+                        "HAProxy beside {agent} takes no commands for {id}, which tracks {other}. Give {id} a check of \
+                         its own. Or name {proxy} in haproxy.backends.{key}, where haproxy.backend and \
+                         haproxy.read_backend then have to go too: {id} follows the commands to that server, and ends \
+                         its sessions if it has on-marked-down shutdown-sessions"
                     ),
                 );
             }
+            continue;
+        }
+        if server.is_unchecked() {
+            list.about_one(
+                "haproxy_unchecked",
+                &subject,
+                format!(
+                    "HAProxy beside {agent} does not check {id}, so the server takes connections whatever its member \
+                     is, and Warden sends it no commands: nothing would undo them. Give it a check of Patroni: \
+                     \"option httpchk GET {}\" in its section, and \"check port PORT\" at the server, with the port of \
+                     Patroni's REST API",
+                    if server.pool == Pool::Writes { "/primary" } else { "/replica" }
+                ),
+            );
             continue;
         }
         let leads = server.pool == Pool::Writes && server.member.is_some() && server.member.as_ref() == leader.holder();
@@ -172,8 +188,9 @@ fn configured(view: &View, now: Moment, list: &mut List) {
                 &subject,
                 format!(
                     "HAProxy's checks accept {id}, which is a standby: they cannot tell a primary. Writes reach it \
-                     until Warden takes it down. Check Patroni instead: \"option httpchk GET /primary\", \"http-check \
-                     expect status 200\", and \"check port 8008\" at the server"
+                     until Warden takes it down. Check Patroni instead of that: \"option httpchk GET /primary\", \
+                     \"http-check expect status 200\", and \"check port PORT\" at the server, with the port of \
+                     Patroni's REST API"
                 ),
             ),
             Check::Refuses(words) | Check::Fails(words) => list.about_one(
@@ -182,7 +199,7 @@ fn configured(view: &View, now: Moment, list: &mut List) {
                 format!(
                     "HAProxy's checks of {id} fail ({words}), but it is the leader's, takes writes, and its Patroni \
                      answers Warden: only Warden keeps it up. The checks have to ask Patroni's REST API for /primary \
-                     at its own port, with \"check-ssl\" if the API uses TLS"
+                     at its own port, with \"check-ssl verify none\" (or a ca-file) if the API uses TLS"
                 ),
             ),
         }
@@ -199,13 +216,13 @@ fn configured(view: &View, now: Moment, list: &mut List) {
     }
     for (id, (count, _)) in routing.queued.iter().filter(|(_, (_, at))| now.since(*at) <= QUEUE_SHOWN_FOR) {
         let limit = servers.iter().find(|server| server.id == *id).and_then(|server| server.limit);
-        let limit = limit.map_or_else(String::new, |limit| format!(" of {limit}"));
+        let limit = limit.map_or_else(|| "its limit".to_string(), |limit| format!("its limit of {limit} sessions"));
         list.about_one(
             "haproxy_queue",
             &id.to_string(),
             format!(
-                "connections wait for HAProxy's server {id} ({count} when last seen): it has reached its limit{limit} \
-                 sessions. Raise its maxconn, or use a pooler. Warden's template takes haproxy.server_maxconn, or \
+                "connections wait for HAProxy's server {id} ({count} when last seen): it has reached {limit}. \
+                 Raise its maxconn, or use a pooler. Warden's template takes haproxy.server_maxconn, or \
                  max_connections of Patroni's dynamic configuration"
             ),
         );
@@ -254,8 +271,8 @@ fn refused(view: &View, now: Moment, list: &mut List) {
             "haproxy_disobeys",
             &subject,
             format!(
-                "HAProxy's server {subject} takes no commands: {why} (the stats socket needs `level admin` and write \
-                 access for Warden)"
+                "HAProxy's server {subject} takes no commands: {why} (if that is about permissions, the stats socket \
+                 needs `level admin` and write access for Warden)"
             ),
         );
     }

@@ -81,6 +81,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("haproxy_config_not_ours", "HAProxy's configuration file was not written by Warden, or was edited by hand."),
     ("haproxy_config_failed", "The agent could not replace HAProxy's configuration."),
     ("haproxy_unknown_address", "HAProxy sends writes to a host that belongs to no member, or to more than one."),
+    ("haproxy_unchecked", "HAProxy does not check a server, so Warden sends it no commands."),
     ("haproxy_tracking", "HAProxy's server follows another one (`track`) and takes no commands."),
     ("haproxy_unresolved", "HAProxy cannot resolve a server's name."),
     ("haproxy_agent_check", "HAProxy's agent-check keeps the leader's server out of service."),

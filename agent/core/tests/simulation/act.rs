@@ -6,12 +6,16 @@ use crate::patroni::Rest;
 use crate::postgres::{PgEvent, QueuedFence, State};
 use crate::world::{World, WorldEvent, letter, log};
 use crate::zookeeper::{Answer, Client, Record};
+use warden_core::decide::FENCE_ORDER_LIFETIME;
 use warden_core::event::{Barrier, Event, MemberEvent, PatroniAnswer, Rule, ZooKeeperEvent};
 use warden_core::rules::fence::{Guard, Order};
 use warden_core::types::{MemberName, Moment};
 
 /// A read for an act counts for this time, in milliseconds. An agent that was paused in between must not act on it.
 const GUARD_AGE_MAX: u64 = 500;
+
+/// A statement that waits in front of a paused server is valid for this long, in milliseconds.
+pub const ORDER_LIFETIME: u64 = FENCE_ORDER_LIFETIME.as_secs() * 1000;
 
 pub fn number(member: &MemberName) -> usize {
     ["a", "b", "c"].iter().position(|name| *name == member.as_str()).unwrap()
@@ -130,7 +134,7 @@ impl World {
         let pg = &mut self.nodes[target].pg;
         if pg.paused && pg.state != State::Down {
             if target == node {
-                pg.queued_fence = Some(QueuedFence { until: self.now + 10_000, by: node, rule, verified_at });
+                pg.queued_fence = Some(QueuedFence { until: self.now + ORDER_LIFETIME, by: node, rule, verified_at });
                 return self.report_fence(node, 500, target, rule, FenceResult::Waiting);
             }
             return self.report_fence(node, 1000, target, rule, FenceResult::Failed);

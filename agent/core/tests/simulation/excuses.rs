@@ -160,6 +160,10 @@ impl World {
         if self.lease_is_uncovered(node) {
             return Some("the lease does not cover a ttl this small, or above 20 ticks, or so small in failsafe mode");
         }
+        // The heartbeat counts for as long as in any round. No agent can know that the answer in it is an old one.
+        if patroni.stale_read && self.recently(patroni.seen, cycle + HEARTBEAT_AGE_MAX + CUT_OFF_GRACE) {
+            return Some("its agent is cut off, and its Patroni froze inside get_cluster and hangs since its thaw");
+        }
         if self.zk.config.failsafe && !self.failsafe_is_known(node) {
             return Some("failsafe mode: neither a heartbeat nor a denial, and no dead Patroni");
         }

@@ -70,6 +70,8 @@ pub struct Patroni {
     pub to_freeze: bool,
     /// The process is frozen inside `get_cluster()`.
     pub reading: bool,
+    /// The newest answer of `get_cluster()` is from before a freeze: its stamp and its heartbeat are of the thaw.
+    pub stale_read: bool,
     /// It was started and cannot reach ZooKeeper. It does nothing until then (measured: it exits, and is started
     /// again).
     pub starting: bool,
@@ -117,6 +119,7 @@ impl Patroni {
             to_freeze: false,
             to_pause: false,
             reading: false,
+            stale_read: false,
             starting: false,
             cycle: 0,
             trying: false,
@@ -224,6 +227,7 @@ impl World {
         if reading {
             // `get_cluster()` returns an answer from before the freeze, and stamps it now.
             self.note_seen(node);
+            self.nodes[node].patroni.stale_read = true;
             self.heartbeat(node);
         }
         self.resume(node);
@@ -262,6 +266,7 @@ impl World {
     pub fn note_seen(&mut self, node: usize) {
         let patroni = &mut self.nodes[node].patroni;
         (patroni.seen, patroni.seen_by_clock) = (self.now, self.now as i64 + patroni.clock);
+        patroni.stale_read = false;
     }
 
     /// Its session `Patroni heartbeat` begins a query, as in each HA cycle.

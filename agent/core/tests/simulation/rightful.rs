@@ -1,5 +1,6 @@
 //! Whether the agents act rightly: a fence, a release, and a promotion that the gate refuses or lets pass.
 
+use crate::act::ORDER_LIFETIME;
 use crate::excuses::HEARTBEAT_AGE_MAX;
 use crate::gate::{GATE_WAIT, Hook, holds_key};
 use crate::postgres::{Postgres, State};
@@ -19,8 +20,8 @@ const REPORT_AGE_MAX: u64 = 7000;
 
 impl World {
     /// An agent fences `node`. `verified_at` is the time at which the guard's condition was true; `None` without a
-    /// guard. `waited`: the statement waited in front of a paused server. It cannot be withdrawn, and is valid for 10
-    /// s.
+    /// guard. `waited`: the statement waited in front of a paused server. It cannot be withdrawn, and is valid for
+    /// [`ORDER_LIFETIME`].
     pub fn check_fence(&mut self, node: usize, by: usize, rule: Rule, verified_at: Option<u64>, waited: bool) {
         *self.tally.fences.entry(rule).or_default() += 1;
         self.fenced[node] += 1;
@@ -40,8 +41,8 @@ impl World {
             Rule::Operator => false,
             // The server may get the key between the guard's read and the signal. No agent can exclude that.
             _ if verified_at.is_some_and(|verified_at| key.at >= verified_at) => false,
-            // A statement that waited cannot be withdrawn, and is valid for 10 s.
-            Rule::Lease if waited => self.loop_is_seen(node, 12_500),
+            // A statement that waited cannot be withdrawn, and is valid for a while.
+            Rule::Lease if waited => self.loop_is_seen(node, ORDER_LIFETIME + 2500),
             Rule::Lease => self.loop_is_seen(node, LOOP_SEEN_MAX),
             _ => patroni.turns(),
         };

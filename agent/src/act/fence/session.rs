@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
-use warden_core::decide::FENCE_RENEWAL_INTERVAL;
+use warden_core::decide::{FENCE_ORDER_LIFETIME, FENCE_RENEWAL_INTERVAL};
 use warden_core::types::Timeline;
 
 /// The time limit for opening a session.
@@ -17,10 +17,6 @@ pub const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 
 /// The time limit of the question whether the server is in recovery.
 pub const RECOVERY_CHECK_LIMIT: Duration = Duration::from_millis(100);
-
-/// A shutdown order that waits in a silent server's socket is valid for this long. One valid order always waits there.
-const ORDER_LIFETIME: Duration = Duration::from_secs(FENCE_RENEWAL_INTERVAL.as_secs() * 2 + 2);
-const _: () = assert!(ORDER_LIFETIME.as_secs() > FENCE_RENEWAL_INTERVAL.as_secs() * 2);
 
 /// The maximal number of orders in the socket of a silent server. With one every 10 s, of 0.5 KiB each, they last for
 /// more than an hour.
@@ -160,9 +156,9 @@ impl KeptSession {
     /// The order is sent at once, also if the returned task is dropped. A silent server obeys it when it wakes before
     /// the order's deadline. The error is the server's refusal.
     pub fn order_shutdown(&mut self, signal: &str, older_than: Option<Timeline>) -> JoinHandle<Result<(), String>> {
-        self.order_valid_until = Some(Instant::now() + ORDER_LIFETIME);
+        self.order_valid_until = Some(Instant::now() + FENCE_ORDER_LIFETIME);
         self.unanswered_orders += 1;
-        let deadline = self.server_time(ORDER_LIFETIME);
+        let deadline = self.server_time(FENCE_ORDER_LIFETIME);
         let statement = shutdown_statement(signal, self.postmaster, deadline, older_than);
         let client = Arc::clone(&self.client);
         tokio::spawn(async move {

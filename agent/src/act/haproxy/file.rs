@@ -141,7 +141,7 @@ impl HaproxyFileActor {
     async fn report_file(&self, compared: &mut bool) -> anyhow::Result<bool> {
         let reading = match self.read_file().await {
             Ok(None) => Reading::Absent,
-            Ok(Some(SealedFile { backends, left, naming, rendered })) => {
+            Ok(Some(SealedFile { backends, left, naming, rendered, .. })) => {
                 let same = self.render(&backends, &naming).await.is_ok_and(|now| now == rendered)
                     && self.has_wait_script().await;
                 let wanted = named_servers(&rendered);
@@ -219,7 +219,16 @@ impl HaproxyFileActor {
         let naming = Naming::after(known, backends, slots);
         let rendered = self.render(backends, &naming).await?;
         let left = before.as_ref().map(|before| runtime::left_servers(before, &rendered)).unwrap_or_default();
-        let new = SealedFile { backends: backends.clone(), left, naming, rendered };
+        // A departed member's server keeps what an operator has set, for its return.
+        let mut disabled = match &before {
+            Some(before) => self.disabled_by_operator(before).await,
+            None => BTreeMap::new(),
+        };
+        let named = named_servers(&rendered);
+        let is_named = |id: &ServerId| named.iter().any(|server| server.id == *id);
+        let known = before.iter().flat_map(|before| before.disabled.clone()).chain(disabled.clone());
+        let of_departed = known.filter(|(id, _)| !is_named(id)).collect();
+        let new = SealedFile { backends: backends.clone(), left, disabled: of_departed, naming, rendered };
         let text = sealed(&new)?;
         let path = &self.file.config_file;
         // `haproxy -c` needs the script that the file names. HAProxy reads it when it starts.
@@ -234,10 +243,7 @@ impl HaproxyFileActor {
             if let Some(before) = &before {
                 write(&beside(path, PREVIOUS), &sealed(before)?).await?;
             }
-            let disabled = match &before {
-                Some(before) => self.disabled_by_operator(before).await,
-                None => BTreeMap::new(),
-            };
+            disabled.extend(before.iter().flat_map(|before| before.disabled.clone()));
             write(&self.file.state_file(), &self.states(&new, &disabled)?).await
         };
         if let Err(why) = prepared.await {
@@ -273,6 +279,15 @@ impl HaproxyFileActor {
             Some(_) if !has_wait_script => "wait.lua has changed".to_owned(),
             Some(before) => match self.apply_at_runtime(before, new).await {
                 Ok(()) => return Ok(None),
+                Err(why) if self.is_departure(before, new).await => {
+                    tracing::warn!(
+                        event = "haproxy_departure_incomplete",
+                        why,
+                        "HAProxy keeps the server of a departed member until its next reload: a departure is no reason \
+                         for one"
+                    );
+                    return Ok(None);
+                }
                 Err(why) => why,
             },
             None => "there was no file".to_owned(),
@@ -308,6 +323,14 @@ impl HaproxyFileActor {
             Ok(()) => Err(format!("{why}; the agent restored the previous file, and HAProxy reloaded it")),
             Err(again) => Err(format!("{why}; the agent could NOT restore the previous file: {again}")),
         }
+    }
+
+    /// Whether members have left since the previous file, and nothing else has changed.
+    async fn is_departure(&self, before: &SealedFile, new: &SealedFile) -> bool {
+        let (were, are) = (&before.backends, &new.backends);
+        let left = are.places.len() < were.places.len() && are.places.iter().all(|place| were.places.contains(place));
+        left && are.max_connections == were.max_connections
+            && self.render(were, &before.naming).await.is_ok_and(|same| same == before.rendered)
     }
 
     /// Restores the previous file if an agent died while HAProxy applied a change: HAProxy may not start with the new

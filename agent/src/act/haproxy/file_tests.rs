@@ -51,7 +51,13 @@ pub(crate) fn fresh(backends: &Backends) -> Naming {
 }
 
 fn file_of(backends: &Backends, rendered: String) -> SealedFile {
-    SealedFile { backends: backends.clone(), left: BTreeSet::new(), naming: fresh(backends), rendered }
+    SealedFile {
+        backends: backends.clone(),
+        left: BTreeSet::new(),
+        disabled: BTreeMap::new(),
+        naming: fresh(backends),
+        rendered,
+    }
 }
 
 /// The HAProxy under test: the installed one, or that of `HAPROXY_UNDER_TEST`.

@@ -42,13 +42,16 @@ impl HaproxyFileActor {
         let difference = lines::difference(&before.rendered, &now.rendered)?;
         // HAProxy does not serve this file yet, so the agent checks every server.
         let thorough = before.rendered == now.rendered;
+        let disabled = before.disabled.clone();
         let added = difference.added.into_iter().map(|server| (None, server));
         let kept = difference.kept.into_iter().map(|(before, now)| (Some(before), now));
         for (before, server) in added.chain(kept) {
             self.apply_server(before.as_ref(), &server, thorough).await?;
+            self.disable_again(&server.id, &disabled).await?;
         }
         for id in difference.removed {
-            if self.row(&id).await?.is_some() {
+            // An operator's maintenance already lets no session in.
+            if self.row(&id).await?.is_some_and(|row| row.admin & FORCED_MAINTENANCE == 0) {
                 self.command(&format!("set server {} state drain", named(&id)?), "").await?;
             }
         }
@@ -91,6 +94,13 @@ impl HaproxyFileActor {
             self.command(&format!("set maxconn server {id} {limit}"), "").await?;
         }
         Ok(())
+    }
+
+    /// Disables the server of a member that is back, if an operator had disabled it before the member left.
+    async fn disable_again(&self, id: &ServerId, disabled: &BTreeMap<ServerId, u32>) -> Result<(), String> {
+        let Some(flags) = disabled.get(id) else { return Ok(()) };
+        let state = if flags & FORCED_MAINTENANCE != 0 { "maint" } else { "drain" };
+        self.command(&format!("set server {} state {state}", named(id)?), "").await
     }
 
     /// Adds a server that HAProxy does not have.

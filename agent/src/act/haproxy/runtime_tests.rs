@@ -220,6 +220,36 @@ async fn a_template_may_use_any_names_and_ports_for_servers() {
         assert!(running.actor.write(&of(places)).await.unwrap().is_some());
     }
     assert_eq!(running.servers().await, ["a-pooled", "c-pooled"]);
+    // A departure is no reason for a reload, also where the agent cannot read the servers' lines.
+    let worker = running.actor.worker().await.unwrap();
+    assert_eq!(running.actor.write(&of(&[place("a", "127.0.0.1")])).await.unwrap(), None);
+    assert!(!running.file().contains("c-pooled"));
+    assert_eq!(running.actor.worker().await.unwrap(), worker);
+    assert_eq!(running.servers().await, ["a-pooled", "c-pooled"]);
+}
+
+/// An operator puts a server out of service, and stops its node for some time.
+#[tokio::test]
+#[ignore = "needs HAProxy: tests/run has it in the HAProxy image"]
+async fn a_server_that_an_operator_disabled_stays_disabled_while_its_member_is_away() {
+    let (a, b, c) = (place("a", "127.0.0.61"), place("b", "127.0.0.62"), place("c", "127.0.0.63"));
+    let running = with_built_in_template(15_470, &[a.clone(), b.clone(), c.clone()]).await;
+    running.actor.ask("set server postgres/b state maint;set server postgres/c state drain").await.unwrap();
+    assert_eq!(running.actor.write(&of(std::slice::from_ref(&a))).await.unwrap(), None);
+    assert_eq!(status(&running, "postgres/b").await, "MAINT", "nothing takes it out of maintenance");
+    let began = Instant::now();
+    while running.servers().await != ["a", "wait"] {
+        assert!(began.elapsed() < Duration::from_secs(20), "the servers are not deleted");
+        running.actor.clean_up(&mut Mismatches::new()).await;
+        sleep(Duration::from_millis(50)).await;
+    }
+    // Another change in between does not forget it.
+    assert_eq!(running.actor.write(&of(&[a.clone(), b.clone()])).await.unwrap(), None);
+    assert_eq!(running.actor.write(&of(&[a, b, c])).await.unwrap(), None);
+    assert_eq!(status(&running, "postgres/b").await, "MAINT");
+    assert!(status(&running, "postgres/c").await.starts_with("D"));
+    let states = running.actor.ask("show servers state postgres").await.unwrap();
+    assert!(states.lines().any(|line| line.contains(" c ") && line.split(' ').nth(6) == Some("8")), "{states}");
 }
 
 /// The agent writes the file and dies before it gives a command. The next agent continues.
@@ -233,7 +263,7 @@ async fn after_the_death_of_an_agent_the_next_one_completes_its_change() {
         let before = running.actor.read_file().await.unwrap().unwrap();
         let rendered = running.actor.render(&backends, &fresh(&backends)).await.unwrap();
         let (left, naming) = (left_servers(&before, &rendered), fresh(&backends));
-        let file = SealedFile { left, backends: backends.clone(), naming, rendered };
+        let file = SealedFile { left, disabled: BTreeMap::new(), backends: backends.clone(), naming, rendered };
         write(&running.actor.file.config_file, &sealed(&file).unwrap()).await.unwrap();
         backends
     };

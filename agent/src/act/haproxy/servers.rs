@@ -11,6 +11,7 @@ use crate::client::zookeeper::Handle as ZooKeeper;
 use crate::config::HaproxyConfig;
 use crate::events::Events;
 use crate::targets::{Probes, Targets};
+use futures_util::future::join_all;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -277,9 +278,11 @@ impl ServersActor {
             }
             ServerCommand::Drain => self.command(&format!("set server {server} health stopping")).await,
             ServerCommand::Down => {
-                self.check_member(change).await?;
-                // The server gets no new sessions while the agent asks ZooKeeper.
+                let target = self.target(change)?;
+                // The server gets no new sessions while the agent asks the name server and ZooKeeper. HAProxy's next
+                // good check undoes it.
                 self.command(&format!("set server {server} health stopping")).await?;
+                self.check_member(change, &target).await?;
                 self.check_key(change).await.map_err(CommandError::Obsolete)?;
                 let command = format!("set server {server} health down;shutdown sessions server {server}");
                 self.command(&command).await
@@ -304,12 +307,16 @@ impl ServersActor {
         }
     }
 
+    /// The host and port of the member.
+    fn target(&self, change: &Change) -> Result<(String, u16), CommandError> {
+        let targets = self.targets.borrow();
+        let target = targets.get(&change.member).and_then(|target| target.postgres.clone());
+        target.ok_or_else(|| CommandError::Obsolete(format!("{} is no member any more", change.member)))
+    }
+
     /// Checks that the member is at that address now, and no other one: by its host, and by its port if they share one.
-    async fn check_member(&self, change: &Change) -> Result<(), CommandError> {
+    async fn check_member(&self, change: &Change, (host, port): &(String, u16)) -> Result<(), CommandError> {
         let targets = self.targets.borrow().clone();
-        let target = targets.get(&change.member).and_then(|target| target.postgres.as_ref());
-        let (host, port) =
-            target.ok_or_else(|| CommandError::Obsolete(format!("{} is no member any more", change.member)))?;
         let resolve = async |host: &str| match Names::forgetful().addresses(host).await {
             Ok(found) => Ok(found.iter().map(SocketAddr::ip).collect::<Vec<_>>()),
             Err(error) => Err(CommandError::Obsolete(error.to_string())),
@@ -320,14 +327,19 @@ impl ServersActor {
             let why = format!("{} is at another address now: {addresses:?}", change.member);
             return Err(CommandError::Obsolete(why));
         };
-        for (other, target) in targets.iter().filter(|(name, _)| **name != change.member) {
-            let Some((host, others)) = target.postgres.as_ref() else { continue };
+        let others = targets.iter().filter(|(name, _)| **name != change.member).filter_map(|(other, target)| {
+            let (host, others) = target.postgres.as_ref()?;
             let differs_by_port = *port == at && *others != at;
-            if !differs_by_port && resolve(host).await.is_ok_and(|found| found.contains(&address)) {
-                return Err(CommandError::Obsolete(format!("{other} is at that address, too")));
-            }
+            (!differs_by_port).then_some((other, host))
+        });
+        let asking = others.map(async |(other, host)| {
+            let is_there = resolve(host).await.is_ok_and(|found| found.contains(&address));
+            is_there.then_some(other)
+        });
+        match join_all(asking).await.into_iter().flatten().next() {
+            Some(other) => Err(CommandError::Obsolete(format!("{other} is at that address, too"))),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     async fn ask(&self, text: &str) -> Result<String, CommandError> {

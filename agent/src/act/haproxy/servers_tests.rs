@@ -164,6 +164,12 @@ async fn sessions_are_cut_only_at_the_members_address_and_if_zookeeper_confirms(
     let stranger = Change { member: "b".into(), ..change(ServerCommand::Down) };
     assert!(why(bench.actor.set(&stranger).await).contains("b is no member any more"));
     assert_eq!(bench.asked.lock().unwrap().len(), 1, "HAProxy got no command");
+    // The name server does not answer. The server takes no new sessions all the same.
+    let target = crate::targets::Target { postgres: Some(("nowhere.invalid".to_owned(), 5432)), ..Default::default() };
+    bench._targets.send(Targets::from([("a".into(), target)])).unwrap();
+    let outcome = why(bench.actor.set(&change(ServerCommand::Down)).await);
+    assert!(outcome.starts_with("withdrawn: ") && outcome.contains("nowhere.invalid"), "{outcome}");
+    assert_eq!(bench.asked.lock().unwrap().last().unwrap(), "set server postgres/pg-a health stopping");
 }
 
 #[tokio::test]

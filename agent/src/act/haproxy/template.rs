@@ -47,6 +47,9 @@ struct Seal {
     /// Names of servers by member, if they are not those of [`Naming::fresh`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     names: BTreeMap<String, String>,
+    /// Servers of departed members that an operator had disabled, as `proxy/name`, with HAProxy's flags.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    disabled: BTreeMap<String, u32>,
 }
 
 /// The value for files of versions whose seal does not have it.
@@ -83,6 +86,9 @@ pub struct SealedFile {
     pub backends: Backends,
     /// Servers of departed members that HAProxy may still have.
     pub left: BTreeSet<ServerId>,
+    /// Servers of departed members that an operator had disabled, with their flags (`srv_admin_state`). They are
+    /// disabled again when the members are back.
+    pub disabled: BTreeMap<ServerId, u32>,
     /// The names of the servers.
     pub naming: Naming,
     /// The rendered text, without notice and seal.
@@ -173,7 +179,7 @@ pub fn render(
 
 /// The whole text of the file: notice, seal, rendered text.
 pub fn sealed(file: &SealedFile) -> Result<String, String> {
-    let SealedFile { backends, left, naming, rendered } = file;
+    let SealedFile { backends, left, disabled, naming, rendered } = file;
     let member = |place: &MemberAddress| Member {
         name: place.member.to_string(),
         host: place.host.clone(),
@@ -189,6 +195,7 @@ pub fn sealed(file: &SealedFile) -> Result<String, String> {
         left: left.iter().map(ToString::to_string).collect(),
         slots: naming.slots.0.iter().map(|owner| owner.as_ref().map(ToString::to_string)).collect(),
         names: others.map(|(member, name)| (member.to_string(), name.clone())).collect(),
+        disabled: disabled.iter().map(|(id, flags)| (id.to_string(), *flags)).collect(),
     };
     seal.checksum = checksum(&seal, rendered)?;
     let seal = serde_json::to_string(&seal).map_err(|error| error.to_string())?;
@@ -207,6 +214,9 @@ fn checksum(seal: &Seal, rendered: &str) -> Result<u32, String> {
     }
     if !seal.names.is_empty() {
         sum = crc32c::crc32c_append(sum, &json(serde_json::to_vec(&seal.names))?);
+    }
+    if !seal.disabled.is_empty() {
+        sum = crc32c::crc32c_append(sum, &json(serde_json::to_vec(&seal.disabled))?);
     }
     Ok(crc32c::crc32c_append(sum, rendered.as_bytes()))
 }
@@ -239,6 +249,7 @@ pub fn recognize(text: &str) -> Found {
     naming.names.extend(seal.names.into_iter().map(|(member, name)| (MemberName::from(member), name)));
     Found::Own(SealedFile {
         left: seal.left.iter().filter_map(server).collect(),
+        disabled: seal.disabled.iter().filter_map(|(id, flags)| Some((server(id)?, *flags))).collect(),
         naming,
         backends,
         rendered: rendered.to_owned(),
@@ -352,7 +363,13 @@ mod tests {
     }
 
     fn file_of(rendered: &str) -> SealedFile {
-        SealedFile { backends: trial(), left: BTreeSet::new(), naming: fresh(&trial()), rendered: rendered.to_owned() }
+        SealedFile {
+            backends: trial(),
+            left: BTreeSet::new(),
+            disabled: BTreeMap::new(),
+            naming: fresh(&trial()),
+            rendered: rendered.to_owned(),
+        }
     }
 
     fn configs() -> (HaproxyConfig, RenderConfig) {

@@ -15,7 +15,7 @@ impl Resolver<'_> {
         let patroni_is_pid_1 = patroni_is_pid_1.unwrap_or(false);
         if after_ms > 10_000 {
             let problem = format!("{after_ms} ms is out of range");
-            return Err(ConfigError::new(self.path, "release.after_ms", problem, "use 10 to 1000").at(after_line));
+            return Err(ConfigError::new(self.path, "release.after_ms", problem, "use 0 to 10000").at(after_line));
         }
         let refuse = |problem, remedy| Err(ConfigError::new(self.path, "release.enabled", problem, remedy).at(line));
         if enabled && !patroni_is_pid_1 {

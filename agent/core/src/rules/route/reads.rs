@@ -3,7 +3,7 @@
 use super::RoutePolicy;
 use crate::assess::{self, MemberStatus};
 use crate::event::{HaproxyServer, PatroniAnswer, State};
-use crate::haproxy::{Check, ServerCommand};
+use crate::haproxy::{Check, Pool, ServerCommand};
 use crate::types::{MemberName, Moment};
 use crate::view::View;
 use alloc::format;
@@ -15,7 +15,7 @@ use core::cell::OnceCell;
 pub(super) fn judge<'a>(
     view: &'a View,
     policy: &RoutePolicy,
-    (server, up): (&HaproxyServer, bool),
+    (servers, server, up): (&[HaproxyServer], &HaproxyServer, bool),
     member: &MemberName,
     statuses: &OnceCell<Vec<MemberStatus<'a>>>,
     now: Moment,
@@ -29,8 +29,9 @@ pub(super) fn judge<'a>(
     let statuses = statuses.get_or_init(|| assess::members(view, now));
     let status = statuses.iter().find(|status| status.name == member)?;
     let waits = |why: String| up.then_some((ServerCommand::Drain, why));
+    // Reads from a primary are never stale. HAProxy's checks decide whether this proxy wants it, as with `/read-only`.
     if status.writable == Some(true) {
-        return waits(format!("{member} takes writes"));
+        return None;
     }
     if view
         .members
@@ -44,9 +45,12 @@ pub(super) fn judge<'a>(
     let lag = status.lag?;
     let limit = if was_behind { policy.max_lag / 2 } else { policy.max_lag };
     if lag > limit {
-        return waits(format!("{member} is more than {limit} bytes behind"));
+        // Without it, a proxy that has no other server would refuse reads that HAProxy's checks alone let through.
+        let is_needed = !policy.reads_fall_back && !has_another(policy, servers, server, statuses);
+        return waits(format!("{member} is more than {limit} bytes behind")).filter(|_| !is_needed);
     }
-    if !up && was_behind {
+    // A check that is answered with no knows more than the lag.
+    if !up && was_behind && !matches!(server.check, Check::Refuses(_)) {
         return Some((ServerCommand::Up, format!("{member} has caught up: {lag} bytes behind")));
     }
     // HAProxy's check fails without a usable answer, while the agent gets one.
@@ -60,4 +64,21 @@ pub(super) fn judge<'a>(
             format!("{member} streams, {lag} bytes behind, and HAProxy's check gets no usable answer: {words}"),
         )
     })
+}
+
+/// Whether the proxy of `server` has another server that takes reads, and is a primary or within the limit of lag.
+fn has_another(
+    policy: &RoutePolicy,
+    servers: &[HaproxyServer],
+    server: &HaproxyServer,
+    statuses: &[MemberStatus<'_>],
+) -> bool {
+    let is_fit = |other: &HaproxyServer| {
+        let status = statuses.iter().find(|status| Some(status.name) == other.member.as_ref());
+        status.is_none_or(|status| status.writable == Some(true) || status.lag.is_none_or(|lag| lag <= policy.max_lag))
+    };
+    let mut others = servers.iter().filter(|other| {
+        other.pool == Pool::Reads && other.id.proxy == server.id.proxy && other.id != server.id && other.up
+    });
+    others.any(is_fit)
 }

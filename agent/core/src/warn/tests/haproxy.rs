@@ -11,7 +11,7 @@ fn server(member: &str, status: &str) -> HaproxyServer {
         address: String::from(if member == "a" { "10.0.0.1:5432" } else { "10.0.0.2:5432" }),
         member: Some(MemberName::from(member)),
         status: status.to_string(),
-        up: status.starts_with("UP"),
+        up: status.starts_with("UP") || status == "no check",
         ..HaproxyServer::default()
     }
 }
@@ -66,9 +66,16 @@ pub(super) fn about_checks_and_limits() -> Vec<Scenario> {
         |check: Check| HaproxyAnswer::Servers(vec![server("a", "UP"), HaproxyServer { check, ..server("b", "DOWN") }]);
     let held = |outcome| Event::Report(Report::Hold(HoldReport { proxy: "writes".to_string(), outcome }));
     vec![
-        Scenario::new("haproxy_tracking", None, &["writes/pg-a", "tracks other/pg-a", "Add other to haproxy.backends"])
-            .wrong(router_says(tracks("other/pg-a")))
-            .right(router_says(tracks("checks/pg-a"))),
+        Scenario::new(
+            "haproxy_tracking",
+            None,
+            &["writes/pg-a", "tracks other/pg-a", "name other in haproxy.backends.writes"],
+        )
+        .wrong(router_says(tracks("other/pg-a")))
+        .right(router_says(tracks("checks/pg-a"))),
+        Scenario::new("haproxy_unchecked", None, &["does not check writes/pg-b", "GET /primary"])
+            .wrong(router_says(HaproxyAnswer::Servers(vec![server("a", "UP"), server("b", "no check")])))
+            .right(router_says(servers(server("a", "UP")))),
         Scenario::new("haproxy_unresolved", None, &["cannot resolve the name of writes/pg-a", "resolvers"])
             .wrong(router_says(a_is("MAINT (resolution)", |_| {})))
             .right(router_says(a_is("MAINT", |_| {}))),
