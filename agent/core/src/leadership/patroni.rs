@@ -4,6 +4,11 @@ use super::{ANSWER_GAP_MAX, Heartbeat, Leadership, Silence};
 use crate::event::{AliveLock, PatroniAnswer};
 use crate::fact::{Fact, Source};
 use crate::types::Moment;
+use core::time::Duration;
+
+/// PostgreSQL reports the age of a query, so its begin is known with this error at most. A process that ends may have
+/// begun its last query right before.
+const BEAT_ERROR_MAX: Duration = Duration::from_secs(1);
 
 impl Leadership {
     pub(super) fn note_patroni(&mut self, answer: &PatroniAnswer, at: Moment, now: Moment) {
@@ -36,12 +41,16 @@ impl Leadership {
 
     /// Notes the alive lock beside Patroni's newest answer, at `answered` if it is recent.
     ///
-    /// A lock held while Patroni answers counts for this term. A lock found free before Patroni answered is not this
-    /// Patroni's: Patroni was restarted without it, or the agent has not yet seen it held.
+    /// A lock held while Patroni answers counts for this term. A lock found free before Patroni answered, or before its
+    /// heartbeat began a query, is not this Patroni's: Patroni was restarted without it, or the agent has not yet seen
+    /// it held (simulation, seed 507131: its API hangs, and only the heartbeat shows it).
     pub fn note_lock(&mut self, lock: &Fact<AliveLock>, answered: Option<Moment>) {
         let relied_on = match (&lock.value, answered) {
             (AliveLock::Alive, Some(_)) => true,
             (AliveLock::Gone, Some(answered)) if answered > lock.at => false,
+            (AliveLock::Gone, _) if self.heartbeat.is_some_and(|beat| beat.began > lock.at.plus(BEAT_ERROR_MAX)) => {
+                false
+            }
             _ => return,
         };
         self.lock_was_ever_held = relied_on;

@@ -1,5 +1,6 @@
 //! Silence is not death, and the lease rule looks for progress: the contract "proof and silence", clause by clause.
 
+use super::lease::frozen_and_cut;
 use super::*;
 use crate::event::{LocalEvent, MemberEvent, Starting, TermMemory};
 use crate::evidence::Away as PatroniAway;
@@ -81,6 +82,22 @@ fn a_heartbeat_is_no_contact_and_one_from_before_the_port_refused_is_no_witness(
     let silent = cut().with("beat", 30_000, beats(29_000)).with("silence", 30_500, silent());
     let silent = silent.with("still", 39_900, super::silent()).with("postgres", 39_900, beats(29_000));
     check("it may be its API alone that hangs", &silent, 40_000, &Waits(54_001));
+}
+
+/// Patroni was started again without flock, and its API hangs (found by the simulation).
+#[test]
+fn a_heartbeat_since_the_lock_was_free_is_of_a_patroni_that_lives_without_it() {
+    let lock = |state| Event::Local(LocalEvent::AliveLock(state));
+    let refused = || patroni("a", PatroniAnswer::Refused("x".to_string()));
+    let scene = |began| {
+        let freed =
+            frozen_and_cut().with("held", 10_001, lock(AliveLock::Alive)).with("lock", 10_200, lock(AliveLock::Gone));
+        freed.without("silence").with("still silent", 33_900, silent()).with("postgres", 34_000, beats(began))
+    };
+    check("its last one", &scene(11_100), 34_000, &Fences("a", Rule::Lease));
+    check("a later one", &scene(30_000), 34_000, &Waits(55_001));
+    let ended = scene(30_000).with("still silent", 33_900, refused());
+    check("it is silent, and nothing else is known", &ended, 34_000, &Waits(38_900));
 }
 
 #[test]

@@ -537,6 +537,23 @@ fn without_a_fallback_the_last_server_for_reads_goes_on() {
     assert_eq!(judged(&beside("UP"), true), drain, "the primary is left alone");
 }
 
+/// It refuses the agent's sessions, and its own agent is cut off from ZooKeeper (found by the simulation).
+#[test]
+fn a_patroni_outranks_an_older_record_of_its_members_agent() {
+    let unseen = || probe("a", PostgresAnswer::Unknown("no pg_hba.conf entry".to_string()));
+    let recovers = || agent("a", PostgresAnswer::InRecovery(at(1, 1000)), 0);
+    let scene = |patroni_at: u64| {
+        let scene = well().with("a", 9_900, unseen()).with("agent a", 9_000, recovers());
+        scene.with("patroni a", patroni_at, answering("a", Role::Primary)).with(
+            "haproxy",
+            9_950,
+            servers("DOWN", "DOWN"),
+        )
+    };
+    assert_eq!(told(&scene(9_900)), [("pg-a".to_string(), ServerCommand::Up)]);
+    assert_eq!(told(&scene(8_900)), [], "its agent has reported since");
+}
+
 #[test]
 fn a_server_without_a_check_gets_no_commands() {
     let unchecked = vec![server(Pool::Writes, "a", "no check", 1), server(Pool::Writes, "b", "no check", 1)];

@@ -54,8 +54,18 @@ pub(super) fn writability(view: &View, member: &MemberName, now: Moment) -> Opti
     });
     match (own, agent) {
         (Some(own), Some(agent)) if own.writable && !agent.writable && agent.at > own.at => Some(agent),
+        // A member's agent that is cut off from ZooKeeper leaves an old record (simulation, seed 106296).
+        (None, Some(agent)) if !agent.writable => Some(by_patroni_since(view, member, agent.at, now).unwrap_or(agent)),
         (own, agent) => own.or(agent),
     }
+}
+
+/// The report of a member's Patroni to this agent that the server takes writes, if it is newer than `since`.
+fn by_patroni_since(view: &View, member: &MemberName, since: Moment, now: Moment) -> Option<Writability> {
+    let fact = view.members.get(member)?.patroni.as_ref()?;
+    let PatroniAnswer::Answering(status) = fact.fresh(now, PROBE_LIMIT)? else { return None };
+    let writable = status.writable == Some(true) && fact.at > since;
+    writable.then(|| Writability { writable, at: fact.at, why: "its Patroni reports that it takes writes".to_string() })
 }
 
 /// Whether any member, or ZooKeeper, has answered a question since then. If not, this agent may be cut off, and the
