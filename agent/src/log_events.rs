@@ -36,6 +36,10 @@ pub const EVENTS: &[(&str, &str)] = &[
     ("haproxy_file_written", "The agent wrote HAProxy's configuration file and applied the change without a reload."),
     ("haproxy_hold_ended", "HAProxy lets new connections for writes continue."),
     ("haproxy_hold_started", "HAProxy holds new connections for writes until a server can take them."),
+    (
+        "haproxy_not_steered",
+        "Servers at members' addresses stand in proxies that no key names; the agent does not command them.",
+    ),
     ("haproxy_reloaded", "The agent wrote HAProxy's configuration file and reloaded HAProxy; `why` says why."),
     ("haproxy_server_deleted", "The agent deleted the HAProxy server of a member that left."),
     ("haproxy_server_moved", "The agent gave a HAProxy server another address; `answer` is HAProxy's answer."),

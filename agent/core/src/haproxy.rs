@@ -272,6 +272,8 @@ pub struct RoutingMemory {
     pub throttled: BTreeMap<ServerId, Moment>,
     /// When connections last waited in a server's queue, and their number.
     pub queued: BTreeMap<ServerId, (u64, Moment)>,
+    /// The frontends that last had as many connections as they may: that number, and the time.
+    pub full: BTreeMap<String, (u64, Moment)>,
     /// By proxy: why a hold failed, and when. The entry goes when a hold succeeds.
     pub cannot_hold: BTreeMap<String, (String, Moment)>,
     /// By server: why the last command failed, and when.

@@ -5,12 +5,13 @@
 //! configuration may point at the wrong members.
 
 use super::agent_check::AgentChecks;
+use crate::client::haproxy::around::{self, Around};
 use crate::client::haproxy::{ask, split_address, stat};
 use crate::client::names::Names;
 use crate::config::HaproxyConfig;
 use crate::events::{Closed, Events};
 use crate::targets::Targets;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -56,6 +57,9 @@ const LOOK_INTERVAL_DRAIN: Duration = Duration::from_millis(5);
 /// [`LOOK_INTERVAL_DRAIN`] applies for this long. A shutdown may take longer.
 const DRAIN_WATCH_MAX: Duration = Duration::from_secs(5);
 
+/// Between two looks at HAProxy's other proxies.
+const SURROUNDINGS_INTERVAL: Duration = Duration::from_secs(2);
+
 /// The agent repeats an unchanged answer after this, so that frequent looks do not flood the loop.
 const REPEAT_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -76,6 +80,7 @@ pub async fn watch(
     let mut reported: Option<(HaproxyAnswer, Instant)> = None;
     let mut draining_since: Option<Instant> = None;
     let mut unresolved_since: Option<Instant> = None;
+    let mut around = Surroundings::default();
     let mut probed = true;
     loop {
         let asked = Instant::now();
@@ -85,6 +90,9 @@ pub async fn watch(
                 let targets = targets.borrow().clone();
                 addresses.refresh(&targets).await;
                 let mut answer = stat::read(&text, &config, |address| addresses.member_at(address));
+                if let Some(full) = around.look(&text, &config, &addresses) {
+                    events.send(at, Event::Haproxy(HaproxyEvent::FrontendsFull(full))).await?;
+                }
                 if let HaproxyAnswer::Servers(servers) = &mut answer {
                     agent_checks.fill_in(&config.socket, servers);
                 }
@@ -113,6 +121,40 @@ pub async fn watch(
             () = sleep_until(asked + pause) => false,
             () = probe.notified() => true,
         };
+    }
+}
+
+/// What the watcher has reported of HAProxy's other proxies.
+#[derive(Default)]
+struct Surroundings {
+    looked: Option<Instant>,
+    not_steered: BTreeSet<String>,
+}
+
+impl Surroundings {
+    /// Returns the frontends that are full, if there are any. Logs the proxies that no key names, at each change.
+    fn look(
+        &mut self,
+        text: &str,
+        config: &HaproxyConfig,
+        addresses: &MemberAddresses,
+    ) -> Option<BTreeMap<String, u64>> {
+        if self.looked.is_some_and(|at| at.elapsed() < SURROUNDINGS_INTERVAL) {
+            return None;
+        }
+        self.looked = Some(Instant::now());
+        let Around { full, not_steered } = around::read(text, config, |address| addresses.member_at(address).is_some());
+        if not_steered != self.not_steered && !not_steered.is_empty() {
+            let proxies = not_steered.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            tracing::warn!(
+                event = "haproxy_not_steered",
+                proxies,
+                "HAProxy has servers at members' addresses in proxies that no key names: HAProxy's checks alone route \
+                 there. To have the agent route too, name each of them in haproxy.backends (writes or reads)"
+            );
+        }
+        self.not_steered = not_steered;
+        (!full.is_empty()).then_some(full)
     }
 }
 

@@ -96,7 +96,8 @@ impl Event {
             },
             Self::Haproxy(event) => match event {
                 HaproxyEvent::Answered(_) => "haproxy",
-                HaproxyEvent::File(_) => "layout",
+                HaproxyEvent::FrontendsFull(_) => "haproxy_full",
+                HaproxyEvent::File(_) => "haproxy_file",
             },
             Self::Report(report) => match report {
                 Report::Fence(_) => "fence",

@@ -11,6 +11,9 @@ impl View {
     pub(super) fn apply_haproxy(&mut self, event: HaproxyEvent, at: Moment) {
         match event {
             HaproxyEvent::Answered(answer) => replace(&mut self.haproxy, Fact::new(answer, Source::Haproxy, at)),
+            HaproxyEvent::FrontendsFull(full) => {
+                self.routing.full = full.into_iter().map(|(name, limit)| (name, (limit, at))).collect();
+            }
             HaproxyEvent::File(reading) => self.haproxy_file.note_file(reading),
         }
     }

@@ -21,6 +21,7 @@ pub(super) fn all(view: &View, leader: &Leader<'_>, now: Moment, list: &mut List
     refused(view, now, list);
     configuration_file(view, list);
     configured(view, now, list);
+    limits(view, now, list);
     for router in assess::routers(view, now) {
         let agent = router.agent;
         let own = *agent == view.identity.agent;
@@ -121,10 +122,10 @@ fn left_alone(agent: &str, servers: &[&HaproxyServer], leader: &Leader<'_>, list
                 "haproxy_unchecked",
                 &subject,
                 format!(
-                    "HAProxy beside {agent} does not check {id}, so the server takes connections whatever its member \
-                     is, and Warden sends it no commands: nothing would undo them. Give it a check of Patroni: \
-                     \"option httpchk GET {}\" in its section, and \"check port PORT\" at the server, with the port of \
-                     Patroni's REST API",
+                    "HAProxy beside {agent} does not check {id}, so the server takes connections also if its member \
+                     should have none, and Warden sends it no commands: nothing would undo them. Give it a check of \
+                     Patroni: \"option httpchk GET {}\" in its section, and \"check port PORT\" at the server, with the \
+                     port of Patroni's REST API",
                     if server.pool == Pool::Writes { "/primary" } else { "/replica" }
                 ),
             );
@@ -204,6 +205,29 @@ fn configured(view: &View, now: Moment, list: &mut List) {
             ),
         }
     }
+    for (proxy, (why, _)) in
+        routing.cannot_hold.iter().filter(|(_, (_, at))| now.since(*at) <= CHANGE_PROBLEM_SHOWN_FOR)
+    {
+        list.about_one(
+            "haproxy_cannot_hold",
+            proxy,
+            format!(
+                "HAProxy does not hold new connections for writes by {proxy} while the primary changes ({why}). Its \
+                 checks may let some reach a server that stops. Its configuration needs the table warden_hold_{proxy} \
+                 and the action lua.warden_wait_for, as in Warden's template, where every server except the backup has \
+                 a maxconn"
+            ),
+        );
+    }
+}
+
+/// Limits of HAProxy that make connections wait.
+fn limits(view: &View, now: Moment, list: &mut List) {
+    let routing = &view.routing;
+    let servers = match view.haproxy.as_ref().map(|answer| &answer.value) {
+        Some(HaproxyAnswer::Servers(servers)) => servers.as_slice(),
+        _ => &[],
+    };
     for (id, _) in routing.throttled.iter().filter(|(_, at)| now.since(**at) <= CHANGE_PROBLEM_SHOWN_FOR) {
         list.about_one(
             "haproxy_slowstart",
@@ -227,17 +251,14 @@ fn configured(view: &View, now: Moment, list: &mut List) {
             ),
         );
     }
-    for (proxy, (why, _)) in
-        routing.cannot_hold.iter().filter(|(_, (_, at))| now.since(*at) <= CHANGE_PROBLEM_SHOWN_FOR)
-    {
+    for (name, (limit, _)) in routing.full.iter().filter(|(_, (_, at))| now.since(*at) <= QUEUE_SHOWN_FOR) {
         list.about_one(
-            "haproxy_cannot_hold",
-            proxy,
+            "haproxy_full",
+            name,
             format!(
-                "HAProxy does not hold new connections for writes by {proxy} while the primary changes ({why}). Its \
-                 checks may let some reach a server that stops. Its configuration needs the table warden_hold_{proxy} \
-                 and the action lua.warden_wait_for, as in Warden's template, where every server except the backup has \
-                 a maxconn"
+                "HAProxy's frontend {name} has all of its {limit} connections in use: it accepts no further one, also \
+                 if a server has room. Raise maxconn in its section and in HAProxy's global section. Warden's template \
+                 takes haproxy.maxconn"
             ),
         );
     }

@@ -90,6 +90,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("haproxy_checks_contradict", "HAProxy's checks fail for a healthy primary."),
     ("haproxy_slowstart", "HAProxy gives the new primary only a part of its connections at first."),
     ("haproxy_queue", "Connections wait, or waited in the last minute, for a server's limit in HAProxy."),
+    ("haproxy_full", "A frontend of HAProxy has, or had in the last minute, all of its connections in use."),
     ("haproxy_cannot_hold", "HAProxy could not hold new connections while the primary changed."),
 ];
 

@@ -3,6 +3,7 @@
 //! The socket takes one line of commands per connection (HAProxy's management guide, 9.3). HAProxy answers in lines. An
 //! answer without lines is possible.
 
+pub mod around;
 pub mod command;
 pub mod stat;
 

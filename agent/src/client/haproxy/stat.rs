@@ -7,8 +7,8 @@ use warden_core::event::{HaproxyAnswer, HaproxyServer};
 use warden_core::haproxy::{Check, Pool, ServerId};
 use warden_core::types::MemberName;
 
-/// All backends and servers (types 2 and 4) of all proxies.
-pub const QUESTION: &str = "show stat -1 6 -1";
+/// All frontends, backends and servers (types 1, 2 and 4) of all proxies.
+pub const QUESTION: &str = "show stat -1 7 -1";
 
 /// A line of the answer.
 struct Row<'a>(BTreeMap<&'a str, &'a str>);
@@ -40,6 +40,9 @@ pub fn read(text: &str, config: &HaproxyConfig, member_at: impl Fn(&str) -> Opti
         let (Some(proxy), Some(name), Some(status)) = (row.get("pxname"), row.get("svname"), row.get("status")) else {
             return HaproxyAnswer::Unusable("its answer to `show stat` lacks pxname, svname or status".to_owned());
         };
+        if name == "FRONTEND" {
+            continue;
+        }
         if name == "BACKEND" {
             waiting.insert(proxy, row.number("qcur"));
             continue;

@@ -109,6 +109,9 @@ pub(super) fn about_checks_and_limits() -> Vec<Scenario> {
             &a_is("UP", |a| (a.queued, a.limit) = (7, Some(100))),
             &a_is("UP", |a| a.limit = Some(100)),
         ),
+        Scenario::new("haproxy_full", None, &["frontend main", "all of its 100 connections", "haproxy.maxconn"])
+            .wrong(Event::Haproxy(HaproxyEvent::FrontendsFull([("main".to_string(), 100)].into())))
+            .right(Event::Haproxy(HaproxyEvent::FrontendsFull([].into()))),
         Scenario::new(
             "haproxy_cannot_hold",
             None,
