@@ -124,8 +124,8 @@ fn left_alone(agent: &str, servers: &[&HaproxyServer], leader: &Leader<'_>, list
                 format!(
                     "HAProxy beside {agent} does not check {id}, so the server takes connections also if its member \
                      should have none, and Warden sends it no commands: nothing would undo them. Give it a check of \
-                     Patroni: \"option httpchk GET {}\" in its section, and \"check port PORT\" at the server, with the \
-                     port of Patroni's REST API",
+                     Patroni: \"option httpchk GET {}\" in its section, and \"check port PORT\" at the server, with \
+                     the port of Patroni's REST API",
                     if server.pool == Pool::Writes { "/primary" } else { "/replica" }
                 ),
             );
