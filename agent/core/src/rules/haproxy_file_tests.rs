@@ -134,6 +134,23 @@ fn a_tree_that_cannot_be_read_has_no_members_that_are_gone() {
 }
 
 #[test]
+fn two_reloads_are_ten_seconds_apart() {
+    let reports = |reloaded| Event::Report(Report::Rendered(RenderReport::Done { reloaded }));
+    let joins = |reloaded| {
+        let file = file(&BOTH, true);
+        vec![
+            (3, file),
+            (4_000, Event::Started(Started::Render)),
+            (5_000, reports(reloaded)),
+            (6_000, member("c", "pg-c")),
+        ]
+    };
+    assert_eq!(says(&joins(true), 14_999), Err(Some(ms(15_000))));
+    assert_eq!(says(&joins(true), 15_000), Ok("c has joined the cluster".to_string()));
+    assert_eq!(says(&joins(false), 9_000), Ok("c has joined the cluster".to_string()), "the last change needed none");
+}
+
+#[test]
 fn a_failed_rewrite_is_tried_again_after_a_pause() {
     let known = (3, file(&BOTH, false));
     let ordered = [known.clone(), (4_000, Event::Started(Started::Render))];
