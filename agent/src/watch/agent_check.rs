@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use warden_core::event::HaproxyServer;
-use warden_core::haproxy::ServerId;
+use warden_core::haproxy::{OutOfService, ServerId};
 
 /// Between two questions about the same server.
 const QUESTION_INTERVAL: Duration = Duration::from_millis(250);
@@ -45,7 +45,13 @@ impl AgentChecks {
         }
         self.known.retain(|_, (_, at)| at.elapsed() < ANSWER_AGE_MAX);
         let mut due = Vec::new();
-        for server in servers.iter_mut().filter(|server| server.out_of_service().is_some()) {
+        // A server that only a name or another server keeps out has no agent-check to thank for it.
+        let by_check = |server: &&mut HaproxyServer| {
+            let kept_out_by_others =
+                matches!(server.out_of_service(), None | Some(OutOfService::Unresolved | OutOfService::Follows(_)));
+            server.member.is_some() && !kept_out_by_others
+        };
+        for server in servers.iter_mut().filter(by_check) {
             let known = self.known.get(&server.id);
             server.agent_check = known.and_then(|(answer, _)| answer.clone());
             if known.is_none_or(|(_, at)| at.elapsed() >= QUESTION_INTERVAL) {

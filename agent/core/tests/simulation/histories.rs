@@ -369,6 +369,15 @@ histories! {
             (49_650, FaultKind::FreezePatroni, A, 550), (50_100, FaultKind::Operator, A, 1400),
         ],
     }
+    /// Seed 507131 found it: the lock is free, and only the heartbeat shows that Patroni lives.
+    a_patroni_that_was_started_again_without_flock_is_not_dead_because_its_api_hangs {
+        times: [20, 10, 5], failsafe: true,
+        faults: &[
+            (15_000, FaultKind::OnlyLiveness, A, ALWAYS), (16_000, FaultKind::WithoutFlock, A, 0),
+            (50_000, FaultKind::ZooKeeperDown, A, 50_000),
+        ],
+        never: &[Rule::Lease],
+    }
     a_record_of_an_older_term_lets_no_promotion_pass {
         faults: &[
             (5000, FaultKind::KillAgent, A, 100_000), (6000, FaultKind::OldRecord, A, 0),

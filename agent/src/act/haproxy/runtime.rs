@@ -16,6 +16,7 @@ use super::template::{SealedFile, sealed};
 use crate::client::haproxy::command::{command, question};
 use crate::client::haproxy::{StateRow, addresses, first_line, is_name, rows, split_address, table};
 use crate::client::names::Names;
+use futures_util::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use warden_core::haproxy::ServerId;
@@ -257,7 +258,12 @@ impl HaproxyFileActor {
         let mut now = Mismatches::new();
         let mut known: BTreeMap<&str, BTreeMap<String, Row>> = BTreeMap::new();
         let by_name = servers.iter().filter(|server| !server.is_spare() && server.host.parse::<IpAddr>().is_err());
-        for server in by_name.filter(|server| self.haproxy.pool_of(&server.id.proxy).is_some()) {
+        let by_name: Vec<_> = by_name.filter(|server| self.haproxy.pool_of(&server.id.proxy).is_some()).collect();
+        // All at the same time: a dead name server delays each look-up.
+        let hosts: BTreeSet<&str> = by_name.iter().map(|server| server.host.as_str()).collect();
+        let asking = hosts.into_iter().map(async |host| Some((host, resolve(host).await.ok()?)));
+        let resolved: BTreeMap<&str, Vec<IpAddr>> = join_all(asking).await.into_iter().flatten().collect();
+        for server in by_name {
             let proxy = server.id.proxy.as_str();
             if !known.contains_key(proxy) {
                 known.insert(proxy, self.servers_of(proxy).await?);
@@ -265,7 +271,7 @@ impl HaproxyFileActor {
             let Some(row) = known.get(proxy).and_then(|rows| rows.get(&server.id.name)) else { continue };
             let followed = row.follows_name && server.has("resolvers");
             let Some((at, _)) = split_address(&row.address).filter(|_| !followed) else { continue };
-            let Ok(found) = resolve(&server.host).await else { continue };
+            let Some(found) = resolved.get(server.host.as_str()) else { continue };
             let Some(to) = found.first().filter(|_| !found.contains(&at)) else { continue };
             if mismatches.get(&server.id) == Some(to) {
                 self.move_to(server, *to).await?;

@@ -291,8 +291,20 @@ fn member(value: &Value) -> Result<MemberRecord, String> {
         timeline: timeline.filter(|timeline| *timeline > 0).map(Timeline),
         lsn: map.get("xlog_location").and_then(number).map(Lsn),
         version: text("version").map(str::to_owned),
-        noloadbalance: map.get("tags").and_then(|tags| tags.get("noloadbalance")).is_some_and(|tag| *tag == true),
+        noloadbalance: map.get("tags").and_then(|tags| tags.get("noloadbalance")).is_some_and(is_true_in_python),
     })
+}
+
+/// Whether Python takes a value for true, as Patroni does with a tag.
+fn is_true_in_python(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(value) => *value,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(values) => !values.is_empty(),
+        Value::Object(values) => !values.is_empty(),
+    }
 }
 
 /// Host and port of `postgres://[user[:password]@]host[:port][/db][?…]`.

@@ -157,6 +157,20 @@ fn a_fence_record_in_the_place_of_another_member_is_unreadable() {
     assert!(member == "b" && record.unreadable().is_some_and(|why| why.contains("unfence b")), "{record:?}");
 }
 
+/// Patroni takes a tag as Python does.
+#[test]
+fn a_tag_is_set_if_python_takes_its_value_for_true() {
+    let tagged = |value: &str| {
+        let text = format!(r#"{{"conn_url":"postgres://h:5432/postgres","tags":{{"noloadbalance":{value}}}}}"#);
+        match znode(Node::Member("a".to_owned()), Some(&raw(&text))) {
+            Event::ZooKeeper(ZooKeeperEvent::Znode(Znode::Member(_, Reading::Present(record)))) => record.noloadbalance,
+            other => panic!("{other:?}"),
+        }
+    };
+    let values = ["true", "1", "\"yes\"", "\"false\"", "false", "0", "\"\"", "null", "[]", "{}"];
+    assert_eq!(values.map(tagged), [true, true, true, true, false, false, false, false, false, false]);
+}
+
 proptest! {
     #[test]
     fn no_bytes_in_any_znode_cause_a_panic(data in proptest::collection::vec(any::<u8>(), 0..200), name in ".{0,20}") {
