@@ -23,6 +23,9 @@ pub const LEASE_MARGIN: Duration = Duration::from_secs(5);
 /// The time beyond `loop_wait` and `retry_timeout` after which a round of Patroni's HA loop is late.
 const LOOP_LATE_MARGIN: Duration = Duration::from_secs(5);
 
+/// Patroni reports its last contact in whole seconds, so the contact may be later by this.
+const CONTACT_ROUNDING: Duration = Duration::from_secs(1);
+
 /// The time that kazoo needs beyond that if no packet returns.
 const VANISHED_PACKETS_DELAY: Duration = Duration::from_secs(8);
 
@@ -293,8 +296,10 @@ fn answering_away(view: &View, member: &Member, status: &PatroniStatus, config: 
     if status.failsafe_active {
         return Away::No;
     }
-    let late = member.loop_turns.as_ref().and_then(|fact| fact.fresh(now, LIVENESS_LIMIT)) == Some(&false);
-    if late {
+    // A contact since the question shows that the loop has turned (simulation, seed 613128).
+    let turned_since = |asked: Moment| status.dcs_last_seen.is_some_and(|seen| seen.plus(CONTACT_ROUNDING) > asked);
+    let late = member.loop_turns.as_ref().filter(|fact| fact.fresh(now, LIVENESS_LIMIT) == Some(&false));
+    if late.is_some_and(|late| !turned_since(late.at)) {
         return Away::Yes("its Patroni says that its HA loop is late (GET /liveness)".to_string());
     }
     let Some(seen) = status.dcs_last_seen else { return Away::No };

@@ -126,6 +126,12 @@ fn a_patroni_that_answers_is_away_when_its_reported_contact_is_too_old() {
     );
     let late = late.with("lost", 20_000, lost());
     check("its loop is late by its own word", &late, 39_500, &Nothing);
+    let turned = |seen| {
+        let late = Event::Member("a".into(), MemberEvent::Liveness { turns: false });
+        answering(34_300, seen, false).with("late", 34_050, late)
+    };
+    check("it was late", &turned(33_000), 34_400, &Fences("a", Rule::Lease));
+    check("it was late, and has turned since", &turned(34_000), 34_400, &Waits(59_001));
     // A small ttl: while Patroni answers, the limit of its loop counts, not its lease.
     let config = || {
         config_znode(|config| (config.ttl, config.retry_timeout) = (Duration::from_secs(20), Duration::from_secs(5)))
