@@ -374,7 +374,7 @@ histories! {
         times: [20, 10, 5], failsafe: true,
         faults: &[
             (15_000, FaultKind::OnlyLiveness, A, ALWAYS), (16_000, FaultKind::WithoutFlock, A, 0),
-            (50_000, FaultKind::ZooKeeperDown, A, 50_000),
+            (50_000, FaultKind::ZooKeeperDown, A, 12_000),
         ],
         never: &[Rule::Lease],
     }
