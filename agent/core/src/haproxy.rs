@@ -272,6 +272,9 @@ pub struct RoutingMemory {
     pub throttled: BTreeMap<ServerId, Moment>,
     /// When connections last waited in a server's queue, and their number.
     pub queued: BTreeMap<ServerId, (u64, Moment)>,
+    /// The replicas that have streamed, by their Patronis' answers, and since when each has not; `None` while it
+    /// streams. Patroni before 3.1 never says that a replica streams.
+    pub streamed: BTreeMap<MemberName, Option<Moment>>,
     /// The frontends that last had as many connections as they may: that number, and the time.
     pub full: BTreeMap<String, (u64, Moment)>,
     /// By proxy: why a hold failed, and when. The entry goes when a hold succeeds.

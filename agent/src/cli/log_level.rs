@@ -6,7 +6,7 @@ use std::path::Path;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// error, warn, info, debug, trace, or a filter like warden=debug,info
+    /// error, warn, info, debug, trace, off, or a filter like warden=debug,info
     level: String,
 }
 

@@ -224,7 +224,9 @@ fn haproxy_text(haproxy: &Haproxy) -> String {
     if let Some(why) = &haproxy.detail {
         return format!("{}: unknown: {why}", haproxy.agent);
     }
-    let targets = |members: &[String]| if members.is_empty() { "no member".to_owned() } else { members.join(", ") };
+    // Reads may go on to the primary, so their line does not say that there are none.
+    let targets =
+        |members: &[String], none: &str| if members.is_empty() { none.to_owned() } else { members.join(", ") };
     let servers = |pool: Pool| {
         let of_it = haproxy.servers.iter().filter(|server| server.pool == pool.as_str());
         of_it
@@ -232,9 +234,10 @@ fn haproxy_text(haproxy: &Haproxy) -> String {
             .collect::<Vec<_>>()
     };
     let (writes, reads) = (servers(Pool::Writes), servers(Pool::Reads));
-    let mut text = format!("{}: writes go to {} ({})", haproxy.agent, targets(&haproxy.writes_to), writes.join("; "));
+    let mut text =
+        format!("{}: writes go to {} ({})", haproxy.agent, targets(&haproxy.writes_to, "no member"), writes.join("; "));
     if !reads.is_empty() {
-        text += &format!(", reads to {} ({})", targets(&haproxy.reads_from), reads.join("; "));
+        text += &format!(", reads to {} ({})", targets(&haproxy.reads_from, "no replica"), reads.join("; "));
     }
     text
 }

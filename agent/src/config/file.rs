@@ -136,7 +136,7 @@ pub(super) struct HaproxySection {
     pub config_file: Option<Spanned<PathBuf>>,
     pub master_socket: Option<PathBuf>,
     pub template: Option<PathBuf>,
-    pub resolvers: Option<String>,
+    pub resolvers: Option<Spanned<String>>,
     pub spare_servers: Option<Spanned<u64>>,
     pub mode: Option<FencingMode>,
 }

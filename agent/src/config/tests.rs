@@ -321,6 +321,16 @@ const WRONG: &[Wrong] = &[
     ),
     (
         PATRONI,
+        "patroni_config: PATRONI\nhaproxy:\n  socket: /s\n  resolvers: dns.example\n",
+        &["warden.yml:4: haproxy.resolvers", "dns.example", "127.0.0.11:53"],
+    ),
+    (
+        PATRONI,
+        "patroni_config: PATRONI\nhaproxy:\n  socket: /s\n  backend: \"a\\nb\"\n",
+        &["haproxy.backend", "no name of a section"],
+    ),
+    (
+        PATRONI,
         "patroni_config: PATRONI\nhaproxy:\n  socket: /s\n  spare_servers: 65\n",
         &["warden.yml:4: haproxy.spare_servers", "use 0 to 64"],
     ),

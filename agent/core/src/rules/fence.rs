@@ -306,6 +306,12 @@ fn operator(view: &View, own: &MemberName, now: Moment, verdict: &mut Verdict) {
     for (member, fact) in &view.leadership.records {
         let Some(record) = fact.value.present().filter(|record| record.rule == Rule::Operator) else { continue };
         let ours = member == own;
+        // Patroni starts it again while it holds the key. The first writable moment is the fence's.
+        let starts = || {
+            let answer = view.members.get(member).and_then(|known| known.postgres.as_ref());
+            answer.is_some_and(|fact| matches!(fact.fresh(now, PROBE_LIMIT), Some(PostgresAnswer::Starting(_))))
+        };
+        verdict.watch_start |= ours && starts();
         if (ours && presumed_writable(view, own, now))
             || (!ours && leads && lacks_an_agent(view, member, now) && server(view, member, now).is_some())
         {

@@ -166,7 +166,7 @@ pub(crate) fn confirmed_record(member: &str, rule: Rule) -> Event {
     record_of(member, rule, Some(UnixMillis(1)))
 }
 
-fn record_of(member: &str, rule: Rule, confirmed: Option<UnixMillis>) -> Event {
+pub(crate) fn record_of(member: &str, rule: Rule, confirmed: Option<UnixMillis>) -> Event {
     let record = FenceRecord {
         reason: "maintenance".to_string(),
         by: "operator".to_string(),

@@ -19,7 +19,7 @@ mod writability;
 pub use memory::remember;
 
 use crate::assess;
-use crate::event::{HaproxyServer, PatroniAnswer, Role};
+use crate::event::{HaproxyServer, PatroniAnswer, Role, Rule};
 use crate::evidence;
 use crate::fact::Reading;
 use crate::haproxy::{Check, HaproxyAnswer, Pool, ServerCommand, ServerId};
@@ -267,7 +267,12 @@ fn writes(
     };
     // If another member leads, this member's report does not matter.
     let matters = !matches!(holder, Holder::Another | Holder::AnotherInPause);
-    let report = if matters { writability(view, member, now) } else { None };
+    let report = match matters {
+        // The server is stopped again as soon as it takes writes.
+        true if operator_fences(view, member) => Some(Writability::not(now, "the operator has fenced it")),
+        true => writability(view, member, now),
+        false => None,
+    };
     let reported = match &report {
         Some(Writability { writable: true, .. }) => Reported::Writable,
         Some(Writability { writable: false, .. }) => Reported::NotWritable,
@@ -294,6 +299,12 @@ fn writes(
         _ => format!("{member}: {}", report.map_or_else(String::new, |report| report.why)),
     };
     Some((to, why))
+}
+
+/// Whether the operator's fence of a member stands.
+fn operator_fences(view: &View, member: &MemberName) -> bool {
+    let record = view.leadership.records.get(member).and_then(|fact| fact.value.present());
+    record.is_some_and(|record| record.rule == Rule::Operator)
 }
 
 /// The member whose server takes writes, if it is the only one.

@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::assess::tests::{agent, patroni, probe, server as at, status};
-use crate::event::{Event, HaproxyEvent, MemberEvent, PostgresAnswer, Report, Started};
+use crate::event::{Event, HaproxyEvent, MemberEvent, PostgresAnswer, Report, Rule, Started, State};
 use crate::fixtures;
 use crate::haproxy::{Check, RouteOutcome, RouteReport};
-use crate::rules::fence::tests::{Scene, paused_config};
+use crate::rules::fence::tests::{Scene, paused_config, record_of};
 use crate::types::SessionId;
 use crate::view::tests::{cluster_config, key, leader, lost, ms, session, verified, verified_with};
 use alloc::string::ToString;
@@ -552,6 +552,49 @@ fn a_patroni_outranks_an_older_record_of_its_members_agent() {
     };
     assert_eq!(told(&scene(9_900)), [("pg-a".to_string(), ServerCommand::Up)]);
     assert_eq!(told(&scene(8_900)), [], "its agent has reported since");
+}
+
+/// Patroni starts the leader again, and the agent beside it stops it again.
+#[test]
+fn a_member_that_the_operator_has_fenced_gets_no_writes() {
+    let fenced = |rule| well().with("fence", 9_000, record_of("a", rule, None));
+    assert_eq!(told(&fenced(Rule::Operator)), [("pg-a".to_string(), ServerCommand::Drain)]);
+    assert_eq!(told(&fenced(Rule::Operator).with("haproxy", 9_950, servers("NOLB", "DOWN"))), []);
+    assert_eq!(told(&fenced(Rule::Lease)), [], "an old fence of another rule is over");
+}
+
+#[test]
+fn a_replica_that_has_not_streamed_for_a_while_takes_no_new_reads() {
+    let says = |state| {
+        let mut status = status(Role::Replica, Some(false));
+        status.state = state;
+        patroni("b", PatroniAnswer::Answering(status))
+    };
+    let streams = |lost_at: u64| {
+        let scene = reading("UP", 0).with("patroni b 1", 100, says(State::Streaming));
+        scene.with("patroni b 2", lost_at, says(State::Running)).without("patroni b").with(
+            "haproxy 1",
+            9,
+            servers("UP", "DOWN"),
+        )
+    };
+    let drain = vec![("pg-b".to_string(), ServerCommand::Drain)];
+    let lasting = |lost_at: u64| streams(lost_at).with("patroni b 3", 9_900, says(State::Running));
+    assert_eq!(told(&lasting(200)), [], "not yet");
+    let judged = |scene: &Scene, fall_back| {
+        let policy = RoutePolicy { reads_fall_back: fall_back, ..RoutePolicy::default() };
+        judge(&scene.view(), &policy, ms(NOW + 1000))
+            .changes
+            .into_iter()
+            .map(|c| (c.server.name, c.to))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(judged(&lasting(200), true), drain);
+    assert_eq!(judged(&lasting(200), false), [], "no other server takes reads");
+    let again = lasting(200).with("patroni b 4", 9_950, says(State::Streaming));
+    assert_eq!(judged(&again, true), []);
+    let never = lasting(200).without("patroni b 1");
+    assert_eq!(judged(&never, true), [], "an older Patroni never says so");
 }
 
 #[test]

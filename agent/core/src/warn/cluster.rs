@@ -101,7 +101,7 @@ pub(super) fn cluster(view: &View, leader: &Leader<'_>, members: &[MemberStatus<
         Some(Reading::Absent) => true,
         Some(Reading::Unreadable(_)) | None => false,
     };
-    if config.synchronous_mode && unprotected && members.len() > 1 {
+    if config.synchronous_mode && unprotected {
         list.about_all(
             "no_synchronous_standby",
             "no standby is synchronous: a crash of the primary now can lose commits".to_string(),

@@ -164,7 +164,9 @@ impl World {
         if patroni.stale_read && self.recently(patroni.seen, cycle + HEARTBEAT_AGE_MAX + CUT_OFF_GRACE) {
             return Some("its agent is cut off, and its Patroni froze inside get_cluster and hangs since its thaw");
         }
-        if self.zk.config.failsafe && !self.failsafe_is_known(node) {
+        // The agent may know an older configuration.
+        let off_unseen = self.zk.failsafe_off_at.is_some_and(|at| at + 20 >= agent.reach_since);
+        if (self.zk.config.failsafe || off_unseen) && !self.failsafe_is_known(node) {
             return Some("failsafe mode: neither a heartbeat nor a denial, and no dead Patroni");
         }
         if self.connection_changed_recently(node) {

@@ -83,6 +83,8 @@ pub struct ZooKeeper {
     pub failover: Option<(usize, usize)>,
     /// When ttl was last lowered.
     pub lowered_at: Option<u64>,
+    /// When failsafe mode was last turned off.
+    pub failsafe_off_at: Option<u64>,
     pub records: [Option<Record>; 3],
     pub sync: Sync,
     /// The newest timeline, as `history` names it.
@@ -114,6 +116,7 @@ impl ZooKeeper {
             sessions: Vec::new(),
             failover: None,
             lowered_at: None,
+            failsafe_off_at: None,
             records: [None; 3],
             sync: Sync::default(),
             timeline: 1,
@@ -274,6 +277,9 @@ impl World {
         }
         if self.zk.config.ttl < before.ttl {
             self.zk.lowered_at = Some(self.now);
+        }
+        if before.failsafe && !self.zk.config.failsafe {
+            self.zk.failsafe_off_at = Some(self.now);
         }
         log!(self, "configuration: {:?}", self.zk.config);
         self.config_changed();

@@ -5,12 +5,28 @@ use crate::config::file::BackendsSection;
 use crate::config::{ConfigError, HaproxyConfig, RenderConfig};
 use serde_saphyr::Spanned;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 impl Resolver<'_> {
     pub(super) fn haproxy(&mut self) -> Result<Option<HaproxyConfig>, ConfigError> {
         let Some(section) = self.file.haproxy.take() else { return Ok(None) };
         let several = section.backends.is_some();
         let (writes, reads) = self.backends(section.backend, section.read_backend, section.backends)?;
+        let is_name = |name: &&String| {
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || ['-', '_', '.', ':'].contains(&c))
+        };
+        if let Some(name) = writes.iter().chain(&reads).find(|name| !is_name(name)) {
+            let key = if several { "haproxy.backends" } else { "haproxy.backend" };
+            let problem = format!("{name:?} is no name of a section in HAProxy's configuration");
+            let remedy = "name the section as haproxy.cfg does: letters, digits, and - _ . :";
+            return Err(ConfigError::new(self.path, key, problem, remedy));
+        }
+        if let Some(resolvers) = section.resolvers.as_ref().filter(|at| at.value.parse::<SocketAddr>().is_err()) {
+            let problem = format!("{:?} is no address with a port", resolvers.value);
+            let remedy = "write the name server's address and port, as in 127.0.0.11:53";
+            let line = resolvers.defined.line();
+            return Err(ConfigError::new(self.path, "haproxy.resolvers", problem, remedy).at(line));
+        }
         let built_in = section.config_file.is_some() && section.template.is_none();
         if built_in && (writes.len() > 1 || reads.len() > 1) {
             let problem = "the built-in template has one proxy for writes and one for reads";
@@ -25,7 +41,7 @@ impl Resolver<'_> {
                 config_file: config_file.value,
                 master_socket,
                 template: section.template,
-                resolvers: section.resolvers,
+                resolvers: section.resolvers.map(|at| at.value),
                 spare_servers: usize::try_from(spare_servers).unwrap_or(0),
             }),
             (Some(config_file), None) => {

@@ -7,7 +7,7 @@
 
 use super::{Hold, Key, Routing, writability, writes};
 use crate::assess;
-use crate::event::{HaproxyServer, PatroniAnswer, Role};
+use crate::event::{HaproxyServer, PatroniAnswer, Role, State};
 use crate::evidence;
 use crate::haproxy::{Check, HaproxyAnswer, Pool, ServerCommand, ServerId};
 use crate::limits::PROBE_LIMIT;
@@ -66,6 +66,7 @@ pub fn remember(view: &mut View, now: Moment, ours: bool) {
         return;
     }
     note_load(view, now);
+    note_streaming(view, now);
     let proxies = proxies(view, now);
     let dated = |known: &BTreeMap<String, Moment>, is: &dyn Fn(&[&HaproxyServer]) -> bool| {
         let since = |proxy: &str| known.get(proxy).copied().unwrap_or(now);
@@ -114,6 +115,29 @@ fn contradicted<'a>(view: &'a View, proxies: &Proxies<'a>, now: Moment) -> Vec<&
         says_otherwise && is_primary(member) == Some(leads) && writable(member) == Some(leads)
     };
     proxies.values().flatten().filter(contradicts).map(|server| &server.id).collect()
+}
+
+/// Notes since when a replica has not streamed, if it has before.
+fn note_streaming(view: &mut View, now: Moment) {
+    let streams = |name: &MemberName| match assess::patroni_of(view, name, now)?.value {
+        PatroniAnswer::Answering(status) => Some(status.role.follows() && status.state == State::Streaming),
+        _ => None,
+    };
+    let known = view.members.keys().filter_map(|name| Some((name.clone(), streams(name)?)));
+    let mut streamed: BTreeMap<MemberName, Option<Moment>> = BTreeMap::new();
+    for (name, streams) in known {
+        match (streams, view.routing.streamed.get(&name)) {
+            (true, _) => drop(streamed.insert(name, None)),
+            (false, Some(since)) => drop(streamed.insert(name, Some(since.unwrap_or(now)))),
+            (false, None) => {}
+        }
+    }
+    for (name, since) in core::mem::take(&mut view.routing.streamed) {
+        if view.members.contains_key(&name) {
+            streamed.entry(name).or_insert(since);
+        }
+    }
+    view.routing.streamed = streamed;
 }
 
 /// Notes the servers whose limits make connections wait, for the warnings.

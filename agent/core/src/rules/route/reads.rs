@@ -10,6 +10,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::OnceCell;
+use core::time::Duration;
 
 /// The command to a server for reads with its reason, if one is needed.
 pub(super) fn judge<'a>(
@@ -41,13 +42,16 @@ pub(super) fn judge<'a>(
     {
         return waits(format!("{member} has the tag noloadbalance"));
     }
+    // Without it, a proxy that has no other server would refuse reads that HAProxy's checks alone let through.
+    let is_needed = || !policy.reads_fall_back && !has_another(view, policy, (servers, server), statuses, now);
+    if is_cut_off(view, member, now) {
+        return waits(format!("{member} does not stream any more")).filter(|_| !is_needed());
+    }
     // Without the leader's position the lag is unknown. HAProxy's checks ask Patroni.
     let lag = status.lag?;
     let limit = if was_behind { policy.max_lag / 2 } else { policy.max_lag };
     if lag > limit {
-        // Without it, a proxy that has no other server would refuse reads that HAProxy's checks alone let through.
-        let is_needed = !policy.reads_fall_back && !has_another(policy, servers, server, statuses);
-        return waits(format!("{member} is more than {limit} bytes behind")).filter(|_| !is_needed);
+        return waits(format!("{member} is more than {limit} bytes behind")).filter(|_| !is_needed());
     }
     // A check that is answered with no knows more than the lag.
     if !up && was_behind && !matches!(server.check, Check::Refuses(_)) {
@@ -66,14 +70,27 @@ pub(super) fn judge<'a>(
     })
 }
 
+/// A replica that has not streamed for this long is cut off from its primary. A new primary ends all streams.
+const STREAM_LOST_MIN: Duration = Duration::from_secs(10);
+
+/// Whether a replica has streamed, and has not for [`STREAM_LOST_MIN`]: what it reads stands still.
+fn is_cut_off(view: &View, member: &MemberName, now: Moment) -> bool {
+    let since = view.routing.streamed.get(member).copied().flatten();
+    since.is_some_and(|since| now.since(since) >= STREAM_LOST_MIN)
+}
+
 /// Whether the proxy of `server` has another server that takes reads, and is a primary or within the limit of lag.
 fn has_another(
+    view: &View,
     policy: &RoutePolicy,
-    servers: &[HaproxyServer],
-    server: &HaproxyServer,
+    (servers, server): (&[HaproxyServer], &HaproxyServer),
     statuses: &[MemberStatus<'_>],
+    now: Moment,
 ) -> bool {
     let is_fit = |other: &HaproxyServer| {
+        if other.member.as_ref().is_some_and(|member| is_cut_off(view, member, now)) {
+            return false;
+        }
         let status = statuses.iter().find(|status| Some(status.name) == other.member.as_ref());
         status.is_none_or(|status| status.writable == Some(true) || status.lag.is_none_or(|lag| lag <= policy.max_lag))
     };

@@ -23,6 +23,13 @@ pub(super) struct Writability {
     pub why: String,
 }
 
+impl Writability {
+    /// It takes no writes.
+    pub(super) fn not(at: Moment, why: &str) -> Self {
+        Self { writable: false, at, why: why.to_string() }
+    }
+}
+
 /// The writability of a member's server by the newest report: this agent's, its own agent's, or a lost session. `None`
 /// if unknown.
 ///
