@@ -231,7 +231,8 @@ impl World {
         let dead = !known.patroni.alive && self.setting.alive_lock;
         let beats = self.setting.heartbeat && known.pg.heartbeat.is_some();
         let denied = known.agent.failsafe_denied.is_some_and(|(reported, seen)| {
-            reported + known.patroni.ttl > known.agent.reach_since + 1000
+            // The agent may know a newer configuration than a frozen Patroni.
+            reported + known.patroni.ttl.min(self.zk.config.ttl) > known.agent.reach_since + 1000
                 && reported.saturating_sub(seen) <= known.patroni.known.loop_wait
         });
         dead || beats || denied
