@@ -248,10 +248,11 @@ pub fn patroni_away_for_lease(view: &View, own: &MemberName, config: &ClusterCon
 
 /// When Patroni's heartbeat last began a query, if that still proves a living Patroni. It does not if the port has
 /// refused connections since: the process has ended (simulation: frozen inside `get_cluster`, thawed, killed, and no
-/// alive lock).
+/// alive lock; or killed after a long silence of its API, seed 737315).
 fn heartbeat_evidence(view: &View, member: &Member, now: Moment) -> Option<Moment> {
     let began = view.leadership.heartbeat?.began;
-    let ended = refuses(member, now) && view.leadership.silence.is_some_and(|silence| began <= silence.known);
+    let asked = member.patroni.as_ref().map(|fact| fact.at);
+    let ended = refuses(member, now) && asked.is_some_and(|asked| began <= asked);
     (!ended).then_some(began)
 }
 

@@ -79,6 +79,13 @@ fn a_heartbeat_is_no_contact_and_one_from_before_the_port_refused_is_no_witness(
     let killed = cut().with("beat", 30_000, beats(29_000)).with("killed", 30_500, refused());
     let killed = killed.with("still", 39_900, refused()).with("postgres", 39_900, beats(29_000));
     check("it was killed after its last beat", &killed, 40_000, &Fences("a", Rule::Lease));
+    let hung = cut().with("hung", 12_000, super::silent()).with("beat", 30_000, beats(29_000)).with(
+        "killed",
+        34_500,
+        refused(),
+    );
+    let hung = hung.with("still", 39_900, refused()).with("postgres", 39_900, beats(29_000));
+    check("its API had hung for long before", &hung, 40_000, &Fences("a", Rule::Lease));
     let silent = cut().with("beat", 30_000, beats(29_000)).with("silence", 30_500, silent());
     let silent = silent.with("still", 39_900, super::silent()).with("postgres", 39_900, beats(29_000));
     check("it may be its API alone that hangs", &silent, 40_000, &Waits(54_001));
