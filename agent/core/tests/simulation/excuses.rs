@@ -29,6 +29,9 @@ const RECOVERED_GRACE: u64 = 150;
 /// A queued fence, or the one under way, is done this long after a server is unpaused.
 const UNPAUSED_GRACE: u64 = 80;
 
+/// A fence that failed is tried again after this time. No statement can wait in front of a server that starts.
+const FENCE_RETRIED: u64 = 500;
+
 /// A Patroni that is unpaused together with its server finds out by itself, if no member holds the key.
 const UNPAUSED_PATRONI_GRACE: u64 = 2000;
 
@@ -112,6 +115,9 @@ impl World {
         }
         if self.recently(known.pg.unpaused_at, UNPAUSED_GRACE) {
             return Some("it was unpaused 80 ms ago at most");
+        }
+        if known.pg.recovered && self.recently(known.pg.unpaused_at, FENCE_RETRIED + REACTION_MAX) {
+            return Some("it was paused in crash recovery, and the fence that failed then is tried again after 0.5 s");
         }
         let unpaused = |other: &Node| {
             other.pg.acknowledges()
