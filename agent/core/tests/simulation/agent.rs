@@ -102,6 +102,8 @@ pub struct Agent {
     pub reaches: bool,
     /// Since when ZooKeeper can be reached, or cannot.
     pub reach_since: u64,
+    /// When its newest session began.
+    pub session_at: u64,
     /// The agent was cut off in maintenance mode, as far as it can know.
     pub cut_in_pause: bool,
     /// The last contact that its Patroni reported, by the wall clock, and the time at which the agent places it.
@@ -164,6 +166,7 @@ impl Agent {
             knows: 0,
             reaches: true,
             reach_since: 0,
+            session_at: 0,
             cut_in_pause: false,
             stamp: None,
             stalled: 0,

@@ -152,6 +152,10 @@ impl World {
         if self.connection_changed_recently(node) {
             return Some(CONNECTION_CHANGED);
         }
+        // It asks for another timeout after a change of ttl, and sees the key again in the new session only.
+        if agent.session.is_some() && self.recently(agent.session_at, REACTION_MAX) {
+            return Some("its agent's session began 80 ms ago at most");
+        }
         (agent.lag > 0 || self.recently(agent.lag_ended, 5000)).then_some("its agent's ZooKeeper server lags")
     }
 

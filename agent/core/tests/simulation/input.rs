@@ -190,7 +190,7 @@ impl World {
         let requested = self.nodes[node].agent.requested;
         let session = self.open_session(Client::Agent(node), requested);
         let agent = &mut self.nodes[node].agent;
-        agent.session = Some(session);
+        (agent.session, agent.session_at) = (Some(session), self.now);
         (agent.delivered_until, agent.missed) = (self.now, false);
         log!(self, "the agent of {} has a session", letter(node));
         let pause = self.random.between(2, 6);

@@ -4,6 +4,7 @@
 use crate::excuses::{CUT_OFF_GRACE, PAUSE_GRACE, WRITES_UNSEEN_MAX};
 use crate::haproxy::{CHECK_TIMEOUT, HOLD_EXPIRY, Haproxy, INTER, POLL_INTERVAL, Server};
 use crate::world::{World, letter};
+use warden_core::event::Rule;
 
 /// An agent that knows of another holder has told HAProxy within this time, in milliseconds like all times here.
 const COMMAND_DELAY_MAX: u64 = 150;
@@ -31,8 +32,11 @@ impl World {
                 self.fail(violation);
             }
         }
-        // Connections cannot reach a server that HAProxy cannot reach.
-        let serves = |node: &usize| self.nodes[*node].pg.acknowledges() && self.reaches(haproxy.beside, *node);
+        // Connections cannot reach a server that HAProxy cannot reach, and must not reach one that the operator has
+        // fenced.
+        let barred = |node: usize| self.zk.records[node].is_some_and(|record| record.rule == Rule::Operator);
+        let serves =
+            |node: &usize| self.nodes[*node].pg.acknowledges() && self.reaches(haproxy.beside, *node) && !barred(*node);
         let leader = self.zk.key.map(|key| key.node).filter(serves);
         let only_leader_is_up = |servers: &[Server]| {
             leader.is_some_and(|leader| {
