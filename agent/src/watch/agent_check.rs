@@ -45,13 +45,13 @@ impl AgentChecks {
         }
         self.known.retain(|_, (_, at)| at.elapsed() < ANSWER_AGE_MAX);
         let mut due = Vec::new();
-        // A server that only a name or another server keeps out has no agent-check to thank for it.
-        let by_check = |server: &&mut HaproxyServer| {
-            let kept_out_by_others =
+        // HAProxy says so itself if a name or another server keeps a server out of service.
+        let may_be_by_check = |server: &&mut HaproxyServer| {
+            let other_cause =
                 matches!(server.out_of_service(), None | Some(OutOfService::Unresolved | OutOfService::Follows(_)));
-            server.member.is_some() && !kept_out_by_others
+            server.member.is_some() && !other_cause
         };
-        for server in servers.iter_mut().filter(by_check) {
+        for server in servers.iter_mut().filter(may_be_by_check) {
             let known = self.known.get(&server.id);
             server.agent_check = known.and_then(|(answer, _)| answer.clone());
             if known.is_none_or(|(_, at)| at.elapsed() >= QUESTION_INTERVAL) {

@@ -172,13 +172,17 @@ const QUEUE_SHOWN_FOR: Duration = Duration::from_secs(60);
 /// A problem that appears only in a change of the primary is shown for this long.
 const CHANGE_PROBLEM_SHOWN_FOR: Duration = Duration::from_secs(600);
 
+/// The servers in the local HAProxy's last answer.
+fn local_servers(view: &View) -> &[HaproxyServer] {
+    match view.haproxy.as_ref().map(|answer| &answer.value) {
+        Some(HaproxyAnswer::Servers(servers)) => servers,
+        _ => &[],
+    }
+}
+
 /// Settings in HAProxy's configuration that work against its purpose.
 fn configured(view: &View, now: Moment, list: &mut List) {
-    let routing = &view.routing;
-    let servers = match view.haproxy.as_ref().map(|answer| &answer.value) {
-        Some(HaproxyAnswer::Servers(servers)) => servers.as_slice(),
-        _ => &[],
-    };
+    let (routing, servers) = (&view.routing, local_servers(view));
     for (id, _) in routing.contradicted_since.iter().filter(|(_, since)| now.since(**since) >= CONTRADICTION_MIN) {
         let Some(server) = servers.iter().find(|server| server.id == *id) else { continue };
         let subject = id.to_string();
@@ -223,11 +227,7 @@ fn configured(view: &View, now: Moment, list: &mut List) {
 
 /// Limits of HAProxy that make connections wait.
 fn limits(view: &View, now: Moment, list: &mut List) {
-    let routing = &view.routing;
-    let servers = match view.haproxy.as_ref().map(|answer| &answer.value) {
-        Some(HaproxyAnswer::Servers(servers)) => servers.as_slice(),
-        _ => &[],
-    };
+    let (routing, servers) = (&view.routing, local_servers(view));
     for (id, _) in routing.throttled.iter().filter(|(_, at)| now.since(**at) <= CHANGE_PROBLEM_SHOWN_FOR) {
         list.about_one(
             "haproxy_slowstart",

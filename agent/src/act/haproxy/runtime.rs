@@ -43,12 +43,11 @@ impl HaproxyFileActor {
         let difference = lines::difference(&before.rendered, &now.rendered)?;
         // HAProxy does not serve this file yet, so the agent checks every server.
         let thorough = before.rendered == now.rendered;
-        let disabled = before.disabled.clone();
         let added = difference.added.into_iter().map(|server| (None, server));
-        let kept = difference.kept.into_iter().map(|(before, now)| (Some(before), now));
-        for (before, server) in added.chain(kept) {
-            self.apply_server(before.as_ref(), &server, thorough).await?;
-            self.disable_again(&server.id, &disabled).await?;
+        let kept = difference.kept.into_iter().map(|(was, server)| (Some(was), server));
+        for (was, server) in added.chain(kept) {
+            self.apply_server(was.as_ref(), &server, thorough).await?;
+            self.disable_again(&server.id, &before.disabled).await?;
         }
         for id in difference.removed {
             // An operator's maintenance already lets no session in.

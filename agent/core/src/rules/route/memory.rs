@@ -123,21 +123,16 @@ fn note_streaming(view: &mut View, now: Moment) {
         PatroniAnswer::Answering(status) => Some(status.role.follows() && status.state == State::Streaming),
         _ => None,
     };
-    let known = view.members.keys().filter_map(|name| Some((name.clone(), streams(name)?)));
-    let mut streamed: BTreeMap<MemberName, Option<Moment>> = BTreeMap::new();
+    let known: Vec<_> = view.members.keys().filter_map(|name| Some((name.clone(), streams(name)?))).collect();
     for (name, streams) in known {
-        match (streams, view.routing.streamed.get(&name)) {
-            (true, _) => drop(streamed.insert(name, None)),
-            (false, Some(since)) => drop(streamed.insert(name, Some(since.unwrap_or(now)))),
-            (false, None) => {}
+        if streams {
+            view.routing.streamed.insert(name, None);
+        } else if let Some(since) = view.routing.streamed.get_mut(&name) {
+            since.get_or_insert(now);
         }
     }
-    for (name, since) in core::mem::take(&mut view.routing.streamed) {
-        if view.members.contains_key(&name) {
-            streamed.entry(name).or_insert(since);
-        }
-    }
-    view.routing.streamed = streamed;
+    let View { routing, members, .. } = view;
+    routing.streamed.retain(|name, _| members.contains_key(name));
 }
 
 /// Notes the servers whose limits make connections wait, for the warnings.
