@@ -233,11 +233,11 @@ enum HaproxyState {
 const fn command(holder: Holder, reported: Reported, has: HaproxyState) -> Option<ServerCommand> {
     use HaproxyState::{Down, DownInUse, Up, UpFailing};
     use Holder::{Absent, Another, AnotherInPause, Itself, OnlyPrimary};
-    use Reported::{NotWritable, Nothing, Writable};
+    use Reported::{NotWritable, Writable};
     match (holder, reported, has) {
         // The rightful primary, also if HAProxy's checks fail.
         (Itself, Writable, UpFailing | DownInUse | Down) => Some(ServerCommand::Up),
-        (OnlyPrimary, Writable | NotWritable | Nothing, DownInUse | Down) => Some(ServerCommand::Up),
+        (OnlyPrimary, Writable, DownInUse | Down) => Some(ServerCommand::Up),
         // New connections wait at the first sign that a server stops.
         (Itself | Absent | OnlyPrimary, NotWritable, Up | UpFailing) => Some(ServerCommand::Drain),
         // Another member leads: the server takes no connection and keeps no session.

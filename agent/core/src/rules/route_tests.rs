@@ -561,6 +561,32 @@ fn a_member_that_the_operator_has_fenced_gets_no_writes() {
     assert_eq!(told(&fenced(Rule::Operator)), [("pg-a".to_string(), ServerCommand::Drain)]);
     assert_eq!(told(&fenced(Rule::Operator).with("haproxy", 9_950, servers("NOLB", "DOWN"))), []);
     assert_eq!(told(&fenced(Rule::Lease)), [], "an old fence of another rule is over");
+    // It is the only primary that is seen. The agent once raised and drained its server in turns (seed 60954).
+    let away = |haproxy: &str| {
+        let scene =
+            fenced(Rule::Operator).with("lost", 9_991, lost()).with("patroni a", 9_995, answering("a", Role::Primary));
+        scene.with("haproxy", 9_950, servers(haproxy, "DOWN"))
+    };
+    assert_eq!(told(&away("UP")), [("pg-a".to_string(), ServerCommand::Drain)]);
+    assert_eq!(told(&away("NOLB")), []);
+}
+
+/// No command of the table leads to a state in which the table has the contrary: the agent would send both in turns.
+#[test]
+fn no_command_to_a_server_is_undone_by_the_next() {
+    use HaproxyState::{Down, DownInUse, Up, UpFailing};
+    let holders = [Holder::Itself, Holder::Another, Holder::AnotherInPause, Holder::Absent, Holder::OnlyPrimary];
+    for holder in holders {
+        for reported in [Reported::Writable, Reported::NotWritable, Reported::Nothing] {
+            let raised = [Down, DownInUse, UpFailing]
+                .into_iter()
+                .any(|has| command(holder, reported, has) == Some(ServerCommand::Up));
+            let taken_out = [Up, UpFailing]
+                .into_iter()
+                .any(|has| matches!(command(holder, reported, has), Some(ServerCommand::Drain | ServerCommand::Down)));
+            assert!(!(raised && taken_out), "{holder:?}, {reported:?}");
+        }
+    }
 }
 
 #[test]

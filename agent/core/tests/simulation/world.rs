@@ -121,6 +121,9 @@ pub fn letter(node: usize) -> &'static str {
     ["a", "b", "c"][node]
 }
 
+/// A history has some ten thousand events. One with this many has stopped the clock, or never settles.
+const EVENTS_MAX: u64 = 3_000_000;
+
 impl World {
     pub fn new(
         seed: u64,
@@ -206,7 +209,12 @@ impl World {
 
     /// Runs the history to its end, or to the first violation.
     pub fn run(&mut self) {
+        let mut events = 0;
         while let Some(Reverse((at, _, slot))) = self.queue.pop() {
+            events += 1;
+            if events > EVENTS_MAX {
+                self.fail(format!("the history does not end: {EVENTS_MAX} events, the clock at {} ms", self.now));
+            }
             if self.over || self.violation.is_some() {
                 break;
             }
