@@ -1,7 +1,7 @@
 //! The scenarios that `tests/run --all` adds: each fault in asynchronous and in synchronous mode, and the churn.
 
 use crate::fencing::{a_missing_socket_file_is_never_taken_for_a_stopped_server, few_on_waking};
-use crate::{LIMIT, Scenario, shapes, shared};
+use crate::{LIMIT, Scenario, far, shapes, shared};
 use anyhow::Context;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::time::sleep;
@@ -42,18 +42,30 @@ pub(crate) fn scenarios() -> anyhow::Result<Vec<Scenario>> {
             Box::pin(async move { shared::clients_of_one_cluster_do_not_notice_a_fault_of_the_other(&stack).await })
         }),
     });
+    scenarios.push(Scenario {
+        name: "long::a_router_two_hundred_milliseconds_away_turns_no_client_away".to_owned(),
+        flavor: Flavor::Single,
+        limit: LIMIT,
+        run: Box::new(|stack| {
+            Box::pin(async move { far::a_router_two_hundred_milliseconds_away_turns_no_client_away(&stack).await })
+        }),
+    });
     for (name, shape) in [
         ("pooler_and_direct", &shapes::POOLER_AND_DIRECT),
+        ("pooler_and_direct_paused", &shapes::POOLER_AND_PAUSE),
         ("frontends_resolvers", &shapes::FRONTENDS_RESOLVERS),
         ("agent_check", &shapes::AGENT_CHECK),
-        ("checks_that_fail", &shapes::CHECKS_THAT_FAIL),
+        ("slow_agent_check", &shapes::SLOW_AGENT_CHECK),
+        ("a_persons_maintenance", &shapes::PERSONS_MAINTENANCE),
+        ("slowstart_and_queue", &shapes::SLOWSTART_AND_QUEUE),
         ("pgsql_check", &shapes::PGSQL_CHECK),
         ("tracking", &shapes::TRACKING),
         ("tracked", &shapes::TRACKED),
+        ("checks_that_fail", &shapes::CHECKS_THAT_FAIL),
     ] {
         scenarios.push(Scenario {
             name: format!("long::no_client_is_worse_off_with_{name}"),
-            flavor: Flavor::Single,
+            flavor: shape.flavor,
             limit: LIMIT,
             run: Box::new(move |stack| Box::pin(async move { shapes::compared(&stack, shape).await })),
         });

@@ -10,6 +10,7 @@
 
 mod agents;
 mod failover;
+mod far;
 mod fencing;
 mod gate;
 mod long;

@@ -2,21 +2,17 @@
 
 use anyhow::{Context, ensure};
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 use warden_e2e::agent_log::{self, Line};
-use warden_e2e::docker::docker;
 use warden_e2e::faults::{Fault, Leader};
 use warden_e2e::stack::{NODES, Stack, session, session_as, session_within, wait_for_session};
 use warden_e2e::trial::{self, Observed};
 use warden_e2e::undo::undone_by;
 use warden_e2e::writers::{Commit, Report, Route};
-use warden_e2e::{truth, wait};
+use warden_e2e::{haproxies, truth, wait};
 
 /// The limit for an outage beyond PostgreSQL's own. It suits a busy machine, and is short against half a minute:
 /// HAProxy's checks alone, or a frozen Patroni without Warden, cost that much.
@@ -26,7 +22,12 @@ const ROUTER: &str = "warden-haproxy";
 
 /// Fails if HAProxy turned away a client that connected for each row. Rows in flight at the fault may fail.
 fn no_client_was_turned_away(report: &Report, faults: usize) -> anyhow::Result<()> {
-    let story = report.stories.get(&Route::ProxyPerRow).context("no client connected for each row")?;
+    no_client_was_turned_away_on(report, Route::ProxyPerRow, faults)
+}
+
+/// The same on another route.
+pub(crate) fn no_client_was_turned_away_on(report: &Report, route: Route, faults: usize) -> anyhow::Result<()> {
+    let story = report.stories.get(&route).context("no client connected for each row")?;
     let in_flight = story.errors.len();
     ensure!(in_flight <= faults * 3, "{in_flight} rows failed in {faults} faults: {:?}", story.errors);
     let refused =
@@ -37,11 +38,15 @@ fn no_client_was_turned_away(report: &Report, faults: usize) -> anyhow::Result<(
 
 /// Fails if the proxy's clients waited much longer than PostgreSQL needed.
 fn soon_after_postgres(report: &Report) -> anyhow::Result<()> {
+    soon(report, Route::Proxy)?;
+    soon(report, Route::ProxyPerRow)
+}
+
+/// Fails if the clients on this route waited much longer than PostgreSQL needed.
+pub(crate) fn soon(report: &Report, route: Route) -> anyhow::Result<()> {
     let own = report.without_a_primary().map_or(Duration::ZERO, |(outage, _)| outage);
-    for route in [Route::Proxy, Route::ProxyPerRow] {
-        let outage = report.outage(route);
-        ensure!(outage < own + SOON, "{outage:?} without a row where PostgreSQL took {own:?}: {report}");
-    }
+    let outage = report.outage(route);
+    ensure!(outage < own + SOON, "{outage:?} without a row where PostgreSQL took {own:?}: {report}");
     Ok(())
 }
 
@@ -117,13 +122,7 @@ pub(crate) async fn a_dead_name_server_costs_no_write(stack: &Stack) -> anyhow::
 
 /// HAProxy's answer at its runtime socket.
 async fn ask_haproxy(stack: &Stack, command: &str) -> anyhow::Result<String> {
-    let volume = format!("{}_haproxy-run", stack.project);
-    let directory = docker(&["volume", "inspect", "-f", "{{ .Mountpoint }}", &volume]).await?;
-    let mut socket = UnixStream::connect(Path::new(directory.trim()).join("admin.sock")).await?;
-    socket.write_all(format!("{command}\n").as_bytes()).await?;
-    let mut answer = String::new();
-    timeout(SOON, socket.read_to_string(&mut answer)).await.context("HAProxy does not answer")??;
-    Ok(answer)
+    haproxies::ask(&format!("{}_haproxy-run", stack.project), command).await
 }
 
 /// The number of clients that log in at once.

@@ -2,13 +2,16 @@
 //! agent.
 
 use crate::docker::{Container, Run, docker};
-use crate::stack::Stack;
+use crate::stack::{Flavor, Stack};
 use crate::wait;
 use crate::writers::Route;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 /// An HAProxy, and the agent beside it if there is one. Their containers belong to the stack's project and go with it.
 #[derive(Debug)]
@@ -92,6 +95,11 @@ impl Haproxy {
         Ok([Route::Beside { port, per_row: false }, Route::Beside { port, per_row: true }])
     }
 
+    /// HAProxy's answer at its runtime socket.
+    pub async fn ask(&self, command: &str) -> anyhow::Result<String> {
+        ask(self.volumes.first().context("it has no volume for its sockets")?, command).await
+    }
+
     /// Its agent's warnings: code and message.
     pub async fn warnings(&self) -> anyhow::Result<Vec<(String, String)>> {
         let agent = self.agent.as_ref().context("there is no agent")?;
@@ -126,6 +134,19 @@ impl Haproxy {
     }
 }
 
+/// The answer of the HAProxy whose sockets are in `volume`, at its runtime socket.
+pub async fn ask(volume: &str, command: &str) -> anyhow::Result<String> {
+    let directory = docker(&["volume", "inspect", "-f", "{{ .Mountpoint }}", volume]).await?;
+    let mut socket = UnixStream::connect(Path::new(directory.trim()).join("admin.sock")).await?;
+    socket.write_all(format!("{command}\n").as_bytes()).await?;
+    let mut answer = String::new();
+    timeout(ANSWER, socket.read_to_string(&mut answer)).await.context("HAProxy does not answer")??;
+    Ok(answer)
+}
+
+/// The limit for HAProxy's answer, on a busy machine.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// The directory of HAProxy's sockets, in its container and in its agent's.
 const SOCKETS: &str = "/run/haproxy";
 
@@ -152,8 +173,15 @@ async fn agent(stack: &Stack, name: &str, section: &str, run: Run) -> anyhow::Re
     );
     tokio::fs::write(&file, config).await?;
     let compose = stack.root().join("compose");
-    let run =
-        run.mount(&file, "/etc/warden/warden.yml").mount(&compose.join("patroni/postgres0.yml"), "/postgres0.yml");
-    let run = run.option("--env-file", compose.join("trial.env").display().to_string());
+    let run = run.mount(&file, "/etc/warden/warden.yml");
+    let mut run = run.option("--env-file", compose.join("trial.env").display().to_string());
+    if stack.flavor == Flavor::Secured {
+        run = run.mount(&stack.out().join("postgres0.yml"), "/postgres0.yml").mount(&stack.out().join("tls"), "/tls");
+        for connection in ["SUPERUSER", "REPLICATION", "REWIND"] {
+            run = run.option("--env", format!("PATRONI_{connection}_SSLMODE=require"));
+        }
+    } else {
+        run = run.mount(&compose.join("patroni/postgres0.yml"), "/postgres0.yml");
+    }
     run.start("warden/warden:local", &[]).await
 }

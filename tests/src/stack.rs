@@ -168,7 +168,12 @@ impl Stack {
 
     /// A container beside those of the compose file, in the network `default`. It is removed with the stack.
     pub fn run(&self, service: &str) -> docker::Run {
-        docker::Run::new(self.container(service), &self.network("default")).option("--label", self.label())
+        self.run_in(service, &self.network("default"))
+    }
+
+    /// The same in another network. `container:NAME` is the network of that container.
+    pub fn run_in(&self, service: &str, network: &str) -> docker::Run {
+        docker::Run::new(self.container(service), network).option("--label", self.label())
     }
 
     /// Creates a volume that is removed with the stack; returns its full name.

@@ -27,6 +27,13 @@ pub struct Visits {
 }
 
 impl Visits {
+    /// The longest time between two visits that were served.
+    pub fn longest_outage(&self) -> Duration {
+        let mut times: Vec<Instant> = self.served.iter().map(|(at, _)| *at).collect();
+        times.sort_unstable();
+        times.iter().zip(times.iter().skip(1)).map(|(a, b)| *b - *a).max().unwrap_or_default()
+    }
+
     /// How many visits were served between these two moments.
     pub fn served_within(&self, from: Instant, until: Instant) -> usize {
         self.served.iter().filter(|(at, _)| (from..=until).contains(at)).count()
@@ -57,6 +64,11 @@ pub struct Throng {
 impl Throng {
     /// Starts `clients` clients of this port. Writers must have started before, because they create the user.
     pub fn start(port: u16, clients: usize) -> Self {
+        Self::paced(port, clients, Duration::ZERO)
+    }
+
+    /// The same with this pause after each visit.
+    pub fn paced(port: u16, clients: usize, pause: Duration) -> Self {
         let visits = Arc::new(Mutex::new(Visits::default()));
         let mut all = JoinSet::new();
         for nth in 0..clients {
@@ -64,7 +76,7 @@ impl Throng {
             all.spawn(async move {
                 // The clients start one by one, and not all in one moment.
                 sleep(Duration::from_millis(5) * u32::try_from(nth).unwrap_or(0)).await;
-                client(port, &visits).await;
+                client(port, &visits, pause).await;
             });
         }
         Self { visits, _clients: all }
@@ -76,15 +88,16 @@ impl Throng {
     }
 }
 
-async fn client(port: u16, visits: &Mutex<Visits>) {
+async fn client(port: u16, visits: &Mutex<Visits>, pause: Duration) {
     loop {
         let visited = async {
             let session = session_within(port, USER, LIMIT).await?;
             visit(&session).await
         };
         let outcome = visited.await;
-        if !note(visits, outcome) {
-            sleep(AGAIN).await;
+        let pause = if note(visits, outcome) { pause } else { pause.max(AGAIN) };
+        if !pause.is_zero() {
+            sleep(pause).await;
         }
     }
 }
