@@ -99,6 +99,26 @@ async fn takes_reads(stack: &Stack, name: &str, address: IpAddr) -> anyhow::Resu
     .await
 }
 
+/// The third member gets the tag `noloadbalance`, and loses it again.
+async fn takes_no_reads_while_tagged(stack: &Stack, third: &Container) -> anyhow::Result<()> {
+    let file = stack.out().join("postgres2.yml");
+    let untagged = tokio::fs::read_to_string(&file).await?;
+    let tag = async |text: &str| {
+        // The container sees this file, and would not see one that replaces it.
+        tokio::fs::write(&file, text).await?;
+        third.signal("HUP", "bin/patroni /postgres2.yml").await
+    };
+    tag(&untagged.replace("noloadbalance: false", "noloadbalance: true")).await?;
+    wait::until("it takes no reads with the tag noloadbalance", JOINED, || async {
+        let (_, status) = server_of(stack, THIRD).await?;
+        ensure!(status != "UP", "it is {status}");
+        Ok(())
+    })
+    .await?;
+    tag(&untagged).await?;
+    takes_reads(stack, THIRD, third.ip().await?).await.context("without the tag")
+}
+
 /// A member joins, moves and leaves. No session with the primary is cut, and HAProxy is never reloaded. The agent is
 /// killed in the middle of its work. The third node gets another address, which HAProxy does not follow by itself. Then
 /// it leaves. The replica and its agent stay away until they are written off, and come back.
@@ -138,6 +158,7 @@ pub(crate) async fn a_member_that_joins_moves_or_leaves_cuts_no_session(stack: &
         third.start().await?;
         ensure!(third.ip().await? != address, "Docker gave it {address} again");
         takes_reads(stack, THIRD, third.ip().await?).await.context("after it has moved")?;
+        takes_no_reads_while_tagged(stack, &third).await?;
         // All but the primary leave.
         third.stop(Duration::from_secs(30)).await?;
         let left = tokio::time::Instant::now();

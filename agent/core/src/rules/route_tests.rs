@@ -561,17 +561,18 @@ fn a_member_that_the_operator_has_fenced_gets_no_writes() {
     assert_eq!(told(&fenced(Rule::Operator)), [("pg-a".to_string(), ServerCommand::Drain)]);
     assert_eq!(told(&fenced(Rule::Operator).with("haproxy", 9_950, servers("NOLB", "DOWN"))), []);
     assert_eq!(told(&fenced(Rule::Lease)), [], "an old fence of another rule is over");
-    // It is the only primary that is seen. The agent once raised and drained its server in turns (seed 60954).
+    // Without ZooKeeper the operator may have taken the fence back, and HAProxy's checks know more (seed 80174).
     let away = |haproxy: &str| {
         let scene =
             fenced(Rule::Operator).with("lost", 9_991, lost()).with("patroni a", 9_995, answering("a", Role::Primary));
         scene.with("haproxy", 9_950, servers(haproxy, "DOWN"))
     };
-    assert_eq!(told(&away("UP")), [("pg-a".to_string(), ServerCommand::Drain)]);
-    assert_eq!(told(&away("NOLB")), []);
+    assert_eq!(told(&away("UP")), []);
+    assert_eq!(told(&away("NOLB")), [("pg-a".to_string(), ServerCommand::Up)]);
 }
 
-/// No command of the table leads to a state in which the table has the contrary: the agent would send both in turns.
+/// No command of the table leads to a state in which the table has the contrary: the agent would send both in turns, as
+/// fast as it can (simulation, seed 60954).
 #[test]
 fn no_command_to_a_server_is_undone_by_the_next() {
     use HaproxyState::{Down, DownInUse, Up, UpFailing};

@@ -60,34 +60,6 @@ fn history_log(seed: u64, mutation: Mutation, fault_kinds: &'static [FaultKind],
     )
 }
 
-/// A history takes milliseconds. One that takes this long never ends, and may take all memory.
-const LONGEST_HISTORY: Duration = Duration::from_secs(30);
-
-/// The history that a thread runs, and since when; `None` once the thread has ended, also by a panic.
-type Running = Mutex<Option<(u64, Instant)>>;
-
-struct Ended<'a>(&'a Running);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        *self.0.lock().unwrap() = None;
-    }
-}
-
-/// Ends the process with the seed of a history that does not end.
-fn watch_histories(running: &[Running; 2], with_haproxy: bool) {
-    while running.iter().any(|running| running.lock().unwrap().is_some()) {
-        std::thread::sleep(Duration::from_millis(100));
-        for running in running {
-            let Some((seed, since)) = *running.lock().unwrap() else { continue };
-            if since.elapsed() > LONGEST_HISTORY {
-                eprintln!("the history of seed {seed} does not end (with an HAProxy: {with_haproxy})");
-                std::process::exit(1);
-            }
-        }
-    }
-}
-
 /// Runs the histories of these seeds on two threads, and begins none after `end`. Returns the lowest failed seed with
 /// its violation, and the sums.
 fn run_histories(
@@ -99,20 +71,15 @@ fn run_histories(
 ) -> (Option<(u64, String)>, Tally) {
     let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
     let found: Mutex<(Option<(u64, String)>, Tally)> = Mutex::new((None, Tally::default()));
-    let running = [(); 2].map(|()| Mutex::new(Some((seeds.start, Instant::now()))));
     std::thread::scope(|scope| {
-        scope.spawn(|| watch_histories(&running, with_haproxy));
-        for running in &running {
-            let (next, stop, found, seeds) = (&next, &stop, &found, &seeds);
-            scope.spawn(move || {
-                let _ended = Ended(running);
+        for _ in 0..2 {
+            scope.spawn(|| {
                 let mut tally = Tally::default();
                 while !stop.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= seeds.end || end.is_some_and(|end| Instant::now() >= end) {
                         break;
                     }
-                    *running.lock().unwrap() = Some((seed, Instant::now()));
                     let mut world = World::new(seed, mutation, fault_kinds, false, with_haproxy);
                     world.run();
                     tally.add(&world.tally);
