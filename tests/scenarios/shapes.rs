@@ -202,12 +202,13 @@ pub(crate) async fn compared(stack: &Stack, shape: &Shape) -> anyhow::Result<()>
         without.remove().await?;
         nothing_beside(stack, shape.beside).await
     };
-    let (observed, writing, visiting) = undone_by(strike(stack, shape, &leader, &with, &without), remove).await?;
+    let struck = undone_by(strike(stack, shape, &leader, &with, &without), remove).await?;
+    let Struck { observed, writing, visiting, until } = struck;
     let report = observed.end(stack).await?.report;
     eprintln!("      {}: {report}", shape.section.replace('\n', ", "));
     report.nothing_lost_and_no_two_primaries()?;
     for writing in &writing {
-        judge_writes(shape, &report, writing)?;
+        judge_writes(shape, &report, writing, until)?;
     }
     for (port, with, without) in &visiting {
         judge_visits(*port, with, without)?;
@@ -223,13 +224,22 @@ fn is_blind(shape: &Shape) -> bool {
 /// A port, and the visits there with the agent and without.
 type Visited = (u16, Visits, Visits);
 
+/// What happened, for the judgement.
+struct Struck {
+    observed: Observed,
+    writing: Vec<Writing>,
+    visiting: Vec<Visited>,
+    /// The end of the comparison. The writers go on, and find no HAProxy any more.
+    until: Instant,
+}
+
 async fn strike(
     stack: &Stack,
     shape: &Shape,
     leader: &Leader,
     with: &Haproxy,
     without: &Haproxy,
-) -> anyhow::Result<(Observed, Vec<Writing>, Vec<Visited>)> {
+) -> anyhow::Result<Struck> {
     let (mut all, mut writing) = (Route::ALL.to_vec(), Vec::new());
     for (nth, port) in shape.writes.iter().enumerate() {
         let sides = Writing { port: *port, with: with.through(nth)?, without: without.through(nth)? };
@@ -296,8 +306,8 @@ async fn strike(
         with.warns(code, words).await?;
     }
     says_nothing_else(shape, with).await?;
-    let visits = visiting.iter().map(|side| (side.port, side.with.visits(), side.without.visits())).collect();
-    Ok((observed, writing, visits))
+    let visiting = visiting.iter().map(|side| (side.port, side.with.visits(), side.without.visits())).collect();
+    Ok(Struck { observed, writing, visiting, until: Instant::now() })
 }
 
 async fn served_again(observed: &Observed, routes: &[Route], visiting: &[Visiting]) -> anyhow::Result<()> {
@@ -349,15 +359,18 @@ struct Seen {
     failed_besides: usize,
 }
 
-fn seen(report: &Report, route: Route) -> Seen {
+fn seen(report: &Report, route: Route, until: Instant) -> Seen {
     let story = report.stories.get(&route).cloned().unwrap_or_default();
     let (outage, from) = story.longest_outage().unwrap_or((Duration::ZERO, report.stopped));
     let (wrong, failed): (Vec<_>, Vec<_>) = story.errors.iter().partition(|error| error.why.contains("read-only"));
-    let besides = failed.iter().filter(|failure| !(from..=from + outage).contains(&failure.at)).count();
+    let besides = |at: Instant| at <= until && !(from..=from + outage).contains(&at);
+    let besides = failed.iter().filter(|failure| besides(failure.at)).count();
     Seen { rows: story.acks.len(), outage, at_a_standby: wrong.len(), failed_besides: besides }
 }
 
-/// A client that is at a standby tries so many rows in a second. Two equal proxies differ by the moment of their checks.
+/// A client that is at a standby tries so many rows in a second. Two equal proxies differ by the moment of their checks,
+/// which come every three seconds in some shapes: in one run a server that is promoted is up earlier with the agent, in
+/// the next one without.
 const ROWS_IN_A_SECOND: usize = 50;
 
 /// The longest outage that is not worse than `theirs`: two equal proxies differ by the moment of their checks, and by
@@ -366,10 +379,10 @@ fn not_worse(theirs: Duration) -> Duration {
     theirs.mul_f64(1.25) + Duration::from_secs(1)
 }
 
-fn judge_writes(shape: &Shape, report: &Report, writing: &Writing) -> anyhow::Result<()> {
+fn judge_writes(shape: &Shape, report: &Report, writing: &Writing, until: Instant) -> anyhow::Result<()> {
     let port = writing.port;
     for (ours, theirs) in writing.with.iter().zip(&writing.without) {
-        let (ours, theirs) = (seen(report, *ours), seen(report, *theirs));
+        let (ours, theirs) = (seen(report, *ours, until), seen(report, *theirs, until));
         eprintln!("      port {port}, writes: with the agent {ours:?}, without {theirs:?}");
         if is_blind(shape) {
             let soon = not_worse(report.without_a_primary().map_or(Duration::ZERO, |(own, _)| own));
@@ -383,7 +396,7 @@ fn judge_writes(shape: &Shape, report: &Report, writing: &Writing) -> anyhow::Re
         if theirs.at_a_standby <= ours.at_a_standby + 10 {
             let both = format!("port {port}: {ours:?} with the agent, {theirs:?} without");
             ensure!(ours.outage < not_worse(theirs.outage), "{both}");
-            ensure!(ours.at_a_standby <= theirs.at_a_standby + ROWS_IN_A_SECOND, "{both}");
+            ensure!(ours.at_a_standby <= theirs.at_a_standby + 3 * ROWS_IN_A_SECOND, "{both}");
             ensure!(ours.failed_besides <= theirs.failed_besides + 3, "{both}");
         }
     }
@@ -398,6 +411,6 @@ fn judge_visits(port: u16, ours: &Visits, theirs: &Visits) -> anyhow::Result<()>
     let both = format!("port {port}, visits: {} with the agent, {} without", text(ours), text(theirs));
     eprintln!("      {both}");
     ensure!(ours.longest_outage() < not_worse(theirs.longest_outage()), "{both}");
-    ensure!(ours.served.len() * 10 >= theirs.served.len() * 8, "{both}");
+    ensure!(ours.served.len() + ROWS_IN_A_SECOND >= theirs.served.len() * 8 / 10, "{both}");
     Ok(())
 }
