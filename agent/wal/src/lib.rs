@@ -1,0 +1,24 @@
+//! PostgreSQL's write-ahead log (WAL) on disk, of PostgreSQL 12 to 19: the names of its files, its pages and records,
+//! and the verdict on a segment file.
+//!
+//! The crate is pure: it gets bytes and gives verdicts. [`Reader`] verifies every record of a segment, its CRC and its
+//! link to the record before it. It keeps no more than a page header and a record header, whatever the segment's size,
+//! and carries a record over to the next segment. It reads WAL of little-endian machines.
+//!
+//! Sources: PostgreSQL's `access/xlog_internal.h`, `access/xlogrecord.h`, `access/transam/xlogreader.c`.
+#![no_std]
+
+extern crate alloc;
+
+mod history;
+mod lsn;
+mod name;
+mod page;
+mod reader;
+mod record;
+
+pub use history::{History, HistoryError, Switch};
+pub use lsn::{Lsn, LsnError};
+pub use name::{FileName, SegmentName, SegmentSize};
+pub use page::Version;
+pub use reader::{Carry, Finding, Reader, Verdict};
