@@ -50,26 +50,7 @@ pub(crate) fn scenarios() -> anyhow::Result<Vec<Scenario>> {
             Box::pin(async move { far::a_router_two_hundred_milliseconds_away_turns_no_client_away(&stack).await })
         }),
     });
-    for (name, shape) in [
-        ("pooler_and_direct", &shapes::POOLER_AND_DIRECT),
-        ("pooler_and_direct_paused", &shapes::POOLER_AND_PAUSE),
-        ("frontends_resolvers", &shapes::FRONTENDS_RESOLVERS),
-        ("agent_check", &shapes::AGENT_CHECK),
-        ("slow_agent_check", &shapes::SLOW_AGENT_CHECK),
-        ("a_persons_maintenance", &shapes::PERSONS_MAINTENANCE),
-        ("slowstart_and_queue", &shapes::SLOWSTART_AND_QUEUE),
-        ("pgsql_check", &shapes::PGSQL_CHECK),
-        ("tracking", &shapes::TRACKING),
-        ("tracked", &shapes::TRACKED),
-        ("checks_that_fail", &shapes::CHECKS_THAT_FAIL),
-    ] {
-        scenarios.push(Scenario {
-            name: format!("long::no_client_is_worse_off_with_{name}"),
-            flavor: shape.flavor,
-            limit: LIMIT,
-            run: Box::new(move |stack| Box::pin(async move { shapes::compared(&stack, shape).await })),
-        });
-    }
+    scenarios.extend(of_shapes());
     // Faults on the same kind of stack come one after the other.
     let mut faults = Fault::ALL;
     faults.sort_by_key(|fault| fault.flavor() != Flavor::Single);
@@ -87,6 +68,29 @@ pub(crate) fn scenarios() -> anyhow::Result<Vec<Scenario>> {
         }
     }
     Ok(scenarios)
+}
+
+/// A comparison for each shape.
+fn of_shapes() -> impl Iterator<Item = Scenario> {
+    let shapes = [
+        ("pooler_and_direct", &shapes::POOLER_AND_DIRECT),
+        ("pooler_and_direct_paused", &shapes::POOLER_AND_PAUSE),
+        ("frontends_resolvers", &shapes::FRONTENDS_RESOLVERS),
+        ("agent_check", &shapes::AGENT_CHECK),
+        ("slow_agent_check", &shapes::SLOW_AGENT_CHECK),
+        ("a_persons_maintenance", &shapes::PERSONS_MAINTENANCE),
+        ("slowstart_and_queue", &shapes::SLOWSTART_AND_QUEUE),
+        ("pgsql_check", &shapes::PGSQL_CHECK),
+        ("tracking", &shapes::TRACKING),
+        ("tracked", &shapes::TRACKED),
+        ("checks_that_fail", &shapes::CHECKS_THAT_FAIL),
+    ];
+    shapes.into_iter().map(|(name, shape)| Scenario {
+        name: format!("long::no_client_is_worse_off_with_{name}"),
+        flavor: shape.flavor,
+        limit: LIMIT,
+        run: Box::new(move |stack| Box::pin(async move { shapes::compared(&stack, shape).await })),
+    })
 }
 
 fn setting(name: &str) -> anyhow::Result<Option<u64>> {

@@ -150,10 +150,9 @@ pub(crate) async fn a_member_that_joins_moves_or_leaves_cuts_no_session(stack: &
     let moved_and_left = async {
         third_is_served(stack, true, JOINED).await.context("after the agent was killed")?;
         takes_reads(stack, THIRD, third.ip().await?).await?;
-        // Another container gets its address.
+        // Another container gets its address: Docker gives the lowest free one.
         let address = third.ip().await?;
         third.stop(Duration::from_secs(30)).await?;
-        // Docker gives the lowest free address.
         stack.run("placeholder").start("warden/haproxy:local", &["sleep", "1200"]).await?;
         third.start().await?;
         ensure!(third.ip().await? != address, "Docker gave it {address} again");

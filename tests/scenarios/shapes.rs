@@ -224,7 +224,7 @@ fn is_blind(shape: &Shape) -> bool {
 /// A port, and the visits there with the agent and without.
 type Visited = (u16, Visits, Visits);
 
-/// What happened, for the judgement.
+/// Everything that the verdict needs.
 struct Struck {
     observed: Observed,
     writing: Vec<Writing>,
@@ -259,21 +259,7 @@ async fn strike(
         }
     }
     let observed = Observed::start_on(stack, Commit::Synchronous, &all).await?;
-    let mut visiting = Vec::new();
-    for (nth, port) in [shape.writes, shape.reads].concat().into_iter().enumerate() {
-        let [ours, theirs] = [with, without].map(|side| side.ports.get(nth).copied());
-        let (ours, theirs) = (ours.context("no port")?, theirs.context("no port")?);
-        let reads = nth >= shape.writes.len();
-        let (clients, pause) = if reads { (2, READ_PAUSE) } else { (shape.crowd, Duration::ZERO) };
-        if reads {
-            wait_for_session(ours, AGAIN).await.context("reads, with the agent")?;
-            wait_for_session(theirs, AGAIN).await.context("reads, without")?;
-        }
-        if clients > 0 {
-            let [with, without] = [ours, theirs].map(|port| Throng::paced(port, clients, pause));
-            visiting.push(Visiting { port, with, without });
-        }
-    }
+    let visiting = visit(shape, with, without).await?;
     if let Some((code, words)) = shape.says {
         with.warns(code, words).await?;
     }
@@ -308,6 +294,26 @@ async fn strike(
     says_nothing_else(shape, with).await?;
     let visiting = visiting.iter().map(|side| (side.port, side.with.visits(), side.without.visits())).collect();
     Ok(Struck { observed, writing, visiting, until: Instant::now() })
+}
+
+/// Starts the clients of each port that only connect and ask: a crowd at a port for writes, and two at one for reads.
+async fn visit(shape: &Shape, with: &Haproxy, without: &Haproxy) -> anyhow::Result<Vec<Visiting>> {
+    let mut visiting = Vec::new();
+    for (nth, port) in [shape.writes, shape.reads].concat().into_iter().enumerate() {
+        let [ours, theirs] = [with, without].map(|side| side.ports.get(nth).copied());
+        let (ours, theirs) = (ours.context("no port")?, theirs.context("no port")?);
+        let reads = nth >= shape.writes.len();
+        let (clients, pause) = if reads { (2, READ_PAUSE) } else { (shape.crowd, Duration::ZERO) };
+        if reads {
+            wait_for_session(ours, AGAIN).await.context("reads, with the agent")?;
+            wait_for_session(theirs, AGAIN).await.context("reads, without")?;
+        }
+        if clients > 0 {
+            let [with, without] = [ours, theirs].map(|port| Throng::paced(port, clients, pause));
+            visiting.push(Visiting { port, with, without });
+        }
+    }
+    Ok(visiting)
 }
 
 async fn served_again(observed: &Observed, routes: &[Route], visiting: &[Visiting]) -> anyhow::Result<()> {
@@ -368,9 +374,9 @@ fn seen(report: &Report, route: Route, until: Instant) -> Seen {
     Seen { rows: story.acks.len(), outage, at_a_standby: wrong.len(), failed_besides: besides }
 }
 
-/// A client that is at a standby tries so many rows in a second. Two equal proxies differ by the moment of their checks,
-/// which come every three seconds in some shapes: in one run a server that is promoted is up earlier with the agent, in
-/// the next one without.
+/// A client that is at a standby tries this many rows in a second. Two equal proxies differ by the moment of their
+/// checks, which come every three seconds in some shapes. In one run a server that is promoted is up earlier with the
+/// agent, and in the next one without.
 const ROWS_IN_A_SECOND: usize = 50;
 
 /// The longest outage that is not worse than `theirs`: two equal proxies differ by the moment of their checks, and by

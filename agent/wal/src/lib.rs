@@ -2,8 +2,8 @@
 //! and the verdict on a segment file.
 //!
 //! The crate is pure: it gets bytes and gives verdicts. [`Reader`] verifies every record of a segment, its CRC and its
-//! link to the record before it. It keeps no more than a page header and a record header, whatever the segment's size,
-//! and carries a record over to the next segment. It reads WAL of little-endian machines.
+//! link to the record before it. It keeps one page header and one record header for a segment of any size, and carries
+//! a record over to the next segment. It reads WAL of little-endian machines.
 //!
 //! Sources: PostgreSQL's `access/xlog_internal.h`, `access/xlogrecord.h`, `access/transam/xlogreader.c`.
 #![no_std]
@@ -16,9 +16,11 @@ mod name;
 mod page;
 mod reader;
 mod record;
+mod verdict;
 
 pub use history::{History, HistoryError, Switch};
 pub use lsn::{Lsn, LsnError};
 pub use name::{FileName, SegmentName, SegmentSize};
 pub use page::Version;
-pub use reader::{Carry, Finding, Reader, Verdict};
+pub use reader::{Carry, Reader};
+pub use verdict::{Finding, Verdict};

@@ -211,8 +211,8 @@ fn damage_has_its_verdict_and_its_place() {
     }
 }
 
-/// Every record's every byte counts: a flipped bit is found, in its record or before. A bit that changes nothing lies in
-/// a page header, or in the padding between two records.
+/// A flipped bit in a record is found. A bit that changes nothing lies in a page header, in the rest of a record whose
+/// beginning was not read, or in the padding between two records.
 #[test]
 fn a_flipped_bit_in_a_record_is_found() {
     for major in [13, 18] {
@@ -248,7 +248,7 @@ fn a_flipped_bit_in_a_record_is_found() {
     }
 }
 
-/// A reader keeps one header of a page and one of a record, whatever the segment's size.
+/// A reader keeps one header of a page and one of a record.
 #[test]
 fn a_reader_is_small() {
     assert!(size_of::<Reader>() < 512, "{} bytes", size_of::<Reader>());
