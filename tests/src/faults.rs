@@ -32,13 +32,18 @@ impl Leader {
     /// The leader of a healthy cluster.
     pub async fn find(stack: &Stack) -> anyhow::Result<Self> {
         let member = truth::all_well(stack).await?.leader.context("no leader")?.0;
+        Ok(Self::named(stack, &member))
+    }
+
+    /// The leader of this name. It need not lead yet.
+    pub fn named(stack: &Stack, member: &str) -> Self {
         let (service, patroni) = if member == NODES[0].1 {
             (NODES[0].0, "bin/patroni /postgres0.yml")
         } else {
             (NODES[1].0, "bin/patroni /postgres1.yml")
         };
         let agent = stack.container(&format!("warden-{service}"));
-        Ok(Self { member, service, node: stack.container(service), agent, patroni })
+        Self { member: member.to_owned(), service, node: stack.container(service), agent, patroni }
     }
 
     /// The same, after a switchover if the member of the node `service` does not lead yet.

@@ -259,6 +259,16 @@ impl Report {
         times.iter().zip(times.iter().skip(1)).map(|(a, b)| (*b - *a, *a)).max()
     }
 
+    /// The report of what the clients saw until then.
+    #[must_use]
+    pub fn until(mut self, at: Instant) -> Self {
+        for story in self.stories.values_mut() {
+            story.acks.retain(|ack| ack.at <= at);
+            story.errors.retain(|failure| failure.at <= at);
+        }
+        self
+    }
+
     /// The longest time without an acknowledgement on `route`.
     pub fn outage(&self, route: Route) -> Duration {
         self.stories.get(&route).and_then(Story::longest_outage).map_or(Duration::ZERO, |(outage, _)| outage)
