@@ -10,6 +10,7 @@
 
 extern crate alloc;
 
+mod archive;
 mod history;
 mod lsn;
 mod name;
@@ -18,6 +19,7 @@ mod reader;
 mod record;
 mod verdict;
 
+pub use archive::{Archive, Gap, Restorable, Timeline};
 pub use history::{History, HistoryError, Switch};
 pub use lsn::{Lsn, LsnError};
 pub use name::{FileName, SegmentName, SegmentSize};

@@ -1,0 +1,268 @@
+//! What the files of an archive are together: timelines, gaps, and from where to where a restore is possible.
+
+use crate::{Finding, History, Lsn, SegmentName, SegmentSize, Verdict};
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+/// Segments of one cluster in a row that are missing or damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The first position that is missing.
+    pub from: Lsn,
+    /// The first position that is there again.
+    pub to: Lsn,
+    /// The number of segments.
+    pub segments: u64,
+}
+
+/// What the archive has of a timeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeline {
+    /// The timeline.
+    pub timeline: u32,
+    /// The start of its first segment.
+    pub from: Lsn,
+    /// The end of what is right in its last whole segment.
+    pub to: Lsn,
+    /// What is missing in between.
+    pub gaps: Vec<Gap>,
+}
+
+/// A part of the WAL without a gap, along a timeline and its ancestors. A base backup in it can be restored to any
+/// position up to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restorable {
+    /// The timeline that a recovery would follow (`recovery_target_timeline`).
+    pub timeline: u32,
+    /// Its first position.
+    pub from: Lsn,
+    /// The first position that a restore does not reach.
+    pub to: Lsn,
+    /// Why no further, for people.
+    pub because: String,
+}
+
+/// The segments and histories of an archive.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    size: SegmentSize,
+    segments: BTreeMap<SegmentName, (Verdict, Lsn, String)>,
+    histories: BTreeMap<u32, History>,
+}
+
+impl Archive {
+    /// An empty archive of segments of this size.
+    pub const fn new(size: SegmentSize) -> Self {
+        Self { size, segments: BTreeMap::new(), histories: BTreeMap::new() }
+    }
+
+    /// Adds the finding on a segment. Of several copies the one that reaches furthest counts.
+    pub fn add(&mut self, name: SegmentName, finding: &Finding) {
+        let new = (finding.verdict, finding.end, finding.reason.clone());
+        let better = |known: &(Verdict, Lsn, String)| (is_whole(new.0), new.1) > (is_whole(known.0), known.1);
+        if self.segments.get(&name).is_none_or(better) {
+            self.segments.insert(name, new);
+        }
+    }
+
+    /// Adds a history.
+    pub fn add_history(&mut self, history: History) {
+        self.histories.insert(history.timeline, history);
+    }
+
+    /// Where the histories that are there end this timeline.
+    pub fn ends_of(&self, timeline: u32) -> Vec<Lsn> {
+        let ends: BTreeSet<Lsn> = self.histories.values().filter_map(|history| history.end_of(timeline)).collect();
+        ends.into_iter().collect()
+    }
+
+    /// The timelines with their gaps, in order.
+    pub fn timelines(&self) -> Vec<Timeline> {
+        let numbers: BTreeSet<u32> = self.segments.keys().map(|name| name.timeline).collect();
+        numbers.into_iter().filter_map(|timeline| self.timeline(timeline)).collect()
+    }
+
+    fn timeline(&self, timeline: u32) -> Option<Timeline> {
+        let of_it = || self.segments.iter().filter(move |(name, _)| name.timeline == timeline);
+        let from = of_it().filter_map(|(name, _)| name.start(self.size)).min()?;
+        let mut found = Timeline { timeline, from, to: from, gaps: Vec::new() };
+        let mut next = from;
+        for (name, (verdict, end, _)) in of_it() {
+            let Some(start) = name.start(self.size) else { continue };
+            if !is_whole(*verdict) && !matches!(verdict, Verdict::Partial | Verdict::Recycled) {
+                continue;
+            }
+            if start > next {
+                let segments = (start.0 - next.0) / self.size.bytes();
+                found.gaps.push(Gap { from: next, to: start, segments });
+            }
+            found.to = *end;
+            next = Lsn(start.0.saturating_add(self.size.bytes()));
+        }
+        Some(found)
+    }
+
+    /// The parts of the WAL without a gap, along each timeline that no other one goes on from, and its ancestors.
+    pub fn restorable(&self) -> Vec<Restorable> {
+        let ancestors: BTreeSet<u32> =
+            self.histories.values().flat_map(|history| history.switches.iter().map(|switch| switch.timeline)).collect();
+        let mut numbers: BTreeSet<u32> = self.segments.keys().map(|name| name.timeline).collect();
+        numbers.extend(self.histories.keys());
+        numbers.into_iter().filter(|timeline| !ancestors.contains(timeline)).flat_map(|it| self.along(it)).collect()
+    }
+
+    /// The timeline whose segment a recovery along `timeline` reads at this start: the newest that begins before the
+    /// segment's end.
+    fn reads(&self, timeline: u32, start: Lsn) -> u32 {
+        let last = Lsn(start.0.saturating_add(self.size.bytes() - 1));
+        self.histories.get(&timeline).map_or(timeline, |history| history.timeline_at(last))
+    }
+
+    fn along(&self, timeline: u32) -> Vec<Restorable> {
+        let of_path = |name: &&SegmentName| {
+            name.start(self.size).is_some_and(|start| self.reads(timeline, start) == name.timeline)
+        };
+        let starts: BTreeSet<Lsn> =
+            self.segments.keys().filter(of_path).filter_map(|name| name.start(self.size)).collect();
+        let mut found: Vec<Restorable> = Vec::new();
+        // The part that is still growing: its start, and the start of the next segment.
+        let mut open: Option<(Lsn, Lsn)> = None;
+        let close = |found: &mut Vec<Restorable>, open: Option<(Lsn, Lsn)>, to: Lsn, because: String| {
+            if let Some((from, _)) = open.filter(|(from, _)| *from < to) {
+                found.push(Restorable { timeline, from, to, because });
+            }
+        };
+        for start in starts {
+            let name = SegmentName::at(self.reads(timeline, start), start, self.size);
+            let Some((verdict, end, reason)) = self.segments.get(&name) else { continue };
+            if let Some((_, next)) = open.filter(|(_, next)| *next != start) {
+                let missing = SegmentName::at(self.reads(timeline, next), next, self.size);
+                close(&mut found, open, next, format!("{missing} is missing"));
+                open = None;
+            }
+            let after = Lsn(start.0.saturating_add(self.size.bytes()));
+            if is_whole(*verdict) && *verdict != Verdict::Forked {
+                open = Some((open.map_or(start, |(from, _)| from), after));
+            } else {
+                close(
+                    &mut found,
+                    Some((open.map_or(start, |(from, _)| from), after)),
+                    *end,
+                    format!("{name} is {} at {end}: {reason}", verdict.name()),
+                );
+                open = None;
+            }
+        }
+        if let Some((_, next)) = open {
+            let missing = SegmentName::at(self.reads(timeline, next), next, self.size);
+            close(&mut found, open, next, format!("the archive ends before {missing}"));
+        }
+        if timeline > 1 && !self.histories.contains_key(&timeline) {
+            for part in &mut found {
+                part.because += ". Where timeline ";
+                part.because += &timeline.to_string();
+                part.because += " begins is unknown: its history file is missing";
+            }
+        }
+        found
+    }
+}
+
+/// Whether a recovery can go on behind the segment, or needs nothing behind it.
+const fn is_whole(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Complete | Verdict::Switched | Verdict::Forked)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    const SIZE: SegmentSize = SegmentSize::DEFAULT;
+
+    fn lsn(segment: u64) -> Lsn {
+        Lsn(segment * SIZE.bytes())
+    }
+
+    fn finding(verdict: Verdict, end: Lsn) -> Finding {
+        let reason = "a reason".to_string();
+        Finding { verdict, end, reason, carry: None, version: None, system: None, size: None, records: 0 }
+    }
+
+    /// An archive of these segments: timeline, number, verdict. What is not whole ends 100 bytes behind its start.
+    fn archive(segments: &[(u32, u64, Verdict)]) -> Archive {
+        let mut archive = Archive::new(SIZE);
+        for (timeline, number, verdict) in segments {
+            let end = if is_whole(*verdict) { lsn(number + 1) } else { Lsn(lsn(*number).0 + 100) };
+            archive.add(SegmentName::at(*timeline, lsn(*number), SIZE), &finding(*verdict, end));
+        }
+        archive
+    }
+
+    fn forked(at: Lsn) -> History {
+        History { timeline: 2, switches: vec![crate::Switch { timeline: 1, at, reason: String::new() }] }
+    }
+
+    fn parts(archive: &Archive) -> Vec<(u32, Lsn, Lsn)> {
+        archive.restorable().iter().map(|part| (part.timeline, part.from, part.to)).collect()
+    }
+
+    use Verdict::{Complete, Corrupt, Partial, Recycled, Short, Switched};
+
+    #[test]
+    fn a_missing_or_damaged_segment_is_a_gap_and_ends_a_restore() {
+        let whole = archive(&[(1, 1, Complete), (1, 2, Switched), (1, 3, Partial)]);
+        let timeline = Timeline { timeline: 1, from: lsn(1), to: Lsn(lsn(3).0 + 100), gaps: vec![] };
+        assert_eq!(whole.timelines(), [timeline]);
+        assert_eq!(parts(&whole), [(1, lsn(1), Lsn(lsn(3).0 + 100))]);
+
+        let missing = archive(&[(1, 1, Complete), (1, 4, Complete), (1, 5, Complete)]);
+        let [found] = missing.timelines().try_into().unwrap();
+        assert_eq!(found.gaps, [Gap { from: lsn(2), to: lsn(4), segments: 2 }]);
+        assert_eq!(parts(&missing), [(1, lsn(1), lsn(2)), (1, lsn(4), lsn(6))]);
+        let because: Vec<_> = missing.restorable().into_iter().map(|part| part.because).collect();
+        assert_eq!(
+            because,
+            ["000000010000000000000002 is missing", "the archive ends before 000000010000000000000006"]
+        );
+
+        for verdict in [Corrupt, Short] {
+            let damaged = archive(&[(1, 1, Complete), (1, 2, verdict), (1, 3, Complete)]);
+            let [found] = damaged.timelines().try_into().unwrap();
+            assert_eq!(found.gaps, [Gap { from: lsn(2), to: lsn(3), segments: 1 }]);
+            assert_eq!(parts(&damaged), [(1, lsn(1), Lsn(lsn(2).0 + 100)), (1, lsn(3), lsn(4))]);
+            assert!(damaged.restorable()[0].because.contains(verdict.name()));
+        }
+    }
+
+    /// A recovery reads the new timeline's segment where the old one ends, and the old one's before it.
+    #[test]
+    fn a_restore_goes_along_a_timeline_and_its_ancestors() {
+        let end = Lsn(lsn(3).0 + 0xA0);
+        let segments = [(1, 1, Complete), (1, 2, Complete), (1, 3, Recycled), (2, 3, Switched), (2, 4, Complete)];
+        let mut archive = archive(&segments);
+        assert_eq!(archive.restorable().len(), 2, "without the history both timelines stand alone");
+        assert!(archive.restorable()[1].because.contains("its history file is missing"));
+        archive.add_history(forked(end));
+        assert_eq!(archive.ends_of(1), [end]);
+        assert_eq!(parts(&archive), [(2, lsn(1), lsn(5))]);
+
+        // PostgreSQL 15 would follow the old timeline without a word, and promote.
+        let mut branch = self::archive(&[(1, 1, Complete), (1, 2, Complete), (1, 3, Complete), (2, 4, Complete)]);
+        branch.add_history(forked(end));
+        assert_eq!(parts(&branch), [(2, lsn(1), lsn(3)), (2, lsn(4), lsn(5))]);
+        assert_eq!(branch.restorable()[0].because, "000000020000000000000003 is missing");
+    }
+
+    #[test]
+    fn of_several_copies_the_best_counts() {
+        for order in [[Complete, Short], [Short, Complete]] {
+            let archive = archive(&order.map(|verdict| (1, 1, verdict)));
+            assert_eq!(parts(&archive), [(1, lsn(1), lsn(2))]);
+        }
+        assert_eq!(Archive::new(SIZE).restorable(), []);
+    }
+}
