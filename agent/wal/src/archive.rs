@@ -127,37 +127,30 @@ impl Archive {
         let starts: BTreeSet<Lsn> =
             self.segments.keys().filter(of_path).filter_map(|name| name.start(self.size)).collect();
         let mut found: Vec<Restorable> = Vec::new();
-        // The part that is still growing: its start, and the start of the next segment.
-        let mut open: Option<(Lsn, Lsn)> = None;
-        let close = |found: &mut Vec<Restorable>, open: Option<(Lsn, Lsn)>, to: Lsn, because: String| {
-            if let Some((from, _)) = open.filter(|(from, _)| *from < to) {
+        let mut add = |from, to, because| {
+            if from < to {
                 found.push(Restorable { timeline, from, to, because });
             }
         };
+        // The part that is still growing: its start, and the start of the next segment.
+        let mut open: Option<(Lsn, Lsn)> = None;
+        let name_at = |start| SegmentName::at(self.reads(timeline, start), start, self.size);
         for start in starts {
-            let name = SegmentName::at(self.reads(timeline, start), start, self.size);
+            let name = name_at(start);
             let Some((verdict, end, reason)) = self.segments.get(&name) else { continue };
-            if let Some((_, next)) = open.filter(|(_, next)| *next != start) {
-                let missing = SegmentName::at(self.reads(timeline, next), next, self.size);
-                close(&mut found, open, next, format!("{missing} is missing"));
-                open = None;
+            if let Some((from, next)) = open.take_if(|(_, next)| *next != start) {
+                add(from, next, format!("{} is missing", name_at(next)));
             }
-            let after = Lsn(start.0.saturating_add(self.size.bytes()));
+            let from = open.map_or(start, |(from, _)| from);
             if is_whole(*verdict) && *verdict != Verdict::Forked {
-                open = Some((open.map_or(start, |(from, _)| from), after));
+                open = Some((from, Lsn(start.0.saturating_add(self.size.bytes()))));
             } else {
-                close(
-                    &mut found,
-                    Some((open.map_or(start, |(from, _)| from), after)),
-                    *end,
-                    format!("{name} is {} at {end}: {reason}", verdict.name()),
-                );
+                add(from, *end, format!("{name} is {} at {end}: {reason}", verdict.name()));
                 open = None;
             }
         }
-        if let Some((_, next)) = open {
-            let missing = SegmentName::at(self.reads(timeline, next), next, self.size);
-            close(&mut found, open, next, format!("the archive ends before {missing}"));
+        if let Some((from, next)) = open {
+            add(from, next, format!("the archive ends before {}", name_at(next)));
         }
         if timeline > 1 && !self.histories.contains_key(&timeline) {
             for part in &mut found {

@@ -93,7 +93,7 @@ impl Reader {
         };
         match name.start(size) {
             Some(start) => reader.start = start,
-            None => reader.judge(Verdict::Corrupt, format!("no segment of {} bytes has this name", size.bytes())),
+            None => reader.corrupt(Lsn(0), format!("no segment of {} bytes has this name", size.bytes())),
         }
         if let Some(carry) = carry.filter(|carry| carry.next == reader.start && carry.timeline <= name.timeline) {
             reader.timeline = carry.timeline;
@@ -171,9 +171,13 @@ impl Reader {
         }
     }
 
-    fn judge(&mut self, verdict: Verdict, reason: String) {
-        let end = self.valid_end().max(self.start);
-        self.mode = Mode::Judged(verdict, end, reason);
+    fn corrupt(&mut self, since: Lsn, reason: String) {
+        self.mode = Mode::Judged(Verdict::Corrupt, since, reason);
+    }
+
+    /// The start of the record that goes on at this position, or the position.
+    fn record_at(&self, here: Lsn) -> Lsn {
+        if let Rest::Of(record) = &self.rest { record.start } else { here }
     }
 
     /// Takes bytes of a page's header, and returns the rest.
@@ -205,10 +209,7 @@ impl Reader {
     }
 
     fn zero_page(&mut self, page: u64) {
-        let since = match &self.rest {
-            Rest::Of(record) => record.start,
-            _ => Lsn(self.start.0.saturating_add(page)),
-        };
+        let since = self.record_at(Lsn(self.start.0.saturating_add(page)));
         // An older segment may have been switched, so that its own end was zeros.
         if matches!(self.mode, Mode::Records) {
             self.mode = Mode::Zeros { since, switched: false };
@@ -225,30 +226,23 @@ impl Reader {
         let fits = is_known && header.address == expected;
         match (&self.mode, fits) {
             (Mode::Zeros { since, .. }, true) => {
-                let reason = format!("zeros, and then a page again at {expected}");
-                self.mode = Mode::Judged(Verdict::Corrupt, *since, reason);
+                self.corrupt(*since, format!("zeros, and then a page again at {expected}"));
             }
             (Mode::Old { since, .. }, true) => {
-                let reason = format!("a page of another place, and then one of this at {expected}");
-                self.mode = Mode::Judged(Verdict::Corrupt, *since, reason);
+                self.corrupt(*since, format!("a page of another place, and then one of this at {expected}"));
             }
             (Mode::Records, true) => self.follow_page(expected, header),
             (Mode::Old { .. } | Mode::Judged(..), false) | (Mode::Judged(..), true) => {}
             (Mode::Records | Mode::Zeros { .. }, false) => {
-                let since = match (&self.mode, &self.rest) {
-                    (Mode::Zeros { since, .. }, _) => *since,
-                    (_, Rest::Of(record)) => record.start,
-                    _ => expected,
-                };
+                let since = if let Mode::Zeros { since, .. } = &self.mode { *since } else { self.record_at(expected) };
                 // A recycled file keeps pages of an older segment. No other page has an older address.
-                self.mode = if header.version.is_some() && header.address < expected {
-                    Mode::Old { since, address: header.address }
+                if header.version.is_some() && header.address < expected {
+                    self.mode = Mode::Old { since, address: header.address };
                 } else if is_known {
-                    let reason = format!("the page at {expected} says that it is at {}", header.address);
-                    Mode::Judged(Verdict::Corrupt, since, reason)
+                    self.corrupt(since, format!("the page at {expected} says that it is at {}", header.address));
                 } else {
-                    Mode::Judged(Verdict::Corrupt, since, format!("no page header at {expected}"))
-                };
+                    self.corrupt(since, format!("no page header at {expected}"));
+                }
             }
         }
     }
@@ -262,17 +256,16 @@ impl Reader {
         }
         self.version = header.version;
         let long = LongHeader::parse(&self.page_header);
-        let refuse = |reason| Mode::Judged(Verdict::Corrupt, self.start, reason);
         let (page_size, size) = (u64::from(long.page_size), SegmentSize::new(u64::from(long.segment_size)));
         if !header.is_long {
-            self.mode = refuse("the first page has a short header".to_string());
+            self.corrupt(self.start, "the first page has a short header".to_string());
         } else if !(page_size.is_power_of_two() && (1 << 10..=1 << 16).contains(&page_size)) {
-            self.mode = refuse(format!("its pages would have {page_size} bytes"));
+            self.corrupt(self.start, format!("its pages would have {page_size} bytes"));
         } else if let Some(size) = size {
             (self.system, self.header_size) = (Some(long.system), Some(size));
             self.page_size = page_size;
             let Some(start) = self.name.start(size) else {
-                self.mode = refuse(format!("no segment of {} bytes has this name", size.bytes()));
+                self.corrupt(self.start, format!("no segment of {} bytes has this name", size.bytes()));
                 return false;
             };
             if start != self.start {
@@ -286,7 +279,7 @@ impl Reader {
             let reason = format!("the system identifier is {}", long.system);
             self.mode = Mode::Judged(Verdict::Foreign, start, reason);
         } else {
-            self.mode = refuse(format!("its segments would have {} bytes", long.segment_size));
+            self.corrupt(self.start, format!("its segments would have {} bytes", long.segment_size));
         }
         false
     }
@@ -295,13 +288,12 @@ impl Reader {
     fn follow_page(&mut self, page: Lsn, header: &PageHeader) {
         if header.timeline < self.timeline || header.timeline > self.name.timeline || header.timeline == 0 {
             let reason = format!("the page at {page} is of timeline {}", header.timeline);
-            let since = if let Rest::Of(record) = &self.rest { record.start } else { page };
-            self.mode = Mode::Judged(Verdict::Corrupt, since, reason);
+            self.corrupt(self.record_at(page), reason);
             return;
         }
         self.timeline = header.timeline;
         if header.is_long != (page == self.start) {
-            self.mode = Mode::Judged(Verdict::Corrupt, page, format!("the wrong kind of header at {page}"));
+            self.corrupt(page, format!("the wrong kind of header at {page}"));
             return;
         }
         let expected = match &self.rest {
@@ -319,9 +311,8 @@ impl Reader {
             self.rest = Rest::None;
         } else if header.continues != (expected > 0) || (header.continues && header.remaining != expected) {
             let left = if header.continues { header.remaining } else { 0 };
-            let since = if let Rest::Of(record) = &self.rest { record.start } else { page };
             let reason = format!("{left} bytes of a record go on at {page}, and not {expected}");
-            self.mode = Mode::Judged(Verdict::Corrupt, since, reason);
+            self.corrupt(self.record_at(page), reason);
         }
     }
 
@@ -333,8 +324,7 @@ impl Reader {
                 Mode::Zeros { since, .. } => {
                     if let Some(nth) = bytes.iter().position(|byte| *byte != 0) {
                         let place = Lsn(self.here().0 + nth as u64);
-                        let reason = format!("zeros, and then something else at {place}");
-                        self.mode = Mode::Judged(Verdict::Corrupt, since, reason);
+                        self.corrupt(since, format!("zeros, and then something else at {place}"));
                     }
                     self.at += bytes.len() as u64;
                     return;
@@ -405,18 +395,17 @@ impl Reader {
 
     fn judge_header(&mut self, record: &Record) {
         let start = record.start;
-        let wrong = |reason| Mode::Judged(Verdict::Corrupt, start, reason);
         if record.read == 4 {
             if record.length() == 0 {
                 self.mode = Mode::Zeros { since: start, switched: false };
             } else if !record.has_valid_length() {
-                self.mode = wrong(format!("a record of {} bytes", record.length()));
+                self.corrupt(start, format!("a record of {} bytes", record.length()));
             }
         } else if record.read as usize == HEADER {
             let (is, expected) = (record.previous(), self.previous);
             if expected.is_some_and(|expected| expected != is) || is >= start {
                 let expected = expected.map_or_else(|| "one before it".to_string(), |lsn| lsn.to_string());
-                self.mode = wrong(format!("the record's link says {is}, and not {expected}"));
+                self.corrupt(start, format!("the record's link says {is}, and not {expected}"));
             } else {
                 self.judge_record(record);
             }
@@ -428,8 +417,7 @@ impl Reader {
             return;
         }
         if !record.has_valid_crc() {
-            let reason = "the record's CRC does not match".to_string();
-            self.mode = Mode::Judged(Verdict::Corrupt, record.start, reason);
+            self.corrupt(record.start, "the record's CRC does not match".to_string());
             return;
         }
         self.previous = Some(record.start);
