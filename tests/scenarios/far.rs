@@ -4,7 +4,7 @@ use crate::routing::{no_client_was_turned_away_on, soon};
 use anyhow::{Context, ensure};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
-use warden_e2e::docker::{Container, docker, run};
+use warden_e2e::docker::{Container, run};
 use warden_e2e::faults::{Fault, Leader};
 use warden_e2e::haproxies::Haproxy;
 use warden_e2e::stack::{Stack, other, wait_for_session};
@@ -68,7 +68,7 @@ pub(crate) async fn a_router_two_hundred_milliseconds_away_turns_no_client_away(
     };
     let remove = async {
         for delay in delays.lock().await.drain(..) {
-            docker(&["rm", "-f", &delay.0]).await?;
+            delay.remove().await?;
         }
         far.remove().await
     };

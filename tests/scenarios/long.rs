@@ -1,8 +1,9 @@
 //! The scenarios that `tests/run --all` adds: each fault in asynchronous and in synchronous mode, and the churn.
 
 use crate::fencing::{a_missing_socket_file_is_never_taken_for_a_stopped_server, few_on_waking};
-use crate::{LIMIT, Scenario, far, shapes, shared};
+use crate::{LIMIT, Running, Scenario, far, shapes, shared};
 use anyhow::Context;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::time::sleep;
 use warden_e2e::faults::Fault;
@@ -26,45 +27,25 @@ pub(crate) fn scenarios() -> anyhow::Result<Vec<Scenario>> {
         limit: LIMIT + Duration::from_secs(minutes * 60 * 2),
         run: Box::new(move |stack| Box::pin(async move { churn(&stack, minutes, seed).await })),
     }];
-    scenarios.push(Scenario {
-        name: "long::a_missing_socket_file_is_never_taken_for_a_stopped_server".to_owned(),
-        flavor: Flavor::Single,
-        limit: LIMIT,
-        run: Box::new(|stack| {
-            Box::pin(async move { a_missing_socket_file_is_never_taken_for_a_stopped_server(&stack).await })
-        }),
-    });
-    scenarios.push(Scenario {
-        name: "long::clients_of_one_cluster_do_not_notice_a_fault_of_the_other".to_owned(),
-        flavor: Flavor::Single,
-        limit: LIMIT,
-        run: Box::new(|stack| {
-            Box::pin(async move { shared::clients_of_one_cluster_do_not_notice_a_fault_of_the_other(&stack).await })
-        }),
-    });
-    scenarios.push(Scenario {
-        name: "long::a_router_two_hundred_milliseconds_away_turns_no_client_away".to_owned(),
-        flavor: Flavor::Single,
-        limit: LIMIT,
-        run: Box::new(|stack| {
-            Box::pin(async move { far::a_router_two_hundred_milliseconds_away_turns_no_client_away(&stack).await })
-        }),
-    });
+    scenarios.push(long("a_missing_socket_file_is_never_taken_for_a_stopped_server", Flavor::Single, |stack| {
+        Box::pin(async move { a_missing_socket_file_is_never_taken_for_a_stopped_server(&stack).await })
+    }));
+    scenarios.push(long("clients_of_one_cluster_do_not_notice_a_fault_of_the_other", Flavor::Single, |stack| {
+        Box::pin(async move { shared::clients_of_one_cluster_do_not_notice_a_fault_of_the_other(&stack).await })
+    }));
+    scenarios.push(long("a_router_two_hundred_milliseconds_away_turns_no_client_away", Flavor::Single, |stack| {
+        Box::pin(async move { far::a_router_two_hundred_milliseconds_away_turns_no_client_away(&stack).await })
+    }));
     scenarios.extend(of_shapes());
     // Faults on the same kind of stack come one after the other.
     let mut faults = Fault::ALL;
     faults.sort_by_key(|fault| fault.flavor() != Flavor::Single);
     for fault in faults {
         for synchronous in [false, true] {
-            scenarios.push(Scenario {
-                name: format!(
-                    "long::{fault}_breaks_no_promise_{}",
-                    if synchronous { "synchronously" } else { "asynchronously" }
-                ),
-                flavor: fault.flavor(),
-                limit: LIMIT,
-                run: Box::new(move |stack| Box::pin(async move { in_mode(&stack, fault, synchronous).await })),
-            });
+            let how = if synchronous { "synchronously" } else { "asynchronously" };
+            scenarios.push(long(&format!("{fault}_breaks_no_promise_{how}"), fault.flavor(), move |stack| {
+                Box::pin(async move { in_mode(&stack, fault, synchronous).await })
+            }));
         }
     }
     Ok(scenarios)
@@ -85,12 +66,16 @@ fn of_shapes() -> impl Iterator<Item = Scenario> {
         ("tracked", &shapes::TRACKED),
         ("checks_that_fail", &shapes::CHECKS_THAT_FAIL),
     ];
-    shapes.into_iter().map(|(name, shape)| Scenario {
-        name: format!("long::no_client_is_worse_off_with_{name}"),
-        flavor: shape.flavor,
-        limit: LIMIT,
-        run: Box::new(move |stack| Box::pin(async move { shapes::compared(&stack, shape).await })),
+    shapes.into_iter().map(|(name, shape)| {
+        long(&format!("no_client_is_worse_off_with_{name}"), shape.flavor, move |stack| {
+            Box::pin(async move { shapes::compared(&stack, shape).await })
+        })
     })
+}
+
+/// A long scenario with the usual limit.
+fn long(name: &str, flavor: Flavor, run: impl Fn(Arc<Stack>) -> Running + Send + Sync + 'static) -> Scenario {
+    Scenario { name: format!("long::{name}"), flavor, limit: LIMIT, run: Box::new(run) }
 }
 
 fn setting(name: &str) -> anyhow::Result<Option<u64>> {

@@ -148,12 +148,9 @@ pub(crate) const TRACKED: Shape =
 async fn beside(stack: &Stack, program: Option<(&str, &str)>) -> anyhow::Result<()> {
     let Some((program, argument)) = program else { return Ok(()) };
     for (node, _) in NODES {
-        let mut command = vec!["exec", "-d", "", "python3", "-c", program];
-        command.extend(Some(argument).filter(|argument| !argument.is_empty()));
         let container = stack.container(node).0;
-        if let Some(place) = command.get_mut(2) {
-            *place = &container;
-        }
+        let mut command = vec!["exec", "-d", &container, "python3", "-c", program];
+        command.extend(Some(argument).filter(|argument| !argument.is_empty()));
         // A second instance cannot bind its port, and ends.
         warden_e2e::docker::docker(&command).await?;
     }
@@ -207,8 +204,9 @@ pub(crate) async fn compared(stack: &Stack, shape: &Shape) -> anyhow::Result<()>
     let report = observed.end(stack).await?.report;
     eprintln!("      {}: {report}", shape.section.replace('\n', ", "));
     report.nothing_lost_and_no_two_primaries()?;
+    let report = report.until(until);
     for writing in &writing {
-        judge_writes(shape, &report, writing, until)?;
+        judge_writes(shape, &report, writing)?;
     }
     for (port, with, without) in &visiting {
         judge_visits(*port, with, without)?;
@@ -365,12 +363,11 @@ struct Seen {
     failed_besides: usize,
 }
 
-fn seen(report: &Report, route: Route, until: Instant) -> Seen {
+fn seen(report: &Report, route: Route) -> Seen {
     let story = report.stories.get(&route).cloned().unwrap_or_default();
     let (outage, from) = story.longest_outage().unwrap_or((Duration::ZERO, report.stopped));
     let (wrong, failed): (Vec<_>, Vec<_>) = story.errors.iter().partition(|error| error.why.contains("read-only"));
-    let besides = |at: Instant| at <= until && !(from..=from + outage).contains(&at);
-    let besides = failed.iter().filter(|failure| besides(failure.at)).count();
+    let besides = failed.iter().filter(|failure| !(from..=from + outage).contains(&failure.at)).count();
     Seen { rows: story.acks.len(), outage, at_a_standby: wrong.len(), failed_besides: besides }
 }
 
@@ -385,10 +382,10 @@ fn not_worse(theirs: Duration) -> Duration {
     theirs.mul_f64(1.25) + Duration::from_secs(1)
 }
 
-fn judge_writes(shape: &Shape, report: &Report, writing: &Writing, until: Instant) -> anyhow::Result<()> {
+fn judge_writes(shape: &Shape, report: &Report, writing: &Writing) -> anyhow::Result<()> {
     let port = writing.port;
     for (ours, theirs) in writing.with.iter().zip(&writing.without) {
-        let (ours, theirs) = (seen(report, *ours, until), seen(report, *theirs, until));
+        let (ours, theirs) = (seen(report, *ours), seen(report, *theirs));
         eprintln!("      port {port}, writes: with the agent {ours:?}, without {theirs:?}");
         if is_blind(shape) {
             let soon = not_worse(report.without_a_primary().map_or(Duration::ZERO, |(own, _)| own));

@@ -92,7 +92,7 @@ async fn crowded(stack: &Stack, members: u64, time: Duration) -> anyhow::Result<
     }
     // HAProxy has them all by then, and every agent asks them.
     wait::until("HAProxy has a server for each", Duration::from_secs(120), || async {
-        let state = stack.status("warden-haproxy", &[]).await?;
+        let state = stack.status(ROUTER, &[]).await?;
         let servers = state["haproxy"][0]["servers"].as_array().map_or(0, Vec::len);
         ensure!(servers as u64 == 2 * (members + 2), "it has {servers}");
         Ok(())
