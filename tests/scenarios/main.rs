@@ -106,10 +106,8 @@ fn scenarios() -> Vec<Scenario> {
         scenario!(Single, gate::a_gate_that_is_killed_costs_no_promotion),
         scenario!(Single, fencing::the_operator_fences_a_leader_and_takes_it_back),
         scenario!(Single, failover::a_switchover_hands_the_key_over_and_loses_no_row),
-        scenario!(Single, failover::an_asynchronous_switchover_hands_the_key_over_and_loses_no_row),
         scenario!(Single, zookeeper::zookeeper_paused_for_less_than_ttl_costs_no_row),
         scenario!(Single, zookeeper::zookeeper_killed_and_started_costs_no_row),
-        scenario!(Single, zookeeper::zookeeper_restarted_costs_no_row),
         scenario!(Single, agents::a_killed_agent_gets_its_znode_back_and_a_missing_one_is_reported),
         scenario!(Single, agents::warden_status_answers_without_the_local_agent),
         scenario!(Single, agents::agents_stop_promptly_and_cleanly),
@@ -117,11 +115,19 @@ fn scenarios() -> Vec<Scenario> {
     ]
 }
 
+/// The scenarios of `tests/run --all` of whose fault `tests/run` has another one.
+fn further() -> Vec<Scenario> {
+    vec![
+        scenario!(Single, failover::an_asynchronous_switchover_hands_the_key_over_and_loses_no_row),
+        scenario!(Single, zookeeper::zookeeper_restarted_costs_no_row),
+    ]
+}
+
 fn main() -> std::process::ExitCode {
     let mut scenarios = scenarios();
     if std::env::var("WARDEN_TEST_ALL").is_ok_and(|all| all == "1") {
         match long::scenarios() {
-            Ok(long) => scenarios.splice(0..0, long),
+            Ok(long) => scenarios.splice(0..0, long.into_iter().chain(further())),
             Err(error) => {
                 eprintln!("{error:#}");
                 return std::process::ExitCode::FAILURE;
