@@ -126,13 +126,12 @@ impl Loop {
 
     /// Takes in an event. Returns whether the loop has to decide at once.
     fn take_in(&mut self, observed: Observed) -> bool {
-        let news = !warden_core::step::says_nothing_new(&self.view, &observed.event);
         self.reporter.before(&observed);
         let may_change_targets = match &observed.event {
             Event::ZooKeeper(event) => matches!(event, ZooKeeperEvent::Znode(_) | ZooKeeperEvent::Agent { .. }),
             event => matches!(event, Event::Haproxy(HaproxyEvent::Answered(_)) | Event::Tick),
         };
-        warden_core::step::take_in(&mut self.view, observed, self.clock.now());
+        let news = warden_core::step::take_in(&mut self.view, observed, self.clock.now());
         self.reporter.after(&self.view);
         let beat = self.view.leadership.heartbeat;
         self.heartbeat.send_if_modified(|known| std::mem::replace(known, beat) != beat);

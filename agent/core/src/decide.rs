@@ -138,7 +138,7 @@ fn routing(view: &View, policy: &Policy, now: Moment, plan: &mut Plan) {
             continue;
         }
         let last = view.routing.last_commands.get(&change.server);
-        if last.is_none_or(|(command, at)| *command != change.to || now.since(*at) >= OBSERVED_REPEAT_INTERVAL) {
+        if last.is_none_or(|last| last.to != change.to || now.since(last.at) >= OBSERVED_REPEAT_INTERVAL) {
             plan.observe(Observation::Route(change));
         }
     }

@@ -264,14 +264,16 @@ pub struct RoutingMemory {
     pub misrouted_since: BTreeMap<String, Moment>,
     /// By proxy: when the agent last refreshed the hold. The entry goes when the agent ends the hold.
     pub hold_refreshed_at: BTreeMap<String, Moment>,
-    /// The last command to each server, and its time.
-    pub last_commands: BTreeMap<ServerId, (ServerCommand, Moment)>,
+    /// The last command to each server.
+    pub last_commands: BTreeMap<ServerId, LastCommand>,
     /// Since when HAProxy's check of a server for writes has contradicted the agent's own facts.
     pub contradicted_since: BTreeMap<ServerId, Moment>,
     /// When HAProxy last limited a server's connections after it was set up (`slowstart`).
     pub throttled: BTreeMap<ServerId, Moment>,
     /// When connections last waited in a server's queue, and their number.
     pub queued: BTreeMap<ServerId, (u64, Moment)>,
+    /// The servers whose check said no when it last had an answer: the proxy may want other replicas (`/sync`).
+    pub refused: BTreeSet<ServerId>,
     /// The replicas that have streamed, by their Patronis' answers, and since when each has not; `None` while it
     /// streams. Patroni before 3.1 never says that a replica streams.
     pub streamed: BTreeMap<MemberName, Option<Moment>>,
@@ -285,6 +287,20 @@ pub struct RoutingMemory {
     pub probed: Option<Moment>,
 }
 
+/// The last command to a server, which the agent may have sent several times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastCommand {
+    /// The command.
+    pub to: ServerCommand,
+    /// When the agent last sent it.
+    pub at: Moment,
+    /// When the agent first sent it, without a long pause since.
+    pub since: Moment,
+}
+
+/// An equal command after a longer pause than this is a new one.
+const REPEATED_WITHIN: Duration = Duration::from_secs(60);
+
 /// The window over which session losses are counted.
 const SESSION_LOSS_WINDOW: Duration = Duration::from_secs(2);
 
@@ -293,6 +309,13 @@ const SESSION_LOSS_WINDOW: Duration = Duration::from_secs(2);
 const SESSION_LOSSES_MAX: u32 = 4;
 
 impl RoutingMemory {
+    /// Notes a command to a server.
+    pub fn note_command(&mut self, server: ServerId, to: ServerCommand, at: Moment) {
+        let repeated = |last: &&LastCommand| last.to == to && at.since(last.at) <= REPEATED_WITHIN;
+        let since = self.last_commands.get(&server).filter(repeated).map_or(at, |last| last.since);
+        self.last_commands.insert(server, LastCommand { to, at, since });
+    }
+
     /// Notes that the agent's session with a member's PostgreSQL was lost.
     pub fn note_session_loss(&mut self, member: MemberName, at: Moment) {
         let (since, count) = self

@@ -9,9 +9,9 @@ use crate::rules::{haproxy_file, route};
 use crate::types::Moment;
 use crate::view::View;
 
-/// Whether an event repeats the last answer of a member that is neither the local one nor the leader. The decision
-/// about such an event can wait, together with others. With many members nearly every event is of this kind.
-pub fn says_nothing_new(view: &View, event: &Event) -> bool {
+/// Whether an event repeats the last answer of a member that is neither the local one nor the leader. With many members
+/// nearly every event is of this kind.
+fn says_nothing_new(view: &View, event: &Event) -> bool {
     let known = |member| view.members.get(member);
     let (member, again) = match event {
         Event::Member(member, MemberEvent::Patroni(answer)) => {
@@ -39,7 +39,11 @@ fn is_the_same(then: &PatroniAnswer, now: &PatroniAnswer) -> bool {
 }
 
 /// Processes an event. `now` is the present moment, `observed.at` the moment of the question.
-pub fn take_in(view: &mut View, observed: Observed, now: Moment) {
+///
+/// Returns whether the event says anything new. If not, the decision about it can wait, together with others, and so
+/// can the rules' memory: it only records since when a conclusion has held, and a repeated answer changes none.
+pub fn take_in(view: &mut View, observed: Observed, now: Moment) -> bool {
+    let news = !says_nothing_new(view, &observed.event);
     // The agent's own actions are no new fact about the cluster.
     let ours = matches!(observed.event, Event::Started(_));
     let tick = matches!(observed.event, Event::Tick);
@@ -47,7 +51,10 @@ pub fn take_in(view: &mut View, observed: Observed, now: Moment) {
     if tick {
         haproxy_file::remember(view, now);
     }
-    route::remember(view, now, ours);
+    if news {
+        route::remember(view, now, ours);
+    }
+    news
 }
 
 #[cfg(test)]

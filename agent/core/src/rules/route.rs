@@ -22,7 +22,7 @@ use crate::assess;
 use crate::event::{HaproxyServer, PatroniAnswer, Role, Rule};
 use crate::evidence;
 use crate::fact::Reading;
-use crate::haproxy::{Check, HaproxyAnswer, Pool, ServerCommand, ServerId};
+use crate::haproxy::{Check, HaproxyAnswer, LastCommand, Pool, ServerCommand, ServerId};
 use crate::limits::{self, PROBE_LIMIT};
 use crate::rules::guard::{KeyCondition, KeyIs};
 use crate::types::{MemberName, Moment};
@@ -52,10 +52,14 @@ impl Default for RoutePolicy {
 /// The shortest interval between two equal commands to a server, if HAProxy's checks undo the command.
 const COMMAND_INTERVAL_MIN: Duration = Duration::from_millis(5);
 
-/// The pause after a command that HAProxy rejected, and between two cuts of sessions.
+/// The pause after a command that HAProxy rejected, and after the first cut of a server's sessions.
 const COMMAND_RETRY_PAUSE: Duration = Duration::from_millis(250);
 
+/// The longest pause between two cuts of a server's sessions. A session does not end while its client does not read.
+const CUT_PAUSE_MAX: Duration = Duration::from_secs(30);
+
 const _: () = assert!(COMMAND_INTERVAL_MIN.as_millis() < COMMAND_RETRY_PAUSE.as_millis());
+const _: () = assert!(COMMAND_RETRY_PAUSE.as_millis() < CUT_PAUSE_MAX.as_millis());
 
 /// A command to a server of HAProxy, now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,19 +124,14 @@ pub fn judge(view: &View, policy: &RoutePolicy, now: Moment) -> Routing {
             let Some(member) = &server.member else { continue };
             let last = view.routing.last_commands.get(&server.id);
             // A command since HAProxy's last answer counts as done until the next answer.
-            let up =
-                last.filter(|(_, at)| *at > answer.at).map_or(server.up, |(command, _)| *command == ServerCommand::Up);
+            let up = last.filter(|last| last.at > answer.at).map_or(server.up, |last| last.to == ServerCommand::Up);
             let wanted = match server.pool {
                 Pool::Writes => writes(view, &key, server, up, member, now),
                 Pool::Reads => reads::judge(view, policy, (servers, server, up), member, &statuses, now),
             };
             let Some((to, reason)) = wanted else { continue };
-            let pause = if view.routing.failing.contains_key(&server.id) || to == ServerCommand::Down {
-                COMMAND_RETRY_PAUSE
-            } else {
-                COMMAND_INTERVAL_MIN
-            };
-            let next = last.filter(|(command, _)| *command == to).map(|(_, at)| at.plus(pause));
+            let fails = view.routing.failing.contains_key(&server.id);
+            let next = last.filter(|last| last.to == to).map(|last| last.at.plus(pause(last, up, fails)));
             match next.filter(|next| now < *next) {
                 Some(at) => routing.at(at),
                 None => routing.changes.push(Change {
@@ -161,6 +160,17 @@ pub fn judge(view: &View, policy: &RoutePolicy, now: Moment) -> Routing {
         routing.at(contact.started.plus(limits::BARRIER_LIMIT).plus(Duration::from_millis(1)));
     }
     routing
+}
+
+/// The pause before a command is repeated. `up`: the server takes new connections; `fails`: HAProxy has rejected it.
+fn pause(last: &LastCommand, up: bool, fails: bool) -> Duration {
+    match last.to {
+        // The sessions of the last cut still end. Each pause is as long as all before it, so they double.
+        ServerCommand::Down if !up => last.at.since(last.since).clamp(COMMAND_RETRY_PAUSE, CUT_PAUSE_MAX),
+        ServerCommand::Down => COMMAND_RETRY_PAUSE,
+        _ if fails => COMMAND_RETRY_PAUSE,
+        _ => COMMAND_INTERVAL_MIN,
+    }
 }
 
 /// The state of the leader key.

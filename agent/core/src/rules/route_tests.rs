@@ -282,6 +282,24 @@ fn a_command_counts_as_done_until_the_next_answer_and_is_repeated_after_a_pause(
     assert_eq!(told(&false_alarm), [("pg-a".to_string(), ServerCommand::Up)]);
 }
 
+/// A session of a paused node does not end: HAProxy would log a cut every 250 ms for as long.
+#[test]
+fn sessions_that_do_not_end_are_cut_again_at_longer_and_longer_intervals() {
+    let cut = [("pg-a".to_string(), ServerCommand::Down)];
+    let cuts = |first: u64, last: u64, a: &str| {
+        let told = [("first", first), ("last", last)];
+        let moved = moved().with("haproxy", 9_995, servers(a, "DOWN"));
+        told.iter().fold(moved, |scene, (name, at)| scene.with(name, *at, said("pg-a", ServerCommand::Down)))
+    };
+    assert_eq!(told(&cuts(9_740, 9_740, "DOWN")), cut);
+    assert_eq!(told(&cuts(9_760, 9_760, "DOWN")), []);
+    // Once it has lasted for 400 ms, the next pause is as long.
+    assert_eq!(told(&cuts(9_300, 9_700, "DOWN")), []);
+    assert_eq!(told(&cuts(9_100, 9_500, "DOWN")), cut);
+    // A server that HAProxy has put up again takes new sessions.
+    assert_eq!(told(&cuts(9_300, 9_700, "UP")), cut);
+}
+
 /// A new connection during a change must not reach the server that stops, also if HAProxy's checks accept it.
 #[test]
 fn new_connections_are_held_while_a_server_goes_or_none_takes_writes() {
@@ -483,6 +501,9 @@ fn reads_go_to_no_replica_that_is_not_to_have_any_and_to_one_that_haproxy_cannot
         [("pg-b".to_string(), ServerCommand::Up)],
         "before it is cut"
     );
+    let said_no =
+        streams(cannot(), 0).with("check", 9_800, replicas(&[("b", "DOWN", Check::Refuses("503".to_string()))]));
+    assert_eq!(told(&said_no), [], "an asynchronous replica in a proxy whose check is `/sync`, say");
     assert_eq!(told(&streams(cannot(), 17 * mib)), []);
     assert_eq!(told(&streams(Check::Refuses("L7STS 503".to_string()), 0)), []);
     assert_eq!(told(&streams(cannot(), 0).with("patroni b", 9_900, hangs("b"))), []);

@@ -261,9 +261,7 @@ impl View {
             Started::Announcement(record) => self.announced = Some((record, at)),
             Started::Render => self.haproxy_file.ordered = Some(at),
             Started::ProbeHaproxy => self.routing.probed = Some(at),
-            Started::Route { server, to } => {
-                self.routing.last_commands.insert(server, (to, at));
-            }
+            Started::Route { server, to } => self.routing.note_command(server, to, at),
             Started::Hold { proxy, on: true } => {
                 self.routing.hold_refreshed_at.insert(proxy, at);
             }

@@ -65,7 +65,7 @@ pub fn remember(view: &mut View, now: Moment, ours: bool) {
     if view.haproxy.is_none() {
         return;
     }
-    note_load(view, now);
+    note_servers(view, now);
     note_streaming(view, now);
     let proxies = proxies(view, now);
     let dated = |known: &BTreeMap<String, Moment>, is: &dyn Fn(&[&HaproxyServer]) -> bool| {
@@ -135,8 +135,8 @@ fn note_streaming(view: &mut View, now: Moment) {
     routing.streamed.retain(|name, _| members.contains_key(name));
 }
 
-/// Notes the servers whose limits make connections wait, for the warnings.
-fn note_load(view: &mut View, now: Moment) {
+/// Notes what HAProxy's checks last said, and for the warnings the servers whose limits make connections wait.
+fn note_servers(view: &mut View, now: Moment) {
     let Some(HaproxyAnswer::Servers(servers)) = view.haproxy.as_ref().and_then(|answer| answer.fresh(now, PROBE_LIMIT))
     else {
         return;
@@ -148,9 +148,17 @@ fn note_load(view: &mut View, now: Moment) {
     for server in servers.iter().filter(|server| server.queued > 0) {
         routing.queued.insert(server.id.clone(), (server.queued, now));
     }
+    for server in servers {
+        match server.check {
+            Check::Refuses(_) => _ = routing.refused.insert(server.id.clone()),
+            Check::Passes => _ = routing.refused.remove(&server.id),
+            Check::None | Check::Fails(_) => {}
+        }
+    }
     let known: BTreeSet<&ServerId> = servers.iter().map(|server| &server.id).collect();
     routing.throttled.retain(|id, _| known.contains(id));
     routing.queued.retain(|id, _| known.contains(id));
+    routing.refused.retain(|id| known.contains(id));
     routing.failing.retain(|id, _| known.contains(id));
     routing.last_commands.retain(|id, _| known.contains(id));
 }

@@ -22,7 +22,7 @@ pub(super) fn judge<'a>(
     now: Moment,
 ) -> Option<(ServerCommand, String)> {
     let last = view.routing.last_commands.get(&server.id);
-    let was_behind = last.is_some_and(|(command, _)| *command == ServerCommand::Drain);
+    let was_behind = last.is_some_and(|last| last.to == ServerCommand::Drain);
     // Most servers need none: HAProxy's checks decide about a server that they took out.
     if !up && !was_behind && !matches!(server.check, Check::Fails(_)) {
         return None;
@@ -57,8 +57,12 @@ pub(super) fn judge<'a>(
     if !up && was_behind && !matches!(server.check, Check::Refuses(_)) {
         return Some((ServerCommand::Up, format!("{member} has caught up: {lag} bytes behind")));
     }
-    // HAProxy's check fails without a usable answer, while the agent gets one.
+    // HAProxy's check fails without a usable answer, while the agent gets one. What it last said of the server counts:
+    // the proxy may want no such replica.
     let Check::Fails(words) = &server.check else { return None };
+    if view.routing.refused.contains(&server.id) {
+        return None;
+    }
     let patroni = assess::patroni_of(view, member, now)?;
     let streams = matches!(patroni.value, PatroniAnswer::Answering(status) if status.state == State::Streaming);
     // HAProxy's failing check would take it out again.
