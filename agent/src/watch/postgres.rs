@@ -53,12 +53,20 @@ const TRANSITION_RETRY_PAUSE: Duration = Duration::from_millis(40);
 /// milliseconds. A transition usually takes less.
 const TRANSITION_MAX: Duration = Duration::from_secs(30);
 
+/// Between two attempts while another member's server refuses for longer than [`REFUSES_LONG_AFTER`]. A rule that needs
+/// it sooner makes the watcher ask at once.
+const LONG_REFUSAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// A server that restarts is back before that. With many members down, attempts were most of the agent's CPU.
+const REFUSES_LONG_AFTER: Duration = Duration::from_secs(10);
+
 /// After an attempt that the server broke off.
 const BROKEN_OFF_RETRY_PAUSE: Duration = Duration::from_millis(2);
 
 const _: () = assert!(BROKEN_OFF_RETRY_PAUSE.as_millis() < TRANSITION_RETRY_PAUSE.as_millis());
 const _: () = assert!(TRANSITION_RETRY_PAUSE.as_millis() < RECONNECT_PAUSE.as_millis());
-const _: () = assert!(RECONNECT_PAUSE.as_millis() < LOGIN_RETRY_PAUSE_MAX.as_millis());
+const _: () = assert!(RECONNECT_PAUSE.as_millis() < LONG_REFUSAL_PAUSE.as_millis());
+const _: () = assert!(LONG_REFUSAL_PAUSE.as_millis() < LOGIN_RETRY_PAUSE_MAX.as_millis());
 
 /// Watches one member's PostgreSQL until the agent shuts down. `probe` makes it ask at once.
 pub async fn watch(
@@ -85,7 +93,7 @@ pub async fn watch(
         };
         match attempt {
             Ok((client, driver)) => {
-                attempts.refusing_since = None;
+                (attempts.refusing_since, attempts.failing_since) = (None, None);
                 watcher.use_session(client, driver).await?;
                 if asked.elapsed() >= RECONNECT_PAUSE {
                     continue;
@@ -102,6 +110,7 @@ pub async fn watch(
             }
             Err(Failed::Refused(error)) => {
                 attempts.broken_off = false;
+                attempts.failing_since.get_or_insert(asked);
                 let refuses = watcher.report_refusal(at, &error).await?;
                 attempts.refusing_since = if refuses { attempts.refusing_since.or(Some(asked)) } else { None };
             }
@@ -126,6 +135,8 @@ pub async fn watch(
 struct Attempts {
     /// Since when the server has refused sessions, or has been gone.
     refusing_since: Option<Instant>,
+    /// Since when no attempt has led to a session, and the server or its host has refused.
+    failing_since: Option<Instant>,
     /// Whether the server broke off the last attempt.
     broken_off: bool,
     /// How often in a row the server has refused the login.
@@ -137,8 +148,10 @@ impl Attempts {
     fn pause(&self, source: Source) -> Duration {
         let in_transition =
             source == Source::Socket && self.refusing_since.is_some_and(|since| since.elapsed() < TRANSITION_MAX);
+        let long = |since: Instant| since.elapsed() >= REFUSES_LONG_AFTER;
         match self.login_refusals {
             0 if in_transition => TRANSITION_RETRY_PAUSE,
+            0 if source == Source::Tcp && self.failing_since.is_some_and(long) => LONG_REFUSAL_PAUSE,
             times => RECONNECT_PAUSE.saturating_mul(1 << times.min(8)).min(LOGIN_RETRY_PAUSE_MAX),
         }
     }

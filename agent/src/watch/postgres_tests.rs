@@ -277,3 +277,15 @@ async fn a_socket_that_was_never_seen_says_nothing_unless_the_port_refuses() {
     drop(port);
     watching.until("refused", |answer| matches!(answer, PostgresAnswer::Refused(_))).await;
 }
+
+/// 48 members whose PostgreSQL refused cost an agent half of its CPU.
+#[test]
+fn another_members_server_that_refuses_for_long_is_asked_once_a_second() {
+    let refuses_for =
+        |time: Duration| Attempts { failing_since: Instant::now().checked_sub(time), ..Attempts::default() };
+    let (short, long) = (refuses_for(Duration::from_secs(9)), refuses_for(Duration::from_secs(11)));
+    assert_eq!(short.pause(Source::Tcp), RECONNECT_PAUSE);
+    assert_eq!(long.pause(Source::Tcp), LONG_REFUSAL_PAUSE);
+    assert_eq!(long.pause(Source::Socket), RECONNECT_PAUSE, "the local server");
+    assert_eq!(Attempts { login_refusals: 9, ..long }.pause(Source::Tcp), LOGIN_RETRY_PAUSE_MAX);
+}
