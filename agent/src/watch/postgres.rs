@@ -55,7 +55,7 @@ const TRANSITION_MAX: Duration = Duration::from_secs(30);
 
 /// Between two attempts while another member's server refuses for longer than [`REFUSES_LONG_AFTER`]. A rule that needs
 /// it sooner makes the watcher ask at once.
-const LONG_REFUSAL_PAUSE: Duration = Duration::from_secs(1);
+const LONG_REFUSAL_PAUSE: Duration = Duration::from_secs(2);
 
 /// A server that restarts is back before that. With many members down, attempts were most of the agent's CPU.
 const REFUSES_LONG_AFTER: Duration = Duration::from_secs(10);

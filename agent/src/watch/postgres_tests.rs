@@ -280,7 +280,7 @@ async fn a_socket_that_was_never_seen_says_nothing_unless_the_port_refuses() {
 
 /// 48 members whose PostgreSQL refused cost an agent half of its CPU.
 #[test]
-fn another_members_server_that_refuses_for_long_is_asked_once_a_second() {
+fn another_members_server_that_refuses_for_long_is_asked_less_often() {
     let refuses_for =
         |time: Duration| Attempts { failing_since: Instant::now().checked_sub(time), ..Attempts::default() };
     let (short, long) = (refuses_for(Duration::from_secs(9)), refuses_for(Duration::from_secs(11)));

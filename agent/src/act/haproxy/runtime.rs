@@ -14,7 +14,7 @@ use super::durable::write;
 use super::lines::{self, Server};
 use super::template::{SealedFile, sealed};
 use crate::client::haproxy::command::{command, question};
-use crate::client::haproxy::{StateRow, addresses, first_line, is_name, rows, split_address, table};
+use crate::client::haproxy::{StatRow, StateRow, addresses, first_line, is_name, rows, split_address, table};
 use crate::client::names::Names;
 use futures_util::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
@@ -226,7 +226,7 @@ impl HaproxyFileActor {
     async fn is_in_use(&self, id: &ServerId) -> Result<bool, String> {
         let stat = self.ask(SHOW_STAT).await?;
         let row = stat_of(&stat, id)?;
-        let in_use = |column: &str| row.as_ref().and_then(|row| row.get(column)).is_none_or(|count| *count != "0");
+        let in_use = |column: &str| row.as_ref().and_then(|row| row.get(column)).is_none_or(|count| count != "0");
         Ok(in_use("scur") || in_use("qcur"))
     }
 
@@ -284,7 +284,7 @@ impl HaproxyFileActor {
     async fn is_up(&self, id: &ServerId) -> Result<bool, String> {
         let stat = self.ask(SHOW_STAT).await?;
         let row = stat_of(&stat, id)?;
-        Ok(row.and_then(|row| row.get("status").copied()).is_some_and(|status| status.starts_with("UP")))
+        Ok(row.and_then(|row| row.get("status")).is_some_and(|status| status.starts_with("UP")))
     }
 
     /// HAProxy's state of a server. `None` if HAProxy does not have it.
@@ -359,10 +359,9 @@ fn enable(server: &Server) -> Result<String, String> {
 }
 
 /// A server's line in the answer to [`SHOW_STAT`].
-fn stat_of<'a>(stat: &'a str, id: &ServerId) -> Result<Option<BTreeMap<&'a str, &'a str>>, String> {
-    let is = |row: &BTreeMap<&str, &str>| {
-        row.get("pxname").copied() == Some(id.proxy.as_str()) && row.get("svname").copied() == Some(id.name.as_str())
-    };
+fn stat_of<'a>(stat: &'a str, id: &ServerId) -> Result<Option<StatRow<'a>>, String> {
+    let is =
+        |row: &StatRow<'_>| row.get("pxname") == Some(id.proxy.as_str()) && row.get("svname") == Some(id.name.as_str());
     Ok(table(stat)?.into_iter().find(is))
 }
 

@@ -60,7 +60,7 @@ async fn status(running: &Running, server: &str) -> String {
     let (proxy, name) = server.split_once('/').unwrap();
     let id = ServerId { proxy: proxy.to_owned(), name: name.to_owned() };
     let row = stat_of(&stat, &id).unwrap();
-    row.map_or_else(|| "none".to_owned(), |row| row["status"].to_owned())
+    row.map_or_else(|| "none".to_owned(), |row| row.get("status").unwrap().to_owned())
 }
 
 async fn becomes(running: &Running, server: &str, wanted: &str) {
@@ -112,7 +112,7 @@ async fn members_join_move_and_leave_and_no_session_is_cut() {
     let more = Backends { max_connections: 300, ..moved.clone() };
     assert_eq!(running.actor.write(&more).await.unwrap(), None);
     let stat = running.actor.ask("show stat -1 4 -1").await.unwrap();
-    let limits: Vec<_> = table(&stat).unwrap().iter().filter_map(|row| row["slim"].parse::<u32>().ok()).collect();
+    let limits: Vec<_> = table(&stat).unwrap().iter().filter_map(|row| row.get("slim")?.parse::<u32>().ok()).collect();
     assert_eq!(limits, [290; 4], "{stat}");
     // b leaves with open sessions.
     let alone = Backends { places: vec![place("a", "127.0.0.11")], ..more.clone() };

@@ -23,18 +23,16 @@ pub fn read(text: &str, config: &HaproxyConfig, is_member: impl Fn(&str) -> bool
     let Ok(rows) = table(text) else { return around };
     let mut tracked = BTreeSet::new();
     for row in rows {
-        let field = |name: &str| row.get(name).copied().filter(|field| !field.is_empty());
-        let number = |name: &str| field(name).and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
-        let (Some(proxy), Some(name)) = (field("pxname"), field("svname")) else { continue };
+        let (Some(proxy), Some(name)) = (row.get("pxname"), row.get("svname")) else { continue };
         match name {
-            "FRONTEND" if number("slim") > 0 && number("scur") >= number("slim") => {
-                around.full.insert(proxy.to_owned(), number("slim"));
+            "FRONTEND" if row.number("slim") > 0 && row.number("scur") >= row.number("slim") => {
+                around.full.insert(proxy.to_owned(), row.number("slim"));
             }
             "FRONTEND" | "BACKEND" => {}
             _ if config.pool_of(proxy).is_some() => {
-                tracked.extend(field("tracked").and_then(|other| other.split('/').next()).map(str::to_owned));
+                tracked.extend(row.get("tracked").and_then(|other| other.split('/').next()).map(str::to_owned));
             }
-            _ if field("addr").is_some_and(&is_member) => {
+            _ if row.get("addr").is_some_and(&is_member) => {
                 around.not_steered.insert(proxy.to_owned());
             }
             _ => {}

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -80,14 +81,34 @@ pub fn addresses(text: &str) -> Result<BTreeMap<String, String>, String> {
     Ok(rows(text)?.iter().map(|row| (field(row, "srv_name"), address(row))).collect())
 }
 
+/// A line of the answer to `show stat`.
+#[derive(Clone, Debug)]
+pub struct StatRow<'a> {
+    /// The place of each column, shared by all rows.
+    columns: Rc<BTreeMap<&'a str, usize>>,
+    fields: Vec<&'a str>,
+}
+
+impl<'a> StatRow<'a> {
+    /// A present field that is not empty.
+    pub fn get(&self, name: &str) -> Option<&'a str> {
+        self.fields.get(*self.columns.get(name)?).copied().filter(|field| !field.is_empty())
+    }
+
+    /// A field that is a number; zero if it is none.
+    pub fn number(&self, name: &str) -> u64 {
+        self.get(name).and_then(|count| count.parse().ok()).unwrap_or(0)
+    }
+}
+
 /// Parses `show stat`: CSV with the names of the columns in the first line, after `# ` (HAProxy's management guide,
 /// 9.1). New versions of HAProxy add columns.
-pub fn table(text: &str) -> Result<Vec<BTreeMap<&str, &str>>, String> {
+pub fn table(text: &str) -> Result<Vec<StatRow<'_>>, String> {
     let mut lines = text.lines().filter(|line| !line.trim().is_empty());
     let header = lines.next().and_then(|line| line.strip_prefix("# "));
     let header = header.ok_or_else(|| "its answer to `show stat` is not a table".to_owned())?;
-    let columns: Vec<&str> = header.split(',').collect();
-    Ok(lines.map(|line| columns.iter().copied().zip(line.split(',')).collect()).collect())
+    let columns: Rc<BTreeMap<_, _>> = Rc::new(header.split(',').enumerate().map(|(at, name)| (name, at)).collect());
+    Ok(lines.map(|line| StatRow { columns: Rc::clone(&columns), fields: line.split(',').collect() }).collect())
 }
 
 /// Address and port of `host:port`, as HAProxy writes it.

@@ -1,6 +1,6 @@
 //! Reads HAProxy's answer to `show stat` as servers.
 
-use crate::client::haproxy::table;
+use crate::client::haproxy::{StatRow, table};
 use crate::config::HaproxyConfig;
 use std::collections::BTreeMap;
 use warden_core::event::{HaproxyAnswer, HaproxyServer};
@@ -9,20 +9,6 @@ use warden_core::types::MemberName;
 
 /// All frontends, backends and servers (types 1, 2 and 4) of all proxies.
 pub const QUESTION: &str = "show stat -1 7 -1";
-
-/// A line of the answer.
-struct Row<'a>(BTreeMap<&'a str, &'a str>);
-
-impl<'a> Row<'a> {
-    /// A present field that is not empty.
-    fn get(&self, name: &str) -> Option<&'a str> {
-        self.0.get(name).copied().filter(|field| !field.is_empty())
-    }
-
-    fn number(&self, name: &str) -> u64 {
-        self.get(name).and_then(|count| count.parse().ok()).unwrap_or(0)
-    }
-}
 
 /// Reads the answer. `member_at` finds the member at an address.
 ///
@@ -36,7 +22,7 @@ pub fn read(text: &str, config: &HaproxyConfig, member_at: impl Fn(&str) -> Opti
     let mut servers = Vec::new();
     // By proxy: connections that wait for any of its servers.
     let mut waiting: BTreeMap<&str, u64> = BTreeMap::new();
-    for row in rows.into_iter().map(Row) {
+    for row in rows {
         let (Some(proxy), Some(name), Some(status)) = (row.get("pxname"), row.get("svname"), row.get("status")) else {
             return HaproxyAnswer::Unusable("its answer to `show stat` lacks pxname, svname or status".to_owned());
         };
@@ -89,7 +75,7 @@ pub fn read(text: &str, config: &HaproxyConfig, member_at: impl Fn(&str) -> Opti
 }
 
 /// The result of the last check (HAProxy's management guide, 9.1, `check_status`). A star marks a check in progress.
-fn check(row: &Row<'_>) -> Check {
+fn check(row: &StatRow<'_>) -> Check {
     let Some(status) = row.get("check_status") else { return Check::None };
     let status = status.trim_start_matches("* ");
     let words = || {
