@@ -181,8 +181,9 @@ enum Key<'a> {
         /// Maintenance mode, in which the operator moves servers by hand.
         paused: bool,
     },
-    /// No member holds it; or a later read contradicts, and the next barrier read is under way.
-    Open,
+    /// No member holds it; or a later read contradicts, and the next barrier read is under way. `next` holds it by that
+    /// later read.
+    Open { next: Option<&'a MemberName> },
     /// ZooKeeper is away. `only_writable` is the member that takes writes, if it is the only one.
     Away { only_writable: Option<&'a MemberName> },
 }
@@ -195,9 +196,12 @@ impl<'a> Key<'a> {
                     let paused = known.config.present().is_none_or(|config| config.pause);
                     Self::Held { holder: &key.holder, paused }
                 }
-                Reading::Absent | Reading::Unreadable(_) => Self::Open,
+                Reading::Absent | Reading::Unreadable(_) => Self::Open { next: None },
             },
-            None if evidence::contact(view, now).is_some() => Self::Open,
+            None if evidence::contact(view, now).is_some() => {
+                let read = view.leader.as_ref().and_then(|read| read.value.present());
+                Self::Open { next: read.map(|key| &key.holder) }
+            }
             None => Self::Away { only_writable: only_writable(view, now) },
         }
     }
@@ -208,6 +212,9 @@ impl<'a> Key<'a> {
 enum Holder {
     /// The member itself.
     Itself,
+    /// The member itself, by a read that the barrier read under way has yet to confirm. A barrier read takes 50 ms and
+    /// more while the ZooKeeper servers' disk is busy, and HAProxy's checks do not wait for one either.
+    ItselfUnconfirmed,
     /// Another member.
     Another,
     /// Another member, in maintenance mode.
@@ -242,14 +249,14 @@ enum HaproxyState {
 /// The command to a server for writes, if one is needed. This table has every case.
 const fn command(holder: Holder, reported: Reported, has: HaproxyState) -> Option<ServerCommand> {
     use HaproxyState::{Down, DownInUse, Up, UpFailing};
-    use Holder::{Absent, Another, AnotherInPause, Itself, OnlyPrimary};
+    use Holder::{Absent, Another, AnotherInPause, Itself, ItselfUnconfirmed, OnlyPrimary};
     use Reported::{NotWritable, Writable};
     match (holder, reported, has) {
         // The rightful primary, also if HAProxy's checks fail.
-        (Itself, Writable, UpFailing | DownInUse | Down) => Some(ServerCommand::Up),
+        (Itself | ItselfUnconfirmed, Writable, UpFailing | DownInUse | Down) => Some(ServerCommand::Up),
         (OnlyPrimary, Writable, DownInUse | Down) => Some(ServerCommand::Up),
         // New connections wait at the first sign that a server stops.
-        (Itself | Absent | OnlyPrimary, NotWritable, Up | UpFailing) => Some(ServerCommand::Drain),
+        (Itself | ItselfUnconfirmed | Absent | OnlyPrimary, NotWritable, Up | UpFailing) => Some(ServerCommand::Drain),
         // Another member leads: the server takes no connection and keeps no session.
         (Another, _, Up | UpFailing | DownInUse) => Some(ServerCommand::Down),
         (AnotherInPause, _, Up | UpFailing) => Some(ServerCommand::Drain),
@@ -273,7 +280,8 @@ fn writes(
         Key::Away { only_writable } if *only_writable == Some(member) && is_primary(view, server, member, now) => {
             Holder::OnlyPrimary
         }
-        Key::Open | Key::Away { .. } => Holder::Absent,
+        Key::Open { next: Some(next) } if *next == member => Holder::ItselfUnconfirmed,
+        Key::Open { .. } | Key::Away { .. } => Holder::Absent,
     };
     // If another member leads, this member's report does not matter.
     let matters = !matches!(holder, Holder::Another | Holder::AnotherInPause);
@@ -299,7 +307,7 @@ fn writes(
     };
     let to = command(holder, reported, has)?;
     let why = match (key, holder) {
-        (_, Holder::Itself) if to == ServerCommand::Up => {
+        (_, Holder::Itself | Holder::ItselfUnconfirmed) if to == ServerCommand::Up => {
             let failing = if has == HaproxyState::UpFailing { ", and HAProxy's checks fail" } else { "" };
             format!("{member} holds the leader key and takes writes{failing}")
         }

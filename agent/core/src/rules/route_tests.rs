@@ -187,6 +187,12 @@ fn leader_changes() -> Vec<Case> {
         // A server that the operator took out of service stays so.
         ("in maintenance", well().with("haproxy", 9_950, servers("MAINT", "DOWN")), &[]),
         ("drained", well().with("haproxy", 9_950, servers("DRAIN", "DOWN")), &[]),
+        // An ordinary read in the session of the barrier read is no older than it. Nobody is cut off by it.
+        (
+            "a new leader that no barrier read has confirmed yet",
+            well().with("news", 9_995, leader(key("b", 2))).with("b", 9_996, writable("b")),
+            &[("pg-b", ServerCommand::Up)],
+        ),
         // An ordinary read to the contrary is no proof, but enough to do nothing.
         ("contradicted", moved().with("news", 9_995, leader(key("a", 3))).with("b", 9_995, writable("b")), &[]),
         ("no answer of HAProxy's", well().with("haproxy", 9_950, unusable()).with("broke", 9_991, broke("a")), &[]),
@@ -597,7 +603,14 @@ fn a_member_that_the_operator_has_fenced_gets_no_writes() {
 #[test]
 fn no_command_to_a_server_is_undone_by_the_next() {
     use HaproxyState::{Down, DownInUse, Up, UpFailing};
-    let holders = [Holder::Itself, Holder::Another, Holder::AnotherInPause, Holder::Absent, Holder::OnlyPrimary];
+    let holders = [
+        Holder::Itself,
+        Holder::ItselfUnconfirmed,
+        Holder::Another,
+        Holder::AnotherInPause,
+        Holder::Absent,
+        Holder::OnlyPrimary,
+    ];
     for holder in holders {
         for reported in [Reported::Writable, Reported::NotWritable, Reported::Nothing] {
             let raised = [Down, DownInUse, UpFailing]

@@ -29,6 +29,10 @@ const PROJECT: &str = "wardenbench";
 /// The file in `tests/out`.
 const OUT: &str = "routing.jsonl";
 
+/// The aim for the time from a writable server until it is up in HAProxy, in milliseconds. A later run shows the agent's
+/// log.
+const UP_MAX_MS: f64 = 50.0;
+
 /// A client connected straight to the old primary knows of its end after at most this long, because it writes every 20
 /// ms.
 const KNOWN: Duration = Duration::from_millis(100);
@@ -332,7 +336,11 @@ fn router(run: &Run<'_>, turn: &Turn) -> Map<String, Value> {
             let acknowledged = between(first.wall, up);
             // The server became writable after its last refusal of a write, and no later than the arrival of the first
             // row that it took.
-            found.insert("up_after_write_ms".to_owned(), json!(acknowledged + ms(first.sent, first.at)));
+            let after = acknowledged + ms(first.sent, first.at);
+            found.insert("up_after_write_ms".to_owned(), json!(after));
+            if after > UP_MAX_MS {
+                found.insert("late".to_owned(), json!(around(&run.logs.agent, first.wall)));
+            }
             let refusals = run.story(Route::Node(new)).into_iter().flat_map(|story| &story.errors);
             if let Some(refused) = refusals.map(|failure| failure.at).filter(|at| *at <= first.at).max() {
                 found.insert("up_after_refusal_ms".to_owned(), json!(acknowledged + ms(refused, first.at)));
@@ -356,6 +364,12 @@ fn router(run: &Run<'_>, turn: &Turn) -> Map<String, Value> {
     let written = run.logs.agent.iter().filter(|line| line.is("haproxy_reloaded")).count();
     found.insert("reloads".to_owned(), json!(written));
     found
+}
+
+/// The agent's events around a moment, with the milliseconds since then.
+fn around(agent: &[Line], moment: SystemTime) -> Vec<String> {
+    let near = |line: &&Line| line.event().is_some() && between(line.at, moment).abs() < 1000.0;
+    agent.iter().filter(near).map(|line| format!("{:.1}: {}", between(moment, line.at), line.text)).collect()
 }
 
 /// A run in one line, for people who watch.
