@@ -50,12 +50,13 @@ pub struct Archive {
     size: SegmentSize,
     segments: BTreeMap<SegmentName, (Verdict, Lsn, String)>,
     histories: BTreeMap<u32, History>,
+    contested: BTreeMap<SegmentName, (Lsn, String)>,
 }
 
 impl Archive {
     /// An empty archive of segments of this size.
     pub const fn new(size: SegmentSize) -> Self {
-        Self { size, segments: BTreeMap::new(), histories: BTreeMap::new() }
+        Self { size, segments: BTreeMap::new(), histories: BTreeMap::new(), contested: BTreeMap::new() }
     }
 
     /// Adds the finding on a segment. Of several copies the one that reaches furthest counts.
@@ -65,6 +66,17 @@ impl Archive {
         if self.segments.get(&name).is_none_or(better) {
             self.segments.insert(name, new);
         }
+    }
+
+    /// Adds a segment of which no copy can be read. A copy that can be read counts more.
+    pub fn add_unreadable(&mut self, name: SegmentName, why: &str) {
+        let start = name.start(self.size).unwrap_or_default();
+        self.segments.entry(name).or_insert_with(|| (Verdict::Unreadable, start, why.to_string()));
+    }
+
+    /// Copies of this segment are right and differ from this position on, so that none of them is the right one.
+    pub fn contest(&mut self, name: SegmentName, lsn: Lsn, because: String) {
+        self.contested.insert(name, (lsn, because));
     }
 
     /// Adds a history.
@@ -78,39 +90,105 @@ impl Archive {
         ends.into_iter().collect()
     }
 
-    /// The timelines with their gaps, in order.
-    pub fn timelines(&self) -> Vec<Timeline> {
+    /// The timelines that have segments and no history file, so that where they begin is unknown.
+    pub fn missing_histories(&self) -> Vec<u32> {
         let numbers: BTreeSet<u32> = self.segments.keys().map(|name| name.timeline).collect();
-        numbers.into_iter().filter_map(|timeline| self.timeline(timeline)).collect()
+        numbers.into_iter().filter(|timeline| *timeline > 1 && !self.histories.contains_key(timeline)).collect()
     }
 
-    fn timeline(&self, timeline: u32) -> Option<Timeline> {
+    /// The timelines with their gaps, in order.
+    pub fn timelines(&self) -> Vec<Timeline> {
+        let holes = self.holes();
+        let mut numbers: BTreeSet<u32> = self.segments.keys().map(|name| name.timeline).collect();
+        numbers.extend(holes.keys());
+        let gaps = |timeline| holes.get(&timeline).cloned().unwrap_or_default();
+        numbers.into_iter().filter_map(|timeline| self.timeline(timeline, gaps(timeline))).collect()
+    }
+
+    fn timeline(&self, timeline: u32, gaps: Vec<Gap>) -> Option<Timeline> {
         let of_it = || self.segments.iter().filter(move |(name, _)| name.timeline == timeline);
-        let from = of_it().filter_map(|(name, _)| name.start(self.size)).min()?;
-        let mut found = Timeline { timeline, from, to: from, gaps: Vec::new() };
+        let first = of_it().filter_map(|(name, _)| name.start(self.size));
+        let from = first.chain(gaps.iter().map(|gap| gap.from)).min()?;
+        let mut found = Timeline { timeline, from, to: from, gaps };
         let mut next = from;
         for (name, (verdict, end, _)) in of_it() {
             let Some(start) = name.start(self.size) else { continue };
-            if !is_whole(*verdict) && !matches!(verdict, Verdict::Partial | Verdict::Recycled) {
-                continue;
+            if is_whole(*verdict) || start == next {
+                found.to = *end;
             }
-            if start > next {
-                let segments = (start.0 - next.0) / self.size.bytes();
-                found.gaps.push(Gap { from: next, to: start, segments });
+            if is_there(*verdict) {
+                next = self.next(start);
             }
-            found.to = *end;
-            next = Lsn(start.0.saturating_add(self.size.bytes()));
         }
         Some(found)
     }
 
-    /// The parts of the WAL without a gap, along each timeline that no other one goes on from, and its ancestors.
-    pub fn restorable(&self) -> Vec<Restorable> {
+    /// The start of the segment after the one with this start.
+    const fn next(&self, start: Lsn) -> Lsn {
+        Lsn(start.0.saturating_add(self.size.bytes()))
+    }
+
+    /// The gaps of each timeline: between its own segments, and along each timeline and its ancestors. Segments before
+    /// the first one that is there are no gap, because an archive is cleaned from its beginning.
+    fn holes(&self) -> BTreeMap<u32, Vec<Gap>> {
+        let mut holes: BTreeSet<(u32, Lsn, Lsn)> = BTreeSet::new();
+        let there = |name: &&SegmentName| self.segments.get(name).is_some_and(|(verdict, ..)| is_there(*verdict));
+        for timeline in self.leaves() {
+            let on_path = self.segments.keys().filter(there).filter(|name| self.is_on_path(timeline, **name));
+            let starts: BTreeSet<Lsn> = on_path.filter_map(|name| name.start(self.size)).collect();
+            for (before, after) in starts.iter().zip(starts.iter().skip(1)) {
+                self.split(timeline, self.next(*before), *after, &mut holes);
+            }
+        }
+        let own: Vec<&SegmentName> = self.segments.keys().filter(there).collect();
+        for (before, after) in own.iter().zip(own.iter().skip(1)) {
+            let (Some(start), Some(to)) = (before.start(self.size), after.start(self.size)) else { continue };
+            if before.timeline == after.timeline && self.next(start) < to {
+                holes.insert((before.timeline, self.next(start), to));
+            }
+        }
+        let mut gaps: BTreeMap<u32, Vec<Gap>> = BTreeMap::new();
+        for (timeline, from, to) in holes {
+            let known = gaps.entry(timeline).or_default();
+            let mut gap = Gap { from, to, segments: 0 };
+            if let Some(last) = known.pop_if(|last| from <= last.to) {
+                (gap.from, gap.to) = (last.from, to.max(last.to));
+            }
+            gap.segments = (gap.to.0 - gap.from.0) / self.size.bytes();
+            known.push(gap);
+        }
+        gaps
+    }
+
+    /// The parts of this range by the timeline whose segments a recovery along `timeline` would read.
+    fn split(&self, timeline: u32, mut from: Lsn, to: Lsn, holes: &mut BTreeSet<(u32, Lsn, Lsn)>) {
+        while from < to {
+            let reads = self.reads(timeline, from);
+            let end = self.histories.get(&timeline).and_then(|history| history.end_of(reads));
+            // The segment in which a timeline ends is read from the next one.
+            let end = end.map_or(to, |end| Lsn(end.0 - end.0 % self.size.bytes())).min(to);
+            holes.insert((reads, from, end.max(self.next(from))));
+            from = end.max(self.next(from));
+        }
+    }
+
+    /// The timelines that no history names as an ancestor.
+    fn leaves(&self) -> BTreeSet<u32> {
         let ancestors: BTreeSet<u32> =
             self.histories.values().flat_map(|history| history.switches.iter().map(|switch| switch.timeline)).collect();
         let mut numbers: BTreeSet<u32> = self.segments.keys().map(|name| name.timeline).collect();
         numbers.extend(self.histories.keys());
-        numbers.into_iter().filter(|timeline| !ancestors.contains(timeline)).flat_map(|it| self.along(it)).collect()
+        numbers.into_iter().filter(|timeline| !ancestors.contains(timeline)).collect()
+    }
+
+    /// Whether a recovery along `timeline` reads this segment.
+    fn is_on_path(&self, timeline: u32, name: SegmentName) -> bool {
+        name.start(self.size).is_some_and(|start| self.reads(timeline, start) == name.timeline)
+    }
+
+    /// The parts of the WAL without a gap, along each timeline that no other one goes on from, and its ancestors.
+    pub fn restorable(&self) -> Vec<Restorable> {
+        self.leaves().into_iter().flat_map(|timeline| self.along(timeline)).collect()
     }
 
     /// The timeline whose segment a recovery along `timeline` reads at this start: the newest that begins before the
@@ -121,11 +199,8 @@ impl Archive {
     }
 
     fn along(&self, timeline: u32) -> Vec<Restorable> {
-        let of_path = |name: &&SegmentName| {
-            name.start(self.size).is_some_and(|start| self.reads(timeline, start) == name.timeline)
-        };
-        let starts: BTreeSet<Lsn> =
-            self.segments.keys().filter(of_path).filter_map(|name| name.start(self.size)).collect();
+        let of_path = self.segments.keys().filter(|name| self.is_on_path(timeline, **name));
+        let starts: BTreeSet<Lsn> = of_path.filter_map(|name| name.start(self.size)).collect();
         let mut found: Vec<Restorable> = Vec::new();
         let mut add = |from, to, because| {
             if from < to {
@@ -142,8 +217,11 @@ impl Archive {
                 add(from, next, format!("{} is missing", name_at(next)));
             }
             let from = open.map_or(start, |(from, _)| from);
-            if is_whole(*verdict) && *verdict != Verdict::Forked {
-                open = Some((from, Lsn(start.0.saturating_add(self.size.bytes()))));
+            if let Some((lsn, because)) = self.contested.get(&name) {
+                add(from, *lsn, because.clone());
+                open = None;
+            } else if is_whole(*verdict) && *verdict != Verdict::Forked {
+                open = Some((from, self.next(start)));
             } else {
                 add(from, *end, format!("{name} is {} at {end}: {reason}", verdict.name()));
                 open = None;
@@ -164,8 +242,13 @@ impl Archive {
 }
 
 /// Whether a recovery can go on behind the segment, or needs nothing behind it.
-const fn is_whole(verdict: Verdict) -> bool {
+pub(crate) const fn is_whole(verdict: Verdict) -> bool {
     matches!(verdict, Verdict::Complete | Verdict::Switched | Verdict::Forked)
+}
+
+/// Whether the segment is not missing: it is whole, or cannot be judged.
+const fn is_there(verdict: Verdict) -> bool {
+    is_whole(verdict) || matches!(verdict, Verdict::Unreadable)
 }
 
 #[cfg(test)]
@@ -182,7 +265,18 @@ mod tests {
 
     fn finding(verdict: Verdict, end: Lsn) -> Finding {
         let reason = "a reason".to_string();
-        Finding { verdict, end, reason, carry: None, version: None, system: None, size: None, records: 0 }
+        Finding {
+            verdict,
+            end,
+            reason,
+            carry: None,
+            head: None,
+            timeline: 1,
+            version: None,
+            system: None,
+            size: None,
+            records: 0,
+        }
     }
 
     /// An archive of these segments: timeline, number, verdict. What is not whole ends 100 bytes behind its start.
@@ -203,7 +297,7 @@ mod tests {
         archive.restorable().iter().map(|part| (part.timeline, part.from, part.to)).collect()
     }
 
-    use Verdict::{Complete, Corrupt, Partial, Recycled, Short, Switched};
+    use Verdict::{Complete, Corrupt, Partial, Recycled, Short, Switched, Unreadable};
 
     #[test]
     fn a_missing_or_damaged_segment_is_a_gap_and_ends_a_restore() {
@@ -211,6 +305,15 @@ mod tests {
         let timeline = Timeline { timeline: 1, from: lsn(1), to: Lsn(lsn(3).0 + 100), gaps: vec![] };
         assert_eq!(whole.timelines(), [timeline]);
         assert_eq!(parts(&whole), [(1, lsn(1), Lsn(lsn(3).0 + 100))]);
+
+        // A segment that is still written has nothing behind it.
+        let zeros = archive(&[(1, 1, Complete), (1, 2, Partial), (1, 3, Complete)]);
+        assert_eq!(zeros.timelines()[0].gaps, [Gap { from: lsn(2), to: lsn(3), segments: 1 }]);
+
+        // A segment that cannot be judged is no gap.
+        let unknown = archive(&[(1, 1, Complete), (1, 2, Unreadable), (1, 3, Complete)]);
+        assert_eq!(unknown.timelines()[0].gaps, []);
+        assert_eq!(unknown.restorable().len(), 2);
 
         let missing = archive(&[(1, 1, Complete), (1, 4, Complete), (1, 5, Complete)]);
         let [found] = missing.timelines().try_into().unwrap();
@@ -248,6 +351,35 @@ mod tests {
         branch.add_history(forked(end));
         assert_eq!(parts(&branch), [(2, lsn(1), lsn(3)), (2, lsn(4), lsn(5))]);
         assert_eq!(branch.restorable()[0].because, "000000020000000000000003 is missing");
+    }
+
+    #[test]
+    fn segments_that_are_missing_around_a_fork_are_gaps_of_their_timelines() {
+        let end = Lsn(lsn(5).0 + 0xA0);
+        let mut archive = archive(&[(1, 1, Complete), (1, 2, Complete), (2, 7, Complete), (2, 8, Complete)]);
+        assert!(archive.timelines().iter().all(|timeline| timeline.gaps.is_empty()), "no history joins them");
+        assert_eq!(archive.missing_histories(), [2]);
+        archive.add_history(forked(end));
+        let [first, second] = archive.timelines().try_into().unwrap();
+        assert_eq!(first.gaps, [Gap { from: lsn(3), to: lsn(5), segments: 2 }]);
+        assert_eq!(second.gaps, [Gap { from: lsn(5), to: lsn(7), segments: 2 }]);
+        assert_eq!((first.to, second.from, second.to), (lsn(3), lsn(5), lsn(9)));
+        assert_eq!(archive.missing_histories(), []);
+
+        // An archive is cleaned from its beginning.
+        let mut cleaned = self::archive(&[(2, 7, Complete), (2, 8, Complete)]);
+        cleaned.add_history(forked(end));
+        let [only] = cleaned.timelines().try_into().unwrap();
+        assert_eq!((only.from, only.gaps), (lsn(7), vec![]));
+    }
+
+    #[test]
+    fn a_restore_ends_where_two_right_copies_differ() {
+        let mut archive = archive(&[(1, 1, Complete), (1, 2, Complete), (1, 3, Complete)]);
+        let at = Lsn(lsn(2).0 + 8);
+        archive.contest(SegmentName::at(1, lsn(2), SIZE), at, "two contents".to_string());
+        assert_eq!(parts(&archive), [(1, lsn(1), at), (1, lsn(3), lsn(4))]);
+        assert_eq!(archive.restorable()[0].because, "two contents");
     }
 
     #[test]

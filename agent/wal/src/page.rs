@@ -1,6 +1,6 @@
 //! Page headers (`XLogPageHeaderData`, `XLogLongPageHeaderData`).
 
-use crate::Lsn;
+use crate::{Lsn, SegmentSize};
 
 /// The length of a short header, in bytes.
 pub(crate) const SHORT: usize = 24;
@@ -29,6 +29,11 @@ impl Version {
 
     fn of(magic: u16) -> Option<Self> {
         Self::MAGICS.iter().find(|(known, _)| *known == magic).map(|(_, major)| Self(*major))
+    }
+
+    /// The format of this major version; `None` if it is none of 12 to 19.
+    pub fn of_major(major: u16) -> Option<Self> {
+        Self::MAGICS.iter().find(|(_, known)| *known == major).map(|(_, major)| Self(*major))
     }
 
     /// PostgreSQL's major version.
@@ -78,6 +83,15 @@ pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|part| part.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+/// The size of the segment that begins with these bytes, by its first page; `None` if that is not readable.
+pub fn size_in_first_page(bytes: &[u8]) -> Option<SegmentSize> {
+    let header = bytes.first_chunk::<LONG>()?;
+    let (short, _) = header.split_first_chunk::<SHORT>()?;
+    let page = PageHeader::parse(short);
+    let size = LongHeader::parse(header).segment_size;
+    SegmentSize::new(u64::from(size)).filter(|_| page.version.is_some() && page.is_long)
 }
 
 impl PageHeader {

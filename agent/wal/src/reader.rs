@@ -1,35 +1,16 @@
 //! The verdict on a segment file, from its bytes in order.
 
-use crate::page::{LONG, LongHeader, PAGE, PageHeader, SHORT};
+mod pages;
+
+use crate::link::{Carry, Head, Rest, SWITCHED};
+use crate::noise::Noise;
+use crate::page::{LONG, PAGE, SHORT, u32_at, u64_at};
 use crate::record::{HEADER, Record};
 use crate::verdict::{Finding, Verdict};
 use crate::{Lsn, SegmentName, SegmentSize, Version};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
-
-/// What the next segment has to continue.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Carry {
-    /// The start of the next segment.
-    pub next: Lsn,
-    /// The timeline of the last page.
-    pub timeline: u32,
-    /// The start of the last whole record.
-    previous: Option<Lsn>,
-    /// The record that goes on in the next segment.
-    rest: Rest,
-}
-
-/// What a page has to begin with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Rest {
-    /// A record, or zeros.
-    None,
-    /// The rest of this record.
-    Of(Record),
-    /// This many bytes of a record whose beginning was not read.
-    Unseen(u32),
-}
 
 /// Where the reader is, once the header of the page is read.
 #[derive(Clone, Debug)]
@@ -64,8 +45,12 @@ pub struct Reader {
     timeline: u32,
     previous: Option<Lsn>,
     rest: Rest,
+    /// What the segment before has to leave, where it was not given.
+    head: Option<Head>,
     mode: Mode,
     records: u64,
+    /// The bytes after a first record that is not right.
+    noise: Option<Box<Noise>>,
 }
 
 impl Reader {
@@ -88,8 +73,10 @@ impl Reader {
             timeline: 0,
             previous: None,
             rest: Rest::Unseen(0),
+            head: None,
             mode: Mode::Records,
             records: 0,
+            noise: None,
         };
         match name.start(size) {
             Some(start) => reader.start = start,
@@ -108,7 +95,7 @@ impl Reader {
         while !bytes.is_empty() {
             let (read, whole) = self.page_header_read;
             if matches!(self.mode, Mode::Judged(..)) {
-                self.at = self.at.saturating_add(bytes.len() as u64);
+                self.skip(bytes);
                 return;
             }
             if read < whole {
@@ -131,6 +118,10 @@ impl Reader {
         let is_short = self.at < self.size.bytes();
         let is_long = self.at > self.size.bytes();
         let (verdict, end, reason) = match &self.mode {
+            Mode::Judged(Verdict::Corrupt, ..) if self.noise.as_ref().is_some_and(|noise| noise.is_noise()) => {
+                let reason = "the page header is right, and no record is: encrypted";
+                (Verdict::Unreadable, self.start, reason.to_string())
+            }
             Mode::Judged(verdict, end, reason) => (*verdict, *end, reason.clone()),
             _ if is_long => (
                 Verdict::Corrupt,
@@ -141,9 +132,7 @@ impl Reader {
                 (Verdict::Recycled, *since, format!("from there on the content is that of {address}"))
             }
             _ if is_short => (Verdict::Short, self.valid_end(), format!("{} of {} bytes", self.at, self.size.bytes())),
-            Mode::Zeros { switched: true, .. } => {
-                (Verdict::Switched, end_of_segment, "an XLOG_SWITCH, and zeros".to_string())
-            }
+            Mode::Zeros { switched: true, .. } => (Verdict::Switched, end_of_segment, SWITCHED.to_string()),
             Mode::Zeros { since, .. } => (Verdict::Partial, *since, "zeros from there on".to_string()),
             Mode::Records => (Verdict::Complete, end_of_segment, format!("{} records", self.records)),
         };
@@ -153,8 +142,27 @@ impl Reader {
             }
             _ => None,
         };
-        let Self { version, system, header_size: size, records, .. } = self;
-        Finding { verdict, end, reason, carry, version, system, size, records }
+        let Self { version, system, header_size: size, records, head, timeline, .. } = self;
+        let head = head.filter(|_| !matches!(verdict, Verdict::Foreign | Verdict::Unreadable));
+        Finding { verdict, end, reason, carry, head, timeline, version, system, size, records }
+    }
+
+    /// The verdict, where the file cannot be read further: its compression is damaged there, or cut off.
+    pub fn finish_damaged(self, is_cut: bool, why: String) -> Finding {
+        let end = self.valid_end();
+        let finding = self.finish();
+        match finding.verdict {
+            Verdict::Corrupt | Verdict::Unreadable | Verdict::Foreign => finding,
+            _ => {
+                let verdict = if is_cut { Verdict::Short } else { Verdict::Corrupt };
+                Finding { verdict, end, reason: why, carry: None, ..finding }
+            }
+        }
+    }
+
+    /// Whether the file has more bytes than a segment, so that no further one changes the verdict.
+    pub const fn is_over(&self) -> bool {
+        self.at > self.size.bytes()
     }
 
     fn here(&self) -> Lsn {
@@ -172,7 +180,18 @@ impl Reader {
     }
 
     fn corrupt(&mut self, since: Lsn, reason: String) {
+        if self.records == 0 && self.system.is_some() {
+            self.noise = Some(Box::new(Noise::new()));
+        }
         self.mode = Mode::Judged(Verdict::Corrupt, since, reason);
+    }
+
+    /// Takes bytes that do not change the verdict.
+    fn skip(&mut self, bytes: &[u8]) {
+        if let Some(noise) = &mut self.noise {
+            noise.take(self.at, self.page_size, bytes);
+        }
+        self.at = self.at.saturating_add(bytes.len() as u64);
     }
 
     /// The start of the record that goes on at this position, or the position.
@@ -180,149 +199,18 @@ impl Reader {
         if let Rest::Of(record) = &self.rest { record.start } else { here }
     }
 
-    /// Takes bytes of a page's header, and returns the rest.
-    fn take_page_header<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
-        let (read, whole) = self.page_header_read;
-        let (part, rest) = bytes.split_at(bytes.len().min(whole - read));
-        if let Some(place) = self.page_header.get_mut(read..read + part.len()) {
-            place.copy_from_slice(part);
-        }
-        self.at += part.len() as u64;
-        self.page_header_read.0 = read + part.len();
-        if self.page_header_read.0 < whole {
-            return rest;
-        }
-        let [short @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = self.page_header;
-        let header = PageHeader::parse(&short);
-        // Only a header with a known magic number is long. Any other page has no header.
-        if header.is_long && header.version.is_some() && whole == SHORT {
-            self.page_header_read.1 = LONG;
-            return rest;
-        }
-        let page = self.at - whole as u64;
-        if short == [0; SHORT] {
-            self.zero_page(page);
-        } else {
-            self.judge_page(page, &header);
-        }
-        rest
-    }
-
-    fn zero_page(&mut self, page: u64) {
-        let since = self.record_at(Lsn(self.start.0.saturating_add(page)));
-        // An older segment may have been switched, so that its own end was zeros.
-        if matches!(self.mode, Mode::Records) {
-            self.mode = Mode::Zeros { since, switched: false };
-        }
-    }
-
-    /// Judges the header of the page at this offset of the file.
-    fn judge_page(&mut self, page: u64, header: &PageHeader) {
-        if page == 0 && !self.take_first_page(header) {
-            return;
-        }
-        let expected = Lsn(self.start.0.saturating_add(page));
-        let is_known = header.version.is_some() && header.version == self.version;
-        let fits = is_known && header.address == expected;
-        match (&self.mode, fits) {
-            (Mode::Zeros { since, .. }, true) => {
-                self.corrupt(*since, format!("zeros, and then a page again at {expected}"));
-            }
-            (Mode::Old { since, .. }, true) => {
-                self.corrupt(*since, format!("a page of another place, and then one of this at {expected}"));
-            }
-            (Mode::Records, true) => self.follow_page(expected, header),
-            (Mode::Old { .. } | Mode::Judged(..), false) | (Mode::Judged(..), true) => {}
-            (Mode::Records | Mode::Zeros { .. }, false) => {
-                let since = if let Mode::Zeros { since, .. } = &self.mode { *since } else { self.record_at(expected) };
-                // A recycled file keeps pages of an older segment. No other page has an older address.
-                if header.version.is_some() && header.address < expected {
-                    self.mode = Mode::Old { since, address: header.address };
-                } else if is_known {
-                    self.corrupt(since, format!("the page at {expected} says that it is at {}", header.address));
-                } else {
-                    self.corrupt(since, format!("no page header at {expected}"));
-                }
-            }
-        }
-    }
-
-    /// Takes what only the first page says. Returns whether the rest of its header can be judged.
-    fn take_first_page(&mut self, header: &PageHeader) -> bool {
-        if header.version.is_none() {
-            let reason = "no magic number of PostgreSQL 12 to 19: encrypted, compressed, or of another version";
-            self.mode = Mode::Judged(Verdict::Unreadable, self.start, reason.to_string());
-            return false;
-        }
-        self.version = header.version;
-        let long = LongHeader::parse(&self.page_header);
-        let (page_size, size) = (u64::from(long.page_size), SegmentSize::new(u64::from(long.segment_size)));
-        if !header.is_long {
-            self.corrupt(self.start, "the first page has a short header".to_string());
-        } else if !(page_size.is_power_of_two() && (1 << 10..=1 << 16).contains(&page_size)) {
-            self.corrupt(self.start, format!("its pages would have {page_size} bytes"));
-        } else if let Some(size) = size {
-            (self.system, self.header_size) = (Some(long.system), Some(size));
-            self.page_size = page_size;
-            let Some(start) = self.name.start(size) else {
-                self.corrupt(self.start, format!("no segment of {} bytes has this name", size.bytes()));
-                return false;
-            };
-            if start != self.start {
-                // The segment before had another size, so that nothing goes on here.
-                (self.rest, self.previous, self.timeline) = (Rest::Unseen(0), None, 0);
-            }
-            (self.size, self.start) = (size, start);
-            if self.expected_system.is_none_or(|expected| expected == long.system) {
-                return true;
-            }
-            let reason = format!("the system identifier is {}", long.system);
-            self.mode = Mode::Judged(Verdict::Foreign, start, reason);
-        } else {
-            self.corrupt(self.start, format!("its segments would have {} bytes", long.segment_size));
-        }
-        false
-    }
-
-    /// Continues the record of the page before, or begins with the first one of this page.
-    fn follow_page(&mut self, page: Lsn, header: &PageHeader) {
-        if header.timeline < self.timeline || header.timeline > self.name.timeline || header.timeline == 0 {
-            let reason = format!("the page at {page} is of timeline {}", header.timeline);
-            self.corrupt(self.record_at(page), reason);
-            return;
-        }
-        self.timeline = header.timeline;
-        if header.is_long != (page == self.start) {
-            self.corrupt(page, format!("the wrong kind of header at {page}"));
-            return;
-        }
-        let expected = match &self.rest {
-            Rest::None => 0,
-            Rest::Of(record) => record.length() - record.read,
-            // The first page says how much of that record is left.
-            Rest::Unseen(0) if page == self.start && header.continues => {
-                self.rest = Rest::Unseen(header.remaining);
-                header.remaining
-            }
-            Rest::Unseen(left) => *left,
-        };
-        if header.overwrites && expected > 0 {
-            // PostgreSQL has given up the record after a crash, and says so.
-            self.rest = Rest::None;
-        } else if header.continues != (expected > 0) || (header.continues && header.remaining != expected) {
-            let left = if header.continues { header.remaining } else { 0 };
-            let reason = format!("{left} bytes of a record go on at {page}, and not {expected}");
-            self.corrupt(self.record_at(page), reason);
-        }
-    }
-
     /// Takes bytes of one page after its header.
     fn take_body(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match self.mode {
-                Mode::Records => bytes = self.take_record(bytes),
+                Mode::Records => {
+                    bytes = self.take_whole_records(bytes);
+                    if !bytes.is_empty() {
+                        bytes = self.take_record(bytes);
+                    }
+                }
                 Mode::Zeros { since, .. } => {
-                    if let Some(nth) = bytes.iter().position(|byte| *byte != 0) {
+                    if let Some(nth) = first_nonzero(bytes) {
                         let place = Lsn(self.here().0 + nth as u64);
                         self.corrupt(since, format!("zeros, and then something else at {place}"));
                     }
@@ -330,17 +218,42 @@ impl Reader {
                     return;
                 }
                 Mode::Old { .. } | Mode::Judged(..) => {
-                    self.at += bytes.len() as u64;
+                    self.skip(bytes);
                     return;
                 }
             }
         }
     }
 
+    /// Takes the records that are right and end on this page, and returns the rest. It is `take_record` without its
+    /// steps, for most of all bytes; `take_record` judges all that is not right.
+    fn take_whole_records<'a>(&mut self, mut bytes: &'a [u8]) -> &'a [u8] {
+        if self.rest != Rest::None {
+            return bytes;
+        }
+        while let Some(previous) = self.previous {
+            let padding = padding(self.at);
+            let Some((header, rest)) = bytes.get(padding..).and_then(<[u8]>::split_first_chunk::<HEADER>) else {
+                break;
+            };
+            let length = u32_at(header, 0) as usize;
+            let Some((body, rest)) = length.checked_sub(HEADER).and_then(|length| rest.split_at_checked(length)) else {
+                break;
+            };
+            let start = Lsn(self.here().0 + padding as u64);
+            if Lsn(u64_at(header, 8)) != previous || !Record::is_whole(header, body) {
+                break;
+            }
+            self.at += (padding + length) as u64;
+            self.previous = Some(start);
+            self.records += 1;
+            bytes = rest;
+        }
+        bytes
+    }
+
     /// Takes bytes of a record, and returns the rest.
     fn take_record<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
-        // Records begin at multiples of 8.
-        let padding = |at: u64| usize::try_from(at.wrapping_neg() % 8).unwrap_or_default();
         match core::mem::replace(&mut self.rest, Rest::None) {
             Rest::Unseen(0) | Rest::None => {
                 let (pad, rest) = bytes.split_at(bytes.len().min(padding(self.at)));
@@ -353,6 +266,9 @@ impl Reader {
             Rest::Unseen(left) => {
                 let (part, rest) = bytes.split_at(bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
                 self.at += part.len() as u64;
+                if let Some(head) = &mut self.head {
+                    head.take(part);
+                }
                 self.rest = Rest::Unseen(left.saturating_sub(u32::try_from(part.len()).unwrap_or(u32::MAX)));
                 rest
             }
@@ -402,13 +318,14 @@ impl Reader {
                 self.corrupt(start, format!("a record of {} bytes", record.length()));
             }
         } else if record.read as usize == HEADER {
-            let (is, expected) = (record.previous(), self.previous);
-            if expected.is_some_and(|expected| expected != is) || is >= start {
-                let expected = expected.map_or_else(|| "one before it".to_string(), |lsn| lsn.to_string());
-                self.corrupt(start, format!("the record's link says {is}, and not {expected}"));
-            } else {
-                self.judge_record(record);
+            if let Err(reason) = record.check_link(self.previous) {
+                self.corrupt(start, reason);
+                return;
             }
+            if let Some(head) = self.head.as_mut().filter(|head| head.link.is_none() && head.read == head.remaining) {
+                head.link = Some((start, record.previous()));
+            }
+            self.judge_record(record);
         }
     }
 
@@ -426,4 +343,17 @@ impl Reader {
             self.mode = Mode::Zeros { since: self.here(), switched: true };
         }
     }
+}
+
+/// The bytes up to the next record. Records begin at multiples of 8.
+fn padding(at: u64) -> usize {
+    usize::try_from(at.wrapping_neg() % 8).unwrap_or_default()
+}
+
+/// The first byte that is not zero. Blocks are compared at once.
+fn first_nonzero(bytes: &[u8]) -> Option<usize> {
+    let is_zero = |block: &&[u8]| block.iter().fold(0, |all, byte| all | byte) == 0;
+    let zeros: usize = bytes.chunks(64).take_while(is_zero).map(<[u8]>::len).sum();
+    let rest = bytes.get(zeros..)?;
+    rest.iter().position(|byte| *byte != 0).map(|nth| zeros + nth)
 }

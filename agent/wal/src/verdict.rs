@@ -1,6 +1,6 @@
 //! Verdicts on segment files.
 
-use crate::{Carry, Lsn, SegmentSize, Version};
+use crate::{Carry, Head, Lsn, SegmentSize, Version};
 use alloc::format;
 use alloc::string::String;
 
@@ -28,6 +28,23 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    const ALL: [Self; 9] = [
+        Self::Complete,
+        Self::Switched,
+        Self::Forked,
+        Self::Partial,
+        Self::Short,
+        Self::Recycled,
+        Self::Corrupt,
+        Self::Foreign,
+        Self::Unreadable,
+    ];
+
+    /// The verdict of this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|verdict| verdict.name() == name)
+    }
+
     /// The verdict's name for people and programs.
     pub const fn name(self) -> &'static str {
         match self {
@@ -55,6 +72,10 @@ pub struct Finding {
     pub reason: String,
     /// What the next segment has to continue; `None` unless [`Verdict::Complete`] or [`Verdict::Switched`].
     pub carry: Option<Carry>,
+    /// What the segment before has to leave; `None` if that is verified, or the first page is not right.
+    pub head: Option<Head>,
+    /// The timeline of the last page.
+    pub timeline: u32,
     /// PostgreSQL's version, by the first page.
     pub version: Option<Version>,
     /// The system identifier, by the first page.

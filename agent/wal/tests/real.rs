@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
-use warden_wal::{Carry, FileName, Finding, History, Lsn, Reader, SegmentName, SegmentSize, Verdict};
+use warden_wal::{Carry, FileName, Finding, Head, History, Lsn, Reader, SegmentName, SegmentSize, Verdict};
 
 const SIZE: u64 = 1 << 20;
 
@@ -131,6 +131,99 @@ fn a_segment_can_be_judged_alone() {
             assert_eq!((alone.verdict, alone.end), (known.verdict, known.end), "{name}");
             assert!(known.records - alone.records <= 1, "{name}");
         }
+    }
+}
+
+/// The parts of a finding that do not depend on how it came about.
+fn essence(finding: &Finding) -> (Verdict, Lsn, u64, Option<String>) {
+    (finding.verdict, finding.end, finding.records, finding.carry.as_ref().map(ToString::to_string))
+}
+
+/// A segment that was read alone, and then joined with the one before, has the finding of a reader with that carry.
+#[test]
+fn a_segment_read_alone_can_be_joined_with_the_one_before() {
+    let mut joined = 0;
+    for major in [13, 15, 16, 18] {
+        for node in nodes(major) {
+            let mut carry: Option<Carry> = None;
+            for (name, bytes) in node.iter().filter(|(name, _)| !name.ends_with(".history")) {
+                let name = segment(name);
+                let together = judge(name, bytes, carry.clone(), 1 << 16);
+                let alone = judge(name, bytes, None, 1 << 16);
+                if let Some(carry) = carry {
+                    assert_eq!(essence(&alone.clone().after(name, &carry)), essence(&together), "{major} {name}");
+                    joined += usize::from(alone.records < together.records);
+
+                    // Another record before it, or a damaged one, does not fit.
+                    let head = alone.head.as_ref().unwrap().to_string();
+                    let other = Finding { head: Some(head.parse().unwrap()), ..alone.clone() };
+                    assert_eq!(other.head, alone.head);
+                    let text = carry.to_string();
+                    assert_eq!(text.parse(), Ok(carry.clone()));
+                    let mut words: Vec<_> = text.split(' ').map(str::to_owned).collect();
+                    if let ["of", ..] = words.split_off(3).iter().map(String::as_str).collect::<Vec<_>>()[..] {
+                        let crc = text.rsplit(' ').next().unwrap();
+                        let wrong = text.replace(crc, &(crc.parse::<u32>().unwrap() ^ 1).to_string());
+                        let finding = alone.after(name, &wrong.parse().unwrap());
+                        assert_eq!(finding.verdict, Verdict::Corrupt, "{finding:?}");
+                        assert_eq!(finding.reason, "the record's CRC does not match");
+                        assert!(finding.end < carry.next && finding.carry.is_none());
+                    }
+                }
+                carry = together.carry;
+            }
+        }
+    }
+    assert!(joined >= 4, "only {joined} records go on in another segment");
+}
+
+#[test]
+fn the_text_of_a_carry_or_a_head_is_exact() {
+    for text in ["", "0/1", "0/1 1 -", "0/1 1 - of", "0/1 1 - none x", "0/1 1 - unseen -1", "x 1 - none"] {
+        assert!(text.parse::<Carry>().is_err(), "{text:?}");
+    }
+    assert!("0/1 1 - unseen 5".parse::<Carry>().is_ok());
+    let head = format!("1 0 24 24 {} 7 - -", "0a".repeat(24));
+    assert_eq!(head.parse::<Head>().unwrap().to_string(), head);
+    for wrong in [head.replace("0a0a", "0a"), head.replace("0a0a", "0é"), head.replace(" -", ""), format!("{head} 1")]
+    {
+        assert!(wrong.parse::<Head>().is_err(), "{wrong:?}");
+    }
+}
+
+/// With an encryption that keeps the page headers, nothing else can be read. A damaged first record is another thing.
+#[test]
+fn an_encrypted_body_is_not_called_damage() {
+    let mut random: u64 = 1;
+    let encrypted = changed(|bytes| {
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            if at % 8192 >= 40 {
+                *byte ^= (random >> 32) as u8;
+            }
+        }
+    });
+    assert_eq!((encrypted.verdict, encrypted.end.0 % SIZE), (Verdict::Unreadable, 0), "{encrypted:?}");
+    assert!(encrypted.reason.contains("encrypted"));
+    let first = changed(|bytes| {
+        let after = 40 + u32::from_le_bytes(bytes[16..20].try_into().unwrap()).next_multiple_of(8) as usize;
+        bytes[after + 20] ^= 1;
+    });
+    assert_eq!(first.verdict, Verdict::Corrupt, "{first:?}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_further_has_the_records_before() {
+    let (name, bytes) = busy(16);
+    for (is_cut, verdict) in [(true, Verdict::Short), (false, Verdict::Corrupt)] {
+        let mut reader = Reader::new(name, SegmentSize::DEFAULT, None, None);
+        reader.push(&bytes[..100_000]);
+        let finding = reader.finish_damaged(is_cut, "why".to_owned());
+        assert_eq!((finding.verdict, finding.reason.as_str()), (verdict, "why"));
+        let start = name.start(SegmentSize::new(SIZE).unwrap()).unwrap();
+        assert!(finding.carry.is_none() && finding.end > start && finding.end.0 <= start.0 + 100_000);
     }
 }
 
@@ -266,6 +359,23 @@ mod random {
         fn no_input_is_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..20_000), part in 1_usize..9000) {
             let finding = judge(segment("000000010000000000000006"), &bytes, None, part);
             prop_assert!(finding.carry.is_none());
+        }
+
+        /// Damage is the same for a segment that is joined later.
+        #[test]
+        fn no_damage_is_lost_in_a_join(at in 0..SIZE as usize, bit in 0_u8..8, nth in 1_usize..5) {
+            let [old, _] = nodes(15);
+            let files: Vec<_> = old.iter().filter(|(name, _)| name.len() == 24).collect();
+            let (before, (name, bytes)) = (files[nth - 1], files[nth]);
+            let carry = judge(segment(before.0), before.1, None, 1 << 16).carry.unwrap();
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 1 << bit;
+            let name = segment(name);
+            let together = judge(name, &bytes, Some(carry.clone()), 1 << 16);
+            let alone = judge(name, &bytes, None, 1 << 16).after(name, &carry);
+            prop_assert_eq!(alone.verdict, together.verdict);
+            prop_assert_eq!(alone.end, together.end);
+            prop_assert_eq!(alone.carry, together.carry);
         }
 
         /// The same where most of the input is real WAL, so that the reader gets further.
