@@ -143,15 +143,23 @@ fn every_subcommand_is_documented() {
 fn every_option_is_documented_with_its_help() {
     let mut rows = options_of("warden", &warden(&["--help"]).1);
     for name in subcommands() {
-        let options = options_of(&format!("warden {name}"), &warden(&[&name, "--help"]).1);
+        let help = warden(&[&name, "--help"]).1;
+        let options = options_of(&format!("warden {name}"), &help);
         rows.extend(options.into_iter().filter(|row| !row[0].contains(" --config ")));
+        for inner in subcommands_of(&help) {
+            let options = options_of(&format!("warden {name} {inner}"), &warden(&[&name, &inner, "--help"]).1);
+            rows.extend(options.into_iter().filter(|row| !row[0].contains(" --config ")));
+        }
     }
     page("reference/cli.md").assert_generated("## Options", &rows);
 }
 
 /// The subcommands, in the order of the help.
 fn subcommands() -> Vec<String> {
-    let (_, help) = warden(&["--help"]);
+    subcommands_of(&warden(&["--help"]).1)
+}
+
+fn subcommands_of(help: &str) -> Vec<String> {
     let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     commands.filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).map(str::to_owned).collect()
 }

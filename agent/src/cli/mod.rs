@@ -1,8 +1,9 @@
 //! The command line: one file per subcommand.
 //!
 //! `agent/docs/reference/cli.md` documents the exit codes: 0 success; 1 failure at run time; 2 wrong command line (by
-//! clap); 3 wrong configuration; 4 no answer (`status`); 5 refused (`gate`).
+//! clap); 3 wrong configuration; 4 no answer (`status`); 5 refused (`gate`). `archive verify` has its own.
 
+mod archive;
 mod audit;
 mod check_config;
 mod client;
@@ -59,6 +60,9 @@ enum Command {
     Plan,
     /// Print the audit trail: each fence, unfence and release with its time, reason, facts and outcome
     Audit(audit::Args),
+    /// Verify archives of WAL
+    #[command(subcommand)]
+    Archive(archive::Command),
     /// Patroni's pre_promote hook: wait until no other member can be taking writes
     Gate(hooks::gate::Args),
     /// Patroni's before_stop hook: make new connections wait before PostgreSQL refuses them
@@ -93,7 +97,15 @@ impl Failure {
 
 /// Runs the command of the command line.
 pub fn main() -> ExitCode {
-    let Cli { config, command } = Cli::parse();
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let Cli { config, command } = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && archive::is_verify(&arguments) => {
+            drop(error.print());
+            return ExitCode::from(archive::BAD_COMMAND_LINE);
+        }
+        Err(error) => error.exit(),
+    };
     let done = match command {
         Command::Run => run::main(&config),
         Command::CheckConfig => check_config::main(&config),
@@ -103,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Unfence(args) => fence::unfence(&config, &args),
         Command::Plan => fence::plan(&config),
         Command::Audit(args) => audit::main(&config, &args),
+        Command::Archive(command) => return archive::main(&command),
         Command::Gate(args) => hooks::gate::main(&config, args),
         Command::BeforeStop => {
             hooks::before_stop::main(&config);

@@ -1,4 +1,5 @@
-//! Clients for ZooKeeper, Patroni, PostgreSQL, HAProxy and files of the local node. `watch/` and `act/` use them.
+//! Clients for ZooKeeper, Patroni, PostgreSQL, HAProxy, archives of WAL and files of the local node. `watch/`, `act/`
+//! and `cli/` use them.
 //!
 //! The wire formats of other programs stay in here, and callers get core's types. PostgreSQL's sessions are an
 //! exception: their callers ask them in SQL. Every question has a time limit. No rule stands here.
@@ -13,6 +14,7 @@ pub mod alive_lock;
 pub mod beside;
 pub mod term_memory;
 
+pub mod archive;
 pub mod haproxy;
 pub mod patroni;
 pub mod postgres;
