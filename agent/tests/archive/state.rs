@@ -70,6 +70,22 @@ fn a_bit_that_flips_later_is_found_by_a_full_run_only() {
     assert_eq!(place.verify(&["--state", "state", "wal"]).code, 1, "the state keeps the damage");
 }
 
+/// A file of zeros has no size of its own: it is the size of the other segments that counts.
+#[test]
+fn a_file_without_a_first_page_is_judged_by_the_size_of_the_others() {
+    let mut files = files();
+    let later = files.split_off(&segment(1, 7));
+    let place = Place::new();
+    place.write(&format!("wal/{}", segment(2, 13)), &vec![0; MIB]);
+    let state = ["--state", "state", "-f", "json", "wal"];
+    assert_eq!(place.verify(&state).file(&format!("wal/{}", segment(2, 13))).0, "short", "of 16 MiB");
+    for (name, bytes) in files.iter().chain(&later) {
+        place.write(&format!("wal/{name}"), bytes);
+    }
+    let answer = place.verify(&state);
+    assert_eq!((answer.code, answer.file(&format!("wal/{}", segment(2, 13))).0.as_str()), (0, "partial"));
+}
+
 #[test]
 fn a_second_copy_of_a_known_file_is_compared_with_it() {
     let files = files();

@@ -27,7 +27,7 @@ impl Noise {
     /// Counts the bytes that are at this offset of the file, without those in the headers of pages.
     pub(crate) fn take(&mut self, at: u64, page_size: u64, bytes: &[u8]) {
         for (byte, at) in bytes.iter().zip(at..) {
-            if self.counted == COUNTED_MAX {
+            if self.is_full() {
                 return;
             }
             if at % page_size < LONG as u64 {
@@ -38,6 +38,11 @@ impl Noise {
                 self.counted += 1;
             }
         }
+    }
+
+    /// Whether no further byte counts.
+    pub(crate) const fn is_full(&self) -> bool {
+        self.counted == COUNTED_MAX
     }
 
     pub(crate) fn is_noise(&self) -> bool {

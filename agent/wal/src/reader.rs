@@ -160,9 +160,10 @@ impl Reader {
         }
     }
 
-    /// Whether the file has more bytes than a segment, so that no further one changes the verdict.
-    pub const fn is_over(&self) -> bool {
-        self.at > self.size.bytes()
+    /// Whether no further byte changes the verdict: it is clear, or the file has more bytes than a segment.
+    pub fn is_judged(&self) -> bool {
+        let is_clear = matches!(self.mode, Mode::Judged(..)) && self.noise.as_ref().is_none_or(|noise| noise.is_full());
+        is_clear || self.at > self.size.bytes()
     }
 
     fn here(&self) -> Lsn {
@@ -172,7 +173,7 @@ impl Reader {
     /// The end of the last whole record.
     fn valid_end(&self) -> Lsn {
         match (&self.mode, &self.rest) {
-            (Mode::Zeros { since, .. }, _) => *since,
+            (Mode::Zeros { since, .. } | Mode::Old { since, .. }, _) => *since,
             (_, Rest::Of(record)) => record.start,
             (_, Rest::Unseen(1..)) => self.start,
             _ => self.here(),

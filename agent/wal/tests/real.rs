@@ -214,6 +214,22 @@ fn an_encrypted_body_is_not_called_damage() {
     assert_eq!(first.verdict, Verdict::Corrupt, "{first:?}");
 }
 
+/// The rest of a file need not be read.
+#[test]
+fn a_verdict_is_clear_before_the_end() {
+    let (name, bytes) = busy(16);
+    let reader = |bytes: &[u8]| {
+        let mut reader = Reader::new(name, SegmentSize::DEFAULT, None, None);
+        reader.push(bytes);
+        reader.is_judged()
+    };
+    let mut damaged = bytes.clone();
+    damaged[300_000] ^= 1;
+    assert!(!reader(&damaged[..290_000]) && reader(&damaged[..320_000]));
+    assert!(reader(&[0x55; 64]), "no WAL");
+    assert!(!reader(&bytes) && reader(&[&bytes[..], &[0]].concat()));
+}
+
 #[test]
 fn a_file_that_cannot_be_read_further_has_the_records_before() {
     let (name, bytes) = busy(16);

@@ -96,12 +96,17 @@ fn names(directory: &Path, entries: &mut Vec<Entry>) -> Vec<PathBuf> {
 
 /// Whether a directory has pgBackRest's stanzas.
 fn has_stanza(directory: &Path) -> bool {
-    names(directory, &mut Vec::new()).iter().any(|path| path.join("archive.info").is_file())
+    names(directory, &mut Vec::new()).iter().any(|path| is_stanza(path))
+}
+
+fn is_stanza(path: &Path) -> bool {
+    // A directory may have a hundred thousand segments.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    StoredName::parse(&name).is_other() && path.join("archive.info").is_file()
 }
 
 fn stanzas(directory: &Path, entries: &mut Vec<Entry>) {
-    let stanzas: Vec<PathBuf> =
-        names(directory, entries).into_iter().filter(|path| path.join("archive.info").is_file()).collect();
+    let stanzas: Vec<PathBuf> = names(directory, entries).into_iter().filter(|path| is_stanza(path)).collect();
     match stanzas.as_slice() {
         [only] => stanza(only, entries),
         several => several.iter().for_each(|path| {

@@ -81,8 +81,8 @@ impl Task<'_> {
                 Err(StreamError::Cut(why)) => break reader.finish_damaged(true, why),
                 Err(StreamError::Damaged(why)) => break reader.finish_damaged(false, why),
             };
-            // A compressed file may have any length. Nothing behind the end of a segment changes the verdict.
-            if read.is_empty() || reader.is_over() {
+            // A compressed file may have any length. Its rest is not read.
+            if read.is_empty() || reader.is_judged() {
                 break reader.finish();
             }
             reader.push(read);

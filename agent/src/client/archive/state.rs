@@ -171,7 +171,12 @@ impl State {
         if !metadata.modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age >= AGE_MIN)) {
             return;
         }
-        let segment = if let Content::Segment(finding) = &seen.content { Some(Segment::of(finding)) } else { None };
+        let segment = match &seen.content {
+            // Without a readable first page the verdict depends on the other files' size of segments.
+            Content::Segment(Finding { size: None, .. }) => return,
+            Content::Segment(finding) => Some(Segment::of(finding)),
+            _ => None,
+        };
         let sha256 = seen.sha256.map(|hash| hash.iter().map(|byte| format!("{byte:02x}")).collect());
         self.new.insert(path, Known { key: Key::of(metadata), sha256, segment, history: seen.text.clone() });
     }
