@@ -265,6 +265,27 @@ fn what_is_no_file_is_named_and_never_opened() {
     }
 }
 
+/// The command may use 400 MB of addresses, most of which are its own program.
+#[test]
+fn a_segment_of_1_gib_is_never_held_whole() {
+    let place = Place::new();
+    let name = "000000010000000A00000003";
+    let mut page = files()[&segment(1, 6)][..40].to_vec();
+    page[8..16].copy_from_slice(&0xA_C000_0000_u64.to_le_bytes());
+    page[2..4].copy_from_slice(&2_u16.to_le_bytes());
+    page[16..20].fill(0);
+    page[32..36].copy_from_slice(&(1_u32 << 30).to_le_bytes());
+    place.write(&format!("wal/{name}"), &page);
+    let file = std::fs::File::options().write(true).open(place.path(&format!("wal/{name}"))).unwrap();
+    file.set_len(1 << 30).unwrap();
+    let warden = env!("CARGO_BIN_EXE_warden");
+    let script = format!("ulimit -v 400000 && exec '{warden}' archive verify -f tsv wal");
+    let output = std::process::Command::new("sh").args(["-c", &script]).current_dir(place.path("")).output().unwrap();
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{out}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(out.starts_with(&format!("file\twal/{name}\tpartial\tA/C0000028\tzeros from there on\n")), "{out}");
+}
+
 #[test]
 fn a_file_that_cannot_be_opened_is_unknown() {
     let files = files();

@@ -3,14 +3,15 @@
 //! The caller reads the files, each segment alone, and gives what it found to [`judge`]. Where copies of one name
 //! differ, it first compares the pairs that [`compare`] names. The order of the files does not matter.
 
+mod chain;
+
 use crate::archive::is_whole;
-use crate::{
-    Archive, FileName, Finding, History, Lsn, Restorable, SegmentName, SegmentSize, Timeline, Verdict, Version,
-};
-use alloc::collections::{BTreeMap, BTreeSet};
+use crate::{Archive, FileName, Finding, History, Lsn, Restorable, SegmentSize, Timeline, Verdict, Version};
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use chain::Chain;
 
 /// A file of an archive, as the caller read it.
 #[derive(Clone, Debug)]
@@ -266,83 +267,6 @@ fn last(files: &[File], findings: &[Option<Finding>], size: SegmentSize) -> (u32
     last
 }
 
-/// The segments in a row.
-struct Chain<'a> {
-    files: &'a [File],
-    size: SegmentSize,
-    histories: &'a BTreeMap<u32, History>,
-}
-
-impl Chain<'_> {
-    /// Each segment's finding together with the segment before. Those of another cluster are foreign.
-    fn findings(&self, cluster: Option<Cluster>) -> Vec<Option<Finding>> {
-        let mut findings: Vec<Option<Finding>> = Vec::new();
-        let mut order: BTreeMap<(Lsn, u32), Vec<usize>> = BTreeMap::new();
-        for (nth, file) in self.files.iter().enumerate() {
-            let finding = if let Content::Segment(finding) = &file.content { Some(finding.clone()) } else { None };
-            let finding = finding.map(|finding| own(finding, cluster));
-            if let (FileName::Segment(name) | FileName::Partial(name), Some(finding)) = (&file.name, &finding)
-                && finding.verdict != Verdict::Foreign
-                && let Some(start) = name.start(self.size)
-            {
-                order.entry((start, name.timeline)).or_default().push(nth);
-            }
-            findings.push(finding);
-        }
-        for ((start, timeline), copies) in &order {
-            let name = SegmentName::at(*timeline, *start, self.size);
-            for nth in copies {
-                let Some(alone) = findings.get(*nth).cloned().flatten() else { continue };
-                let before = self.before(name, *start, &alone, &order);
-                let carries = before.iter().filter_map(|nth| {
-                    let is_segment = self.files.get(*nth).is_some_and(|file| matches!(file.name, FileName::Segment(_)));
-                    findings.get(*nth)?.as_ref()?.carry.as_ref().filter(|_| is_segment)
-                });
-                // Of copies that differ one may be the right one.
-                let joined = carries.map(|carry| alone.clone().after(name, carry));
-                let best = joined.max_by_key(|finding| (finding.verdict != Verdict::Corrupt, finding.end));
-                if let (Some(best), Some(place)) = (best, findings.get_mut(*nth)) {
-                    *place = Some(best);
-                }
-            }
-        }
-        findings
-    }
-
-    /// The copies of the segment before: that of the same timeline, else that of the timeline that it forked from.
-    fn before(
-        &self,
-        name: SegmentName,
-        start: Lsn,
-        finding: &Finding,
-        order: &BTreeMap<(Lsn, u32), Vec<usize>>,
-    ) -> Vec<usize> {
-        let Some(before) = start.0.checked_sub(self.size.bytes()).map(Lsn) else { return Vec::new() };
-        let history = self.histories.get(&name.timeline).map(|history| history.timeline_at(Lsn(start.0 - 1)));
-        let header = finding.head.as_ref().map(|head| head.timeline);
-        let timelines = [Some(name.timeline), history, header];
-        let found = timelines.into_iter().flatten().find_map(|timeline| order.get(&(before, timeline)));
-        found.cloned().unwrap_or_default()
-    }
-}
-
-/// The finding, as a segment of this cluster.
-fn own(mut finding: Finding, cluster: Option<Cluster>) -> Finding {
-    let Some(cluster) = cluster else { return finding };
-    let reason = match (finding.system, finding.size) {
-        (Some(system), _) if system != cluster.system => {
-            format!("the system identifier is {system}, and that of most segments is {}", cluster.system)
-        }
-        (Some(_), Some(size)) if size != cluster.size => {
-            let (is, expected) = (size.bytes(), cluster.size.bytes());
-            format!("its cluster's segments had {is} bytes, and those of most segments have {expected}")
-        }
-        _ => return finding,
-    };
-    (finding.verdict, finding.reason, finding.carry, finding.head) = (Verdict::Foreign, reason, None, None);
-    finding
-}
-
 /// Names of which two copies are right beyond the first byte in which they differ.
 fn conflicts(
     files: &[File],
@@ -350,7 +274,7 @@ fn conflicts(
     differences: &BTreeMap<(usize, usize), u64>,
     size: SegmentSize,
 ) -> Vec<Conflict> {
-    let mut found: BTreeMap<FileName, (Lsn, BTreeSet<usize>)> = BTreeMap::new();
+    let mut found: BTreeMap<&FileName, Lsn> = BTreeMap::new();
     for ((best, other), offset) in differences {
         let Some((one, two)) = files.get(*best).zip(files.get(*other)) else { continue };
         let end = |nth: usize| findings.get(nth).and_then(Option::as_ref).map(|finding| finding.end);
@@ -376,15 +300,18 @@ fn conflicts(
             (Content::Backup, Content::Backup) => lsn_of_backup(&one.name, size).unwrap_or_default(),
             _ => continue,
         };
-        let known = found.entry(one.name.clone()).or_insert((lsn, BTreeSet::from([*best])));
-        known.0 = known.0.min(lsn);
-        known.1.insert(*other);
+        let known = found.entry(&one.name).or_insert(lsn);
+        *known = lsn.min(*known);
     }
-    let copies = |copies: BTreeSet<usize>| {
-        let files = copies.into_iter().filter_map(|nth| files.get(nth));
-        files.filter_map(|file| Some((file.path.clone(), file.sha256?))).collect()
+    // All files of the name that are right there.
+    let contents = |name: &FileName, lsn: Lsn| {
+        let copies = files
+            .iter()
+            .zip(findings)
+            .filter(|(file, finding)| file.name == *name && finding.as_ref().is_none_or(|finding| finding.end > lsn));
+        copies.filter_map(|(file, _)| Some((file.path.clone(), file.sha256?))).collect()
     };
-    found.into_iter().map(|(name, (lsn, of))| Conflict { name, lsn, contents: copies(of) }).collect()
+    found.into_iter().map(|(name, lsn)| Conflict { name: name.clone(), lsn, contents: contents(name, lsn) }).collect()
 }
 
 fn lsn_of_backup(name: &FileName, size: SegmentSize) -> Option<Lsn> {
