@@ -2,7 +2,8 @@
 //!
 //! HAProxy's own checks always stay on: they are right in the end, and decide alone while the agent is away. The rule
 //! acts where they are late:
-//! - A server goes up as soon as its member holds the leader key and is seen writable.
+//! - A server goes up as soon as its member holds the leader key and is seen writable. An ordinary read suffices, if it
+//!   is no older than the last linearizable one.
 //! - It takes no new connections at the first sign that it stops. A wrong sign costs little.
 //! - Its sessions are cut only if a linearizable read shows that another member holds the key.
 //!
