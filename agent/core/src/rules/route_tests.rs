@@ -187,7 +187,7 @@ fn leader_changes() -> Vec<Case> {
         // A server that the operator took out of service stays so.
         ("in maintenance", well().with("haproxy", 9_950, servers("MAINT", "DOWN")), &[]),
         ("drained", well().with("haproxy", 9_950, servers("DRAIN", "DOWN")), &[]),
-        // An ordinary read in the session of the barrier read is no older than it. Nobody is cut off by it.
+        // An ordinary read in the session of the barrier read is no older than it. It cuts no session.
         (
             "a new leader that no barrier read has confirmed yet",
             well().with("news", 9_995, leader(key("b", 2))).with("b", 9_996, writable("b")),

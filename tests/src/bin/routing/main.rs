@@ -29,8 +29,8 @@ const PROJECT: &str = "wardenbench";
 /// The file in `tests/out`.
 const OUT: &str = "routing.jsonl";
 
-/// The aim for the time from a writable server until it is up in HAProxy, in milliseconds. A later run shows the agent's
-/// log.
+/// The aim for the time from a writable server until it is up in HAProxy, in milliseconds. A run that takes longer has
+/// the agent's log.
 const UP_MAX_MS: f64 = 50.0;
 
 /// A client connected straight to the old primary knows of its end after at most this long, because it writes every 20
