@@ -164,14 +164,14 @@ fn recycled_segments_behind_the_last_one_are_no_damage() {
 }
 
 #[test]
-fn a_segment_of_another_cluster_is_foreign_and_no_damage() {
+fn a_segment_of_another_cluster_is_foreign_and_leaves_the_archive_unjudged() {
     let mut files = files();
     let other = files_of(16);
     files.insert(segment(1, 32), other[&segment(1, 8)].clone());
     let answer = Place::with(&files).judge();
     // Under a wrong name it is not judged further.
     let (verdict, _, reason) = answer.file(&format!("wal/{}", segment(1, 32)));
-    assert_eq!((verdict.as_str(), answer.code), ("foreign", 0), "{reason}");
+    assert_eq!((verdict.as_str(), answer.code), ("foreign", 2), "{reason}");
     assert!(reason.contains("system identifier"));
     assert_eq!(answer.gaps(), [""; 0]);
 }
@@ -296,4 +296,57 @@ fn a_file_that_cannot_be_opened_is_unknown() {
     symlink(&link, &link).unwrap();
     let answer = place.judge();
     assert_eq!((answer.code, answer.file(&format!("wal/{}", segment(1, 7))).0.as_str()), (2, "unreadable"));
+}
+
+#[test]
+fn segments_that_are_missing_before_one_that_is_not_whole_are_a_gap() {
+    let all = files();
+    let numbers = [6, 7, 10];
+    let mut files: std::collections::BTreeMap<_, _> =
+        numbers.map(|number| (segment(1, number), all[&segment(1, number)].clone())).into();
+    files.get_mut(&segment(1, 10)).unwrap()[40_960..].fill(0);
+    let answer = Place::with(&files).judge();
+    assert_eq!(answer.file(&format!("wal/{}", segment(1, 10))).0, "partial", "{}", answer.out);
+    assert_eq!((answer.code, answer.gaps()), (1, vec!["1: 0/800000 to 0/A00000, 2".to_owned()]));
+    // Zeros in between are no more than nothing, and zeros behind it are no gap.
+    for number in [7, 8, 9, 11] {
+        files.insert(segment(1, number), vec![0; MIB]);
+    }
+    let answer = Place::with(&files).judge();
+    assert_eq!((answer.code, answer.gaps()), (1, vec!["1: 0/700000 to 0/A00000, 3".to_owned()]));
+}
+
+/// PostgreSQL refuses such a page, so that a recovery ends there and promotes.
+#[test]
+fn a_flag_that_no_page_has_is_corrupt() {
+    for (major, number) in [(13, 7), (15, 7), (16, 7), (18, 9)] {
+        for bit in 4..16 {
+            let mut files = files_of(major);
+            let page = 40 * 8192 + 2;
+            files.get_mut(&segment(1, number)).unwrap()[page + bit / 8] ^= 1 << (bit % 8);
+            let answer = Place::with(&files).judge();
+            let (verdict, _, reason) = answer.file(&format!("wal/{}", segment(1, number)));
+            assert_eq!((answer.code, verdict.as_str()), (1, "corrupt"), "{major}, bit {bit}: {reason}");
+        }
+    }
+}
+
+#[test]
+fn nothing_of_a_file_of_the_wrong_length_can_be_restored() {
+    let all = files();
+    let name = segment(1, 8);
+    let path = format!("wal/{name}");
+    let long = [all[&name].clone(), b"x".to_vec()].concat();
+    for (bytes, verdict) in [(all[&name][..600_000].to_vec(), "short"), (long, "corrupt")] {
+        let mut files = files();
+        files.insert(name.clone(), bytes);
+        let answer = Place::with(&files).judge();
+        assert_eq!((answer.code, answer.file(&path).0.as_str()), (1, verdict));
+        assert_eq!(answer.restorable(), ["2: 0/600000 to 0/800000", "2: 0/900000 to 0/D00000"]);
+    }
+    // Also where the content is an older segment's: the archiver cannot copy the right one while it is there.
+    let mut files = files();
+    files.insert(segment(2, 13), all[&segment(1, 6)][..300_000].to_vec());
+    let answer = Place::with(&files).judge();
+    assert_eq!((answer.code, answer.file(&format!("wal/{}", segment(2, 13))).0.as_str()), (1, "short"));
 }

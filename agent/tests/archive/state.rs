@@ -113,7 +113,7 @@ fn a_damaged_state_is_replaced_and_a_foreign_file_never() {
     let arguments = ["--state", "state", "wal"];
     assert_eq!(place.verify(&arguments).err, "");
     let state = fs::read(place.path("state")).unwrap();
-    assert!(!place.path(".state.new").exists());
+    assert_eq!(fs::read_dir(place.path(".")).unwrap().count(), 2, "the state and the WAL");
     let newer = [b"warden archive state 9".to_vec(), state[22..].to_vec()].concat();
     let mut flipped = state.clone();
     *flipped.last_mut().unwrap() ^= 1;
@@ -121,6 +121,8 @@ fn a_damaged_state_is_replaced_and_a_foreign_file_never() {
         (state[..state.len() / 2].to_vec(), "its checksum does not match"),
         (flipped, "its checksum does not match"),
         (state[..20].to_vec(), "the state is cut off"),
+        (state[..3].to_vec(), "the state is cut off"),
+        (vec![], "the state is cut off"),
         (newer, "of version \"9\""),
     ] {
         fs::write(place.path("state"), bytes).unwrap();
@@ -128,12 +130,14 @@ fn a_damaged_state_is_replaced_and_a_foreign_file_never() {
         assert!(answer.code == 0 && answer.err.contains(words), "{answer:?}");
         assert_eq!(place.verify(&arguments).err, "", "it was replaced");
     }
-    for bytes in [&b"a letter"[..], b""] {
-        fs::write(place.path("state"), bytes).unwrap();
-        let answer = place.verify(&arguments);
-        assert!(answer.code == 2 && answer.err.contains("is no state file"), "{answer:?}");
-        assert_eq!(fs::read(place.path("state")).unwrap(), bytes);
-    }
+    fs::write(place.path("state"), b"a letter").unwrap();
+    let answer = place.verify(&arguments);
+    assert!(answer.code == 2 && answer.err.contains("is no state file"), "{answer:?}");
+    assert_eq!(fs::read(place.path("state")).unwrap(), b"a letter");
+    let fifo = std::process::Command::new("mkfifo").arg(place.path("fifo")).status().unwrap();
+    assert!(fifo.success());
+    let answer = place.verify(&["--state", "fifo", "wal"]);
+    assert!(answer.code == 2 && answer.err.contains("not a regular file"), "it was not waited for: {answer:?}");
     let answer = place.verify(&["--state", "no/such/directory/state", "wal"]);
     assert!(answer.code == 0 && answer.err.contains("cannot be written"), "{answer:?}");
 }

@@ -24,7 +24,7 @@ pub struct Timeline {
     pub timeline: u32,
     /// The start of its first segment.
     pub from: Lsn,
-    /// The end of what is right in its last whole segment.
+    /// The end of what is right in its last segment.
     pub to: Lsn,
     /// What is missing in between.
     pub gaps: Vec<Gap>,
@@ -113,7 +113,7 @@ impl Archive {
         let mut next = from;
         for (name, (verdict, end, _)) in of_it() {
             let Some(start) = name.start(self.size) else { continue };
-            if is_whole(*verdict) || start == next {
+            if is_whole(*verdict) || start == next || *end > start {
                 found.to = *end;
             }
             if is_there(*verdict) {
@@ -134,13 +134,18 @@ impl Archive {
         let mut holes: BTreeSet<(u32, Lsn, Lsn)> = BTreeSet::new();
         let there = |name: &&SegmentName| self.segments.get(name).is_some_and(|(verdict, ..)| is_there(*verdict));
         for timeline in self.leaves() {
-            let on_path = self.segments.keys().filter(there).filter(|name| self.is_on_path(timeline, **name));
-            let starts: BTreeSet<Lsn> = on_path.filter_map(|name| name.start(self.size)).collect();
+            let on_path = || self.segments.keys().filter(|name| self.is_on_path(timeline, **name));
+            let last = on_path().rfind(|name| self.is_begun(**name));
+            let starts: BTreeSet<Lsn> =
+                on_path().filter(there).chain(last).filter_map(|name| name.start(self.size)).collect();
             for (before, after) in starts.iter().zip(starts.iter().skip(1)) {
                 self.split(timeline, self.next(*before), *after, &mut holes);
             }
         }
-        let own: Vec<&SegmentName> = self.segments.keys().filter(there).collect();
+        let mut own: BTreeSet<&SegmentName> = self.segments.keys().filter(there).collect();
+        // By its name the last one of each timeline comes last.
+        let begun = self.segments.keys().filter(|name| self.is_begun(**name));
+        own.extend(begun.map(|name| (name.timeline, name)).collect::<BTreeMap<_, _>>().into_values());
         for (before, after) in own.iter().zip(own.iter().skip(1)) {
             let (Some(start), Some(to)) = (before.start(self.size), after.start(self.size)) else { continue };
             if before.timeline == after.timeline && self.next(start) < to {
@@ -158,6 +163,12 @@ impl Archive {
             known.push(gap);
         }
         gaps
+    }
+
+    /// Whether the segment has records of its own: every segment before it was full once.
+    fn is_begun(&self, name: SegmentName) -> bool {
+        let start = name.start(self.size);
+        self.segments.get(&name).is_some_and(|(_, end, _)| start.is_some_and(|start| *end > start))
     }
 
     /// The parts of this range by the timeline whose segments a recovery along `timeline` would read.
@@ -223,7 +234,9 @@ impl Archive {
             } else if is_whole(*verdict) && *verdict != Verdict::Forked {
                 open = Some((from, self.next(start)));
             } else {
-                add(from, *end, format!("{name} is {} at {end}: {reason}", verdict.name()));
+                // PostgreSQL restores no file of another length.
+                let to = if *verdict == Verdict::Short { start } else { *end };
+                add(from, to, format!("{name} is {} at {end}: {reason}", verdict.name()));
                 open = None;
             }
         }
@@ -329,7 +342,9 @@ mod tests {
             let damaged = archive(&[(1, 1, Complete), (1, 2, verdict), (1, 3, Complete)]);
             let [found] = damaged.timelines().try_into().unwrap();
             assert_eq!(found.gaps, [Gap { from: lsn(2), to: lsn(3), segments: 1 }]);
-            assert_eq!(parts(&damaged), [(1, lsn(1), Lsn(lsn(2).0 + 100)), (1, lsn(3), lsn(4))]);
+            // PostgreSQL restores no short file.
+            let to = if verdict == Short { lsn(2) } else { Lsn(lsn(2).0 + 100) };
+            assert_eq!(parts(&damaged), [(1, lsn(1), to), (1, lsn(3), lsn(4))]);
             assert!(damaged.restorable()[0].because.contains(verdict.name()));
         }
     }

@@ -46,6 +46,11 @@ impl Version {
         // PostgreSQL 19 dropped the flag 4 (backup blocks removable), and moved 8 there.
         if self.0 >= 19 { 4 } else { 8 }
     }
+
+    /// All flags. PostgreSQL refuses a page with another one (`XLP_ALL_FLAGS`), and a recovery ends there.
+    const fn flags(self) -> u16 {
+        if self.0 >= 19 { 0x0007 } else { 0x000F }
+    }
 }
 
 /// The header of a page.
@@ -59,6 +64,8 @@ pub(crate) struct PageHeader {
     pub overwrites: bool,
     /// The header is a long one.
     pub is_long: bool,
+    /// A flag that the version does not have.
+    pub has_unknown_flags: bool,
     pub timeline: u32,
     pub address: Lsn,
     /// The bytes of that record from this page on.
@@ -102,6 +109,7 @@ impl PageHeader {
             version,
             continues: info & 1 != 0,
             is_long: info & 2 != 0,
+            has_unknown_flags: version.is_some_and(|version| info & !version.flags() != 0),
             overwrites: version.is_some_and(|version| info & version.overwrite_flag() != 0),
             timeline: u32_at(bytes, 4),
             address: Lsn(u64_at(bytes, 8)),

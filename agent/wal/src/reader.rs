@@ -123,15 +123,16 @@ impl Reader {
                 (Verdict::Unreadable, self.start, reason.to_string())
             }
             Mode::Judged(verdict, end, reason) => (*verdict, *end, reason.clone()),
+            // PostgreSQL restores no file of another length.
             _ if is_long => (
                 Verdict::Corrupt,
-                end_of_segment,
-                format!("the file has {} bytes, and a segment has {}", self.at, self.size.bytes()),
+                self.start,
+                format!("the file has at least {} bytes, and a segment has {}", self.at, self.size.bytes()),
             ),
+            _ if is_short => (Verdict::Short, self.valid_end(), format!("{} of {} bytes", self.at, self.size.bytes())),
             Mode::Old { since, address } => {
                 (Verdict::Recycled, *since, format!("from there on the content is that of {address}"))
             }
-            _ if is_short => (Verdict::Short, self.valid_end(), format!("{} of {} bytes", self.at, self.size.bytes())),
             Mode::Zeros { switched: true, .. } => (Verdict::Switched, end_of_segment, SWITCHED.to_string()),
             Mode::Zeros { since, .. } => (Verdict::Partial, *since, "zeros from there on".to_string()),
             Mode::Records => (Verdict::Complete, end_of_segment, format!("{} records", self.records)),

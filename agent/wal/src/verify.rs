@@ -224,7 +224,9 @@ pub fn judge(files: &[File], differences: &BTreeMap<(usize, usize), u64>) -> Rep
         || timelines.iter().any(|timeline| !timeline.gaps.is_empty())
         || !conflicts.is_empty()
         || !missing_histories.is_empty();
-    let is_unknown = files.iter().any(|file| file.kind == Kind::Judged(Verdict::Unreadable)) || cluster.is_none();
+    // The segments of another cluster are not judged together with these, and may be those that are needed.
+    let is_open = |file: &Judged| matches!(file.kind, Kind::Judged(Verdict::Unreadable | Verdict::Foreign));
+    let is_unknown = files.iter().any(is_open) || cluster.is_none();
     let outcome = match (is_damaged, is_unknown) {
         (true, _) => Outcome::Damaged,
         (false, true) => Outcome::Unknown,

@@ -55,29 +55,31 @@ fn result(report: &Report) -> (&'static str, String) {
         number => Some(format!("{number} {what}s")),
     };
     let join = |parts: Vec<Option<String>>| parts.into_iter().flatten().collect::<Vec<_>>().join(", ");
-    let unreadable = report.files.iter().filter(|file| is_unreadable(file)).count();
+    let judged = |verdict| report.files.iter().filter(|file| file.kind == Kind::Judged(verdict)).count();
+    let open =
+        [count(judged(Verdict::Unreadable), "unreadable file"), count(judged(Verdict::Foreign), "foreign segment")];
     match report.outcome {
         Outcome::Whole => (GREEN, "whole".to_owned()),
         Outcome::Damaged => {
-            let parts = vec![
+            let mut parts = vec![
                 count(report.files.iter().filter(|file| file.is_damage).count(), "damaged file"),
                 count(report.timelines.iter().map(|timeline| timeline.gaps.len()).sum(), "gap"),
                 count(report.conflicts.len(), "conflict"),
                 count(report.missing_histories.len(), "missing history file"),
-                count(unreadable, "unreadable file"),
             ];
+            parts.extend(open);
             (RED, format!("DAMAGED: {}", join(parts)))
         }
         Outcome::Unknown => {
-            let parts = vec![count(unreadable, "unreadable file")];
-            let parts = if unreadable > 0 { join(parts) } else { "there is no segment of WAL".to_owned() };
+            let parts = join(open.into());
+            let parts = if parts.is_empty() { "there is no segment of WAL".to_owned() } else { parts };
             (YELLOW, format!("UNKNOWN: {parts}"))
         }
     }
 }
 
-fn is_unreadable(file: &Judged) -> bool {
-    file.kind == Kind::Judged(Verdict::Unreadable)
+fn is_not_judged(file: &Judged) -> bool {
+    matches!(file.kind, Kind::Judged(Verdict::Unreadable | Verdict::Foreign))
 }
 
 /// Whether the file is one of many that need no words of their own.
@@ -100,7 +102,7 @@ fn files(report: &Report) -> Vec<(bool, String)> {
 
 fn range(files: &[&Judged]) -> Option<(bool, String)> {
     let (first, last) = (files.first()?, files.last()?);
-    let is_bad = first.is_damage || is_unreadable(first);
+    let is_bad = first.is_damage || is_not_judged(first);
     if let [only] = files {
         let lsn = only.lsn.map_or_else(String::new, |lsn| format!(" at {lsn}"));
         let lsn = if is_plain(only.kind) { String::new() } else { lsn };

@@ -2,7 +2,7 @@
 //! segments under their plain names.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How a file is compressed.
@@ -115,7 +115,7 @@ impl<'a> Stream<'a> {
                 Inner::Plain(file) => file.read(buffer),
                 Inner::Gzip(decoder) => decoder.read(buffer),
                 Inner::Zstd(decoder) => decoder.read(buffer),
-                Inner::Lz4(decoder) => decoder.read(buffer),
+                Inner::Lz4(decoder) => read_frames(decoder, buffer),
                 Inner::Bzip2(decoder) => decoder.read(buffer),
             };
             match read {
@@ -139,6 +139,16 @@ impl<'a> Stream<'a> {
         match error.kind() {
             io::ErrorKind::UnexpectedEof => StreamError::Cut(format!("the {name} data ends too early")),
             _ => StreamError::Damaged(format!("the {name} data is damaged: {error}")),
+        }
+    }
+}
+
+/// Reads lz4 frames, of which a file may have several. The decoder ends after each.
+fn read_frames(decoder: &mut lz4_flex::frame::FrameDecoder<Source<'_>>, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        let read = decoder.read(buffer)?;
+        if read > 0 || decoder.get_mut().fill_buf()?.is_empty() {
+            return Ok(read);
         }
     }
 }

@@ -8,7 +8,7 @@ use super::read::{self, Seen};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -130,12 +130,16 @@ impl State {
     /// Reads the file. A file that is damaged or of another version counts as none; the note says so.
     pub(super) fn load(path: &Path, notes: &mut Vec<String>) -> Result<Self, StateError> {
         let error = |why: String| StateError { path: path.to_owned(), why };
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(found) if found.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(found) => return Err(error(format!("cannot be read: {found}"))),
-        };
-        if !bytes.starts_with(MARK.as_bytes()) {
+        if !path.try_exists().map_err(|found| error(format!("cannot be read: {found}")))? {
+            return Ok(Self::default());
+        }
+        // A FIFO would be waited for.
+        let (mut file, _) = read::open(path).map_err(error)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|found| error(format!("cannot be read: {found}")))?;
+        // The file may have been cut off in its first line.
+        let mark = MARK.as_bytes();
+        if !bytes.starts_with(mark) && !mark.starts_with(&bytes) {
             let why = "is no state file of `warden archive verify`: name another one, or remove it";
             return Err(error(why.to_owned()));
         }
@@ -190,16 +194,24 @@ impl State {
                 _ => Path::new("."),
             };
             let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?.to_string_lossy();
-            let temporary = folder.join(format!(".{name}.new"));
-            let mut file = File::create(&temporary)?;
-            writeln!(file, "{MARK} {VERSION} {:08x}", crc32c::crc32c(&json))?;
-            file.write_all(&json)?;
-            file.sync_all()?;
-            fs::rename(&temporary, path)?;
+            // Several runs may end at once.
+            let temporary = folder.join(format!(".{name}.{}.new", std::process::id()));
+            let written = write(&temporary, &json).and_then(|()| fs::rename(&temporary, path));
+            if written.is_err() {
+                drop(fs::remove_file(&temporary));
+            }
+            written?;
             File::open(folder)?.sync_all()
         };
         put().map_err(|error| StateError { path: path.to_owned(), why: format!("cannot be written: {error}") })
     }
+}
+
+fn write(path: &Path, json: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    writeln!(file, "{MARK} {VERSION} {:08x}", crc32c::crc32c(json))?;
+    file.write_all(json)?;
+    file.sync_all()
 }
 
 /// The absolute path of the file, if it is text.

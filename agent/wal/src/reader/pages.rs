@@ -121,6 +121,10 @@ impl Reader {
             return;
         }
         self.timeline = header.timeline;
+        if header.has_unknown_flags {
+            self.corrupt(self.record_at(page), format!("the page at {page} has flags that PostgreSQL refuses"));
+            return;
+        }
         if header.is_long != (page == self.start) {
             self.corrupt(page, format!("the wrong kind of header at {page}"));
             return;
