@@ -299,7 +299,7 @@ pub struct LastCommand {
 }
 
 /// An equal command after a longer pause than this is a new one.
-const REPEATED_WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const REPEATED_WITHIN: Duration = Duration::from_secs(60);
 
 /// The window over which session losses are counted.
 const SESSION_LOSS_WINDOW: Duration = Duration::from_secs(2);

@@ -23,7 +23,7 @@ use crate::assess;
 use crate::event::{HaproxyServer, PatroniAnswer, Role, Rule};
 use crate::evidence;
 use crate::fact::Reading;
-use crate::haproxy::{Check, HaproxyAnswer, LastCommand, Pool, ServerCommand, ServerId};
+use crate::haproxy::{Check, HaproxyAnswer, LastCommand, Pool, REPEATED_WITHIN, ServerCommand, ServerId};
 use crate::limits::{self, PROBE_LIMIT};
 use crate::rules::guard::{KeyCondition, KeyIs};
 use crate::types::{MemberName, Moment};
@@ -61,6 +61,7 @@ const CUT_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 const _: () = assert!(COMMAND_INTERVAL_MIN.as_millis() < COMMAND_RETRY_PAUSE.as_millis());
 const _: () = assert!(COMMAND_RETRY_PAUSE.as_millis() < CUT_PAUSE_MAX.as_millis());
+const _: () = assert!(CUT_PAUSE_MAX.as_millis() < REPEATED_WITHIN.as_millis());
 
 /// A command to a server of HAProxy, now.
 #[derive(Clone, Debug, PartialEq, Eq)]

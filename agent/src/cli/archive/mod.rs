@@ -21,6 +21,11 @@ pub(super) fn main(command: &Command) -> ExitCode {
     }
 }
 
+/// A text for one line: names of files may have control characters.
+fn clean(text: &str) -> String {
+    text.replace(|c: char| c.is_control(), " ")
+}
+
 /// Whether a command line that clap refuses is one of `archive verify`.
 pub(super) fn is_verify(arguments: &[OsString]) -> bool {
     let mut words = arguments.iter().skip(1);

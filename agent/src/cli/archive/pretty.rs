@@ -1,6 +1,7 @@
 //! Prints the judgment on an archive for a person. Files in a row with the same verdict are one line.
 
-use crate::client::archive::Verified;
+use super::clean;
+use crate::client::archive::{Verified, hex};
 use std::collections::BTreeMap;
 use warden_wal::{Gap, History, Judged, Kind, Outcome, Report, Verdict};
 
@@ -35,10 +36,6 @@ pub(super) fn render(verified: &Verified, color: bool) -> String {
     section("Conflicts", conflicts(report), &mut out);
     section("A base backup can be restored", restorable(report), &mut out);
     out
-}
-
-fn clean(text: &str) -> String {
-    text.replace(|c: char| c.is_control(), " ")
 }
 
 fn cluster(report: &Report) -> String {
@@ -163,8 +160,7 @@ fn conflicts(report: &Report) -> Vec<(bool, String)> {
     for conflict in &report.conflicts {
         lines.push((true, format!("{} has different contents from {} on", conflict.name, conflict.lsn)));
         for (path, hash) in &conflict.contents {
-            let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-            lines.push((true, format!("   {hash}  {path}")));
+            lines.push((true, format!("   {}  {path}", hex(hash))));
         }
     }
     lines

@@ -1,7 +1,7 @@
 //! `warden archive verify`: verifies archives of WAL without a cluster and without a configuration.
 
-use super::pretty;
-use crate::client::archive::{self, Progress, Request, Verified};
+use super::{clean, pretty};
+use crate::client::archive::{self, Progress, Request, Verified, hex};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
@@ -183,11 +183,7 @@ fn json(report: &Report) -> String {
     let conflicts = report.conflicts.iter().map(|conflict| ConflictOutput {
         file: conflict.name.to_string(),
         lsn: conflict.lsn.to_string(),
-        contents: conflict
-            .contents
-            .iter()
-            .map(|(path, hash)| ContentOutput { path, sha256: hash.iter().map(|byte| format!("{byte:02x}")).collect() })
-            .collect(),
+        contents: conflict.contents.iter().map(|(path, hash)| ContentOutput { path, sha256: hex(hash) }).collect(),
     });
     let restorable = report.restorable.iter().map(|part| RestorableOutput {
         timeline: part.timeline,
@@ -207,7 +203,6 @@ fn json(report: &Report) -> String {
 
 /// A line for each file, timeline, gap, conflict and part that can be restored; the first column says which.
 fn tsv(report: &Report) -> String {
-    let clean = |text: &str| text.replace(|c: char| c.is_control(), " ");
     let mut out = String::new();
     for file in &report.files {
         let lsn = file.lsn.map_or_else(String::new, |lsn| lsn.to_string());
@@ -222,8 +217,7 @@ fn tsv(report: &Report) -> String {
     }
     for conflict in &report.conflicts {
         for (path, hash) in &conflict.contents {
-            let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-            out += &format!("conflict\t{}\t{}\t{}\t{hash}\n", conflict.name, conflict.lsn, clean(path));
+            out += &format!("conflict\t{}\t{}\t{}\t{}\n", conflict.name, conflict.lsn, clean(path), hex(hash));
         }
     }
     for part in &report.restorable {

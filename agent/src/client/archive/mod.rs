@@ -46,6 +46,11 @@ pub struct Verified {
     pub notes: Vec<String>,
 }
 
+/// A hash as hexadecimal digits.
+pub fn hex(hash: &[u8; 32]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Is told how far the verification is.
 pub trait Progress: Sync {
     /// This many bytes are to be read.

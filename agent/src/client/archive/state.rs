@@ -181,7 +181,7 @@ impl State {
             Content::Segment(finding) => Some(Segment::of(finding)),
             _ => None,
         };
-        let sha256 = seen.sha256.map(|hash| hash.iter().map(|byte| format!("{byte:02x}")).collect());
+        let sha256 = seen.sha256.as_ref().map(super::hex);
         self.new.insert(path, Known { key: Key::of(metadata), sha256, segment, history: seen.text.clone() });
     }
 
